@@ -1,0 +1,265 @@
+"""The command line: the same verbs as the tabs, over the same queue and store.
+
+`main` is given the function that serves the studio, because core knows no user interface.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from core import config as schema
+from core.errors import StudioError, message_of
+
+Serve = Callable[[str, int, int | None], None]
+
+
+def main(argv: list[str], serve: Serve) -> int:
+    """:returns: the exit code: 0 well, 1 a job failed or was stopped, 2 wrong use"""
+    arguments = _parser().parse_args(argv)
+    try:
+        return _VERBS[arguments.verb](arguments, serve)
+    except StudioError as error:
+        print(f"error: {message_of(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="plumbline", description="QLoRA fine-tuning that shows its work. Without a verb: the studio."
+    )
+    verbs = parser.add_subparsers(dest="verb")
+    parser.set_defaults(verb="studio")
+    for target in (parser, verbs.add_parser("studio", help="open the studio in a browser (the default)")):
+        _serving_options(target)
+    quickstart = verbs.add_parser(
+        "quickstart", help="train the starter on a sample, compare it with its base, open the studio"
+    )
+    quickstart.add_argument("--headless", action="store_true", help="end instead of opening the studio")
+    _serving_options(quickstart)
+    train = verbs.add_parser("train", help="train from a YAML recipe")
+    train.add_argument("recipe", type=Path, help="a recipe file, or the name of a preset")
+    train.add_argument("--data", type=Path, help="a data file to import and train on")
+    resume = verbs.add_parser("resume", help="go on with a stopped, interrupted or failed run")
+    evaluate = verbs.add_parser("evaluate", help="compare a run's adapter with its base")
+    merge = verbs.add_parser("merge", help="merge a run's adapter into its 16-bit base")
+    export = verbs.add_parser("export", help="zip a run's adapter")
+    for target in (resume, evaluate, merge, export):
+        target.add_argument("run", type=int, help="the run's number, as `runs` lists it")
+    verbs.add_parser("runs", help="list all runs")
+    verbs.add_parser("doctor", help="versions, device, compute type and why, free memory and disk")
+    verbs.add_parser("test", help="run every test (python launch.py test, from a checkout)")
+    return parser
+
+
+def _serving_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--listen",
+        nargs="?",
+        const="0.0.0.0",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="answer other machines too; needs PLUMBLINE_AUTH=user:password",
+    )
+    parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")))
+
+
+def _studio(arguments: argparse.Namespace, serve: Serve) -> int:
+    serve(arguments.listen, arguments.port, None)
+    return 0
+
+
+def _quickstart(arguments: argparse.Namespace, serve: Serve) -> int:
+    from core.data import datasets
+    from core.evaluation.compare import sentence
+    from core.store import datasets as dataset_store
+    from core.store import evaluations, runs
+
+    datasets.ensure_samples()
+    recipe = schema.preset("starter")
+    run_id = runs.add(recipe, dataset_store.by_name(recipe.data.dataset)["id"])
+    print(f"Run {run_id}: QLoRA on the embedded starter model, dataset {recipe.data.dataset}.")
+    began = time.monotonic()
+    if _do("train", run_id) != "completed" or _do("evaluate", run_id) != "completed":
+        return 1
+    evaluation = evaluations.latest(run_id)
+    assert evaluation is not None
+    _print_result(evaluation)
+    print(f"\n{sentence(evaluation['result'])}")
+    print(f"Base weights unchanged. Training and evaluation took {time.monotonic() - began:.0f} s.")
+    if not arguments.headless:
+        serve(arguments.listen, arguments.port, run_id)
+    return 0
+
+
+def _print_result(evaluation: dict[str, Any]) -> None:
+    from core.store import evaluations
+
+    base, adapter = evaluation["result"]["base"], evaluation["result"]["adapter"]
+    print(f"\n{'held-out rows: ' + str(evaluation['rows']):<28}{'base':>10}{'adapter':>10}")
+    for key, label, form in (
+        ("exact_match", "exact match", "{:.0%}"),
+        ("token_f1", "token F1", "{:.2f}"),
+        ("loss", "loss (nats per token)", "{:.3f}"),
+        ("perplexity", "perplexity", "{:.2f}"),
+    ):
+        if key in base:
+            print(f"{label:<28}{form.format(base[key]):>10}{form.format(adapter[key]):>10}")
+    for row in evaluations.answers(evaluation["id"])[:3]:
+        print(f"\n  {row['prompt'].splitlines()[-1]}")
+        print(f"    reference: {row['reference']}")
+        print(f"    base:      {' '.join(row['base_answer'].split())[:90]}")
+        print(f"    adapter:   {' '.join(row['adapter_answer'].split())[:90]}")
+
+
+def _train(arguments: argparse.Namespace, serve: Serve) -> int:
+    from core.data import datasets
+    from core.store import datasets as dataset_store
+    from core.store import runs
+
+    datasets.ensure_samples()
+    name = str(arguments.recipe)
+    recipe = schema.preset(name) if name in schema.preset_names() else schema.read_recipe(arguments.recipe)
+    if arguments.data is not None:
+        added = dataset_store.get(datasets.import_file(arguments.data, arguments.data.name))
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"dataset": added["name"]})})
+    run_id = runs.add(recipe, dataset_store.by_name(recipe.data.dataset)["id"])
+    print(f"Run {run_id}: {recipe.display_name}")
+    return 0 if _do("train", run_id) == "completed" else 1
+
+
+def _resume(arguments: argparse.Namespace, serve: Serve) -> int:
+    from core.jobs import queue
+    from core.store import runs
+
+    if runs.get(arguments.run)["state"] in queue.ACTIVE:
+        _mark_orphans_if_free()
+    return 0 if _watch(queue.resume_run(arguments.run)) == "completed" else 1
+
+
+def _evaluate(arguments: argparse.Namespace, serve: Serve) -> int:
+    from core.evaluation.compare import sentence
+    from core.store import evaluations, runs
+
+    runs.get(arguments.run)
+    if _do("evaluate", arguments.run) != "completed":
+        return 1
+    evaluation = evaluations.latest(arguments.run)
+    assert evaluation is not None
+    _print_result(evaluation)
+    print(f"\n{sentence(evaluation['result'])}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace, serve: Serve) -> int:
+    from core.home import export_folder
+    from core.jobs import queue
+    from core.store import runs
+
+    runs.get(arguments.run)
+    kind: queue.Kind = "merge" if arguments.verb == "merge" else "adapter"
+    job_id = queue.enqueue(kind, arguments.run)
+    if _watch(job_id) != "completed":
+        return 1
+    print(export_folder(job_id) / queue.get(job_id)["result"]["file"])
+    return 0
+
+
+def _runs(arguments: argparse.Namespace, serve: Serve) -> int:
+    from core.store import runs
+
+    _mark_orphans_if_free()
+    listed = runs.listed()
+    if not listed:
+        print("No runs yet. Start one: plumbline quickstart")
+        return 0
+    print(f"{'run':>4}  {'state':<12}{'step':>12}  {'held-out':>8}  {'base':<24}{'name'}")
+    for run in listed:
+        step = f"{run['step'] or 0}/{run['total_steps'] or '?'}"
+        loss = f"{run['eval_loss']:.3f}" if run["eval_loss"] is not None else "-"
+        print(f"{run['id']:>4}  {run['state']:<12}{step:>12}  {loss:>8}  {run['base']:<24}{run['name']}")
+        if run["error"]:
+            print(f"      {run['error']}")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace, serve: Serve) -> int:
+    from core.models import hardware
+
+    for name, value in hardware.report():
+        print(f"{name:<14}{value}")
+    return 0
+
+
+def _test(arguments: argparse.Namespace, serve: Serve) -> int:
+    raise StudioError("test", "needs a checkout of the source", "Run python launch.py test there.")
+
+
+def _do(kind: Any, run_id: int) -> str:
+    from core.jobs import queue
+
+    return _watch(queue.enqueue(kind, run_id))
+
+
+def _watch(job_id: int) -> str:
+    """Work the queue here, or wait for the process that does, with a progress bar.
+
+    Ctrl-C stops the job at its next safe point. :returns: the state in which it ended
+    """
+    from tqdm import tqdm
+
+    from core.jobs import queue
+    from core.jobs.worker import Worker
+
+    worker = Worker()
+    worker.start()
+    job = queue.get(job_id)
+    with tqdm(total=100, bar_format="{desc:<44.44}{bar:24} {percentage:3.0f} % {elapsed}") as bar:
+        while job["state"] not in queue.ENDED:
+            try:
+                time.sleep(0.25)
+            except KeyboardInterrupt:
+                queue.stop(job_id)
+            job = queue.get(job_id)
+            waiting = job["state"] == "queued" and "waiting for another job"
+            bar.set_description_str(waiting or job["phase"] or job["state"], refresh=False)
+            bar.n = round(100 * (job["progress"] or 0))
+            bar.refresh()
+    worker.close()
+    worker.join()
+    if job["state"] != "completed":
+        print(f"{job['kind']} {job['state']}. {job['error'] or ''}".strip(), file=sys.stderr)
+    return str(job["state"])
+
+
+def _mark_orphans_if_free() -> None:
+    """When no process works the queue, what is marked as running has lost its process."""
+    from filelock import FileLock, Timeout
+
+    from core.home import home
+    from core.jobs import queue
+
+    try:
+        with FileLock(home() / "worker.lock", timeout=0):
+            queue.mark_orphans()
+    except Timeout:
+        return
+
+
+_VERBS: dict[str, Callable[[argparse.Namespace, Serve], int]] = {
+    "studio": _studio,
+    "quickstart": _quickstart,
+    "train": _train,
+    "resume": _resume,
+    "evaluate": _evaluate,
+    "merge": _export,
+    "export": _export,
+    "runs": _runs,
+    "doctor": _doctor,
+    "test": _test,
+}

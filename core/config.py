@@ -1,0 +1,329 @@
+"""The schema of a run. The form, the command line, recipes, SQLite and the model card use it.
+
+`problems` reports everything that is wrong at once, by field; `RunConfig` objects are valid.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from core.errors import RecipeError, StudioError
+from core.home import assets
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def setting(default: Any, label: str, help: str, *, simple: bool = False, **limits: Any) -> Any:
+    """One field: its label, its help (the trade-off in one breath) and its limits.
+
+    :param simple: shown in the short form; the others stand under "All settings"
+    """
+    return Field(default, title=label, description=help, json_schema_extra={"simple": simple}, **limits)
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """The base model that the adapter is trained on."""
+
+    base: str = setting(
+        "starter",
+        "Base model",
+        "'starter' (10 M parameters, embedded), or a Hugging Face Hub id like org/name",
+        simple=True,
+        min_length=1,
+        max_length=200,
+    )
+    revision: str | None = setting(
+        None, "Revision", "Branch, tag or commit of a Hub model; empty means its main branch"
+    )
+
+
+class QuantisationSection(Section):
+    """How the frozen base is held in memory."""
+
+    method: Literal["nf4", "fp4", "none"] = setting(
+        "nf4", "Quantisation", "nf4 fits trained weights best; none needs four times the memory"
+    )
+    double: bool = setting(
+        True, "Double quantisation", "Also quantise the scales: saves 0.4 bits a weight, costs little"
+    )
+    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = setting(
+        "auto", "Compute type", "auto takes bfloat16 where the hardware has it, and says why if not"
+    )
+
+
+class LoraSection(Section):
+    """The adapter: small trainable matrices beside the frozen weights (Hu et al., 2021)."""
+
+    r: int = setting(
+        16,
+        "LoRA rank r",
+        "Size of the adapter: higher = more capacity, memory and time",
+        simple=True,
+        ge=1,
+        le=1024,
+    )
+    alpha: float = setting(
+        32, "Alpha", "Strength of the adapter; usually 2 × r, raise both together", gt=0, le=4096
+    )
+    dropout: float = setting(
+        0.05, "LoRA dropout", "Share of adapter inputs dropped; more fights overfitting", ge=0, lt=1
+    )
+    target_modules: tuple[str, ...] = setting(
+        PROJECTIONS,
+        "Target modules",
+        "Linear layers that get an adapter; all seven learn most, q and v alone are smallest",
+        min_length=1,
+    )
+
+
+class DataSection(Section):
+    """What is learned from."""
+
+    dataset: str = setting(
+        "cited-answers", "Dataset", "Name of a dataset in this workspace", simple=True, min_length=1
+    )
+    held_out_share: float = setting(
+        0.1,
+        "Held-out share",
+        "Part of the rows kept for evaluation, when the dataset brings no held-out file",
+        gt=0,
+        le=0.5,
+    )
+    split_seed: int = setting(42, "Split seed", "Same seed, same held-out rows", ge=0, lt=2**31)
+    max_rows: int | None = setting(
+        None, "Row limit", "Train on this many rows only, for a trial; empty means all", ge=1
+    )
+
+
+class TrainingSection(Section):
+    """How the adapter learns."""
+
+    epochs: float = setting(
+        2, "Epochs", "Passes over the data; 2 or 3 is usual, more overfits", simple=True, gt=0, le=1000
+    )
+    max_steps: int | None = setting(
+        None, "Step limit", "Stop after this many optimizer steps; empty means by epochs", ge=1
+    )
+    learning_rate: float = setting(
+        2e-4,
+        "Learning rate",
+        "2e-4 is usual for LoRA; halve it if the loss jumps, small models bear more",
+        simple=True,
+        gt=0,
+        le=0.1,
+    )
+    schedule: Literal["cosine", "linear", "constant"] = setting(
+        "cosine", "Schedule", "How the learning rate falls over the run"
+    )
+    warmup_share: float = setting(
+        0.03, "Warmup share", "Part of the run in which the learning rate rises from 0", ge=0, lt=1
+    )
+    effective_batch: int = setting(
+        16,
+        "Effective batch",
+        "Rows per optimizer step; more = steadier, slower steps",
+        simple=True,
+        ge=1,
+        le=4096,
+    )
+    micro_batch: int = setting(
+        4, "Micro-batch", "Rows computed at once; less = less memory, same result", ge=1, le=1024
+    )
+    max_length: int = setting(
+        1024,
+        "Max length",
+        "Tokens per row; longer rows are cut and may lose their answer",
+        simple=True,
+        ge=16,
+        le=1_048_576,
+    )
+    optimizer: Literal["paged_adamw_8bit", "adamw_8bit", "adamw_torch"] = setting(
+        "paged_adamw_8bit",
+        "Optimizer",
+        "paged 8-bit AdamW needs least memory; without CUDA the unpaged one is taken",
+    )
+    weight_decay: float = setting(0.0, "Weight decay", "Pull of the weights to zero", ge=0, le=1)
+    max_grad_norm: float = setting(
+        1.0, "Gradient clipping", "Longest gradient let through; tames loss spikes", gt=0, le=1000
+    )
+    gradient_checkpointing: bool = setting(
+        True, "Gradient checkpointing", "Recompute activations: far less memory, about 30 % slower"
+    )
+    seed: int = setting(0, "Seed", "Same seed, same run on the same machine", ge=0, lt=2**31)
+    logging_steps: int = setting(1, "Log every", "Optimizer steps between logged points", ge=1)
+    eval_steps: int | None = setting(
+        None, "Evaluate every", "Optimizer steps; empty means ten times over the run", ge=1
+    )
+    save_steps: int | None = setting(
+        None, "Checkpoint every", "Optimizer steps; empty means five times over the run", ge=1
+    )
+    keep_checkpoints: int = setting(
+        2, "Checkpoints kept", "Newest ones on disk; each holds adapter and optimizer", ge=1, le=100
+    )
+
+
+class EvaluationSection(Section):
+    """How base and adapter are compared on the held-out rows."""
+
+    max_rows: int = setting(
+        200, "Evaluated rows", "Held-out rows used; more = narrower intervals", ge=1, le=100_000
+    )
+    max_new_tokens: int = setting(64, "Answer length", "Most tokens generated per answer", ge=1, le=8192)
+    batch: int = setting(16, "Evaluation batch", "Rows computed at once in evaluation", ge=1, le=1024)
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    name: str = setting("", "Name", "Shown in lists; empty means dataset and rank", max_length=80)
+    model: ModelSection = ModelSection()
+    quantisation: QuantisationSection = QuantisationSection()
+    lora: LoraSection = LoraSection()
+    data: DataSection = DataSection()
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+
+    @property
+    def display_name(self) -> str:
+        return self.name or f"{self.data.dataset}-r{self.lora.r}"
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per optimizer step."""
+        return self.training.effective_batch // min(self.training.micro_batch, self.training.effective_batch)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of the schema as the form and the command line see it."""
+
+    section: str
+    name: str
+    info: FieldInfo
+
+    @property
+    def key(self) -> str:
+        return f"{self.section}.{self.name}" if self.section else self.name
+
+    @property
+    def simple(self) -> bool:
+        extra = self.info.json_schema_extra
+        return isinstance(extra, dict) and bool(extra.get("simple"))
+
+
+def settings() -> Iterator[Setting]:
+    """Every field of the schema, in the order of the form."""
+    for section, field in RunConfig.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            for name, info in kind.model_fields.items():
+                yield Setting(section, name, info)
+        else:
+            yield Setting("", section, field)
+
+
+def problems(raw: dict[str, Any]) -> dict[str, str]:
+    """Everything wrong with a recipe, as field -> message; empty when it is valid."""
+    try:
+        config = RunConfig.model_validate(raw)
+    except ValidationError as error:
+        return {
+            ".".join(str(part) for part in item["loc"] if not isinstance(part, int)): _say(item)
+            for item in error.errors()
+        }
+    found: dict[str, str] = {}
+    training = config.training
+    if training.effective_batch % min(training.micro_batch, training.effective_batch):
+        found["training.effective_batch"] = (
+            f"must be a multiple of training.micro_batch ({training.micro_batch}), "
+            f"got {training.effective_batch}"
+        )
+    return found
+
+
+_LIMITS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
+
+
+def _say(item: Any) -> str:
+    """One pydantic error as a phrase that follows the field's name."""
+    kind, got, context = item["type"], item.get("input"), item.get("ctx", {})
+    shown = f", got {json.dumps(got, default=str)[:60]}"
+    if kind == "extra_forbidden":
+        return "is not a known setting"
+    if kind == "missing":
+        return "is missing"
+    for key, words in _LIMITS.items():
+        if key in context and kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+            return f"must be {words} {context[key]:g}{shown}"
+    if kind == "finite_number" or (isinstance(got, float) and not math.isfinite(got)):
+        return f"must be a finite number{shown}"
+    if kind.startswith("float"):
+        return f"must be a number{shown}"
+    if kind.startswith("int"):
+        return f"must be a whole number{shown}"
+    if kind.startswith("bool"):
+        return f"must be true or false{shown}"
+    if kind == "literal_error":
+        return f"must be one of {context['expected']}{shown}"
+    return f"{item['msg'][0].lower()}{item['msg'][1:]}{shown}"
+
+
+def validated(raw: dict[str, Any], where: str = "recipe") -> RunConfig:
+    """:raises RecipeError: with every problem, by field"""
+    found = problems(raw)
+    if found:
+        raise RecipeError(found, where)
+    return RunConfig.model_validate(raw)
+
+
+def loads(text: str, where: str = "recipe") -> RunConfig:
+    """A recipe from YAML or JSON text (JSON is YAML)."""
+    try:
+        raw = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where} line {mark.line + 1}" if mark else where
+        raise StudioError(place, "is not valid YAML", "Check indentation and colons there.") from error
+    if not isinstance(raw, dict):
+        raise StudioError(where, "must be a mapping of sections", "See assets/presets/default.yaml.")
+    return validated(raw, where)
+
+
+def dumps(config: RunConfig, format: Literal["yaml", "json"] = "yaml") -> str:
+    raw = config.model_dump(mode="json")
+    if format == "json":
+        return json.dumps(raw, indent=2) + "\n"
+    return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in (assets() / "presets").glob("*.yaml"))
+
+
+def preset(name: str) -> RunConfig:
+    """A named preset. :raises StudioError: when there is none of this name"""
+    if name not in preset_names():
+        raise StudioError(f"preset {name!r}", "does not exist", f"Known: {', '.join(preset_names())}.")
+    path = assets() / "presets" / f"{name}.yaml"
+    return loads(path.read_text(encoding="utf-8"), path.name)
+
+
+def read_recipe(path: Path) -> RunConfig:
+    """A recipe file. :raises StudioError: with file and field of everything wrong"""
+    try:
+        return loads(path.read_text(encoding="utf-8"), path.name)
+    except FileNotFoundError:
+        raise StudioError(str(path), "is not there", "Give the path of a YAML recipe.") from None
+    except UnicodeDecodeError as error:
+        raise StudioError(f"{path.name} byte {error.start}", "is not UTF-8", "Save it as UTF-8.") from None

@@ -1,0 +1,60 @@
+"""Errors that are meant for people, and the one place where any exception becomes a message.
+
+Everything that is not a StudioError is a bug: it keeps its traceback in the log.
+"""
+
+import logging
+import secrets
+
+log = logging.getLogger("plumbline")
+
+
+class StudioError(Exception):
+    """Something the user can mend: where it is, what is wrong, and how to fix it.
+
+    :param where: the file and line, or the setting, for example ``data.jsonl line 3``
+    :param what: one sentence, without a full stop
+    :param fix: one sentence that says what to do, or empty
+    """
+
+    def __init__(self, where: str, what: str, fix: str = "") -> None:
+        self.where, self.what, self.fix = where, what, fix
+        super().__init__(self.text)
+
+    @property
+    def text(self) -> str:
+        sentence = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{sentence}. {self.fix}" if self.fix else f"{sentence}."
+
+
+class RecipeError(StudioError):
+    """A recipe with one or more wrong settings, all of them listed by field."""
+
+    def __init__(self, problems: dict[str, str], where: str = "recipe") -> None:
+        self.problems = problems
+        listed = "; ".join(f"{field} {problem}" for field, problem in problems.items())
+        super().__init__(where, listed)
+
+
+class StopRequested(Exception):
+    """The user pressed Stop; raised at the next safe point of a job."""
+
+
+def message_of(error: BaseException) -> str:
+    """The text that a person sees for this exception.
+
+    Full disks and exhausted memory are told apart, because each has a remedy; any other
+    exception that is not a StudioError is logged with its traceback under a short code.
+    """
+    if isinstance(error, StudioError):
+        return error.text
+    if isinstance(error, OSError) and error.errno == 28:
+        return "The disk is full. Free some space, then resume: what was saved before is intact."
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return (
+            "Out of memory. Lower training.micro_batch or training.max_length, or switch "
+            "training.gradient_checkpointing on, then start again."
+        )
+    code = secrets.token_hex(4)
+    log.error("internal error %s", code, exc_info=error)
+    return f"Internal error {code}: {type(error).__name__}. The log has the details."

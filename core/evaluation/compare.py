@@ -1,0 +1,146 @@
+"""Base against adapter on the same held-out rows: loss, perplexity, task score, samples.
+
+One base is loaded; "base" is that model with the adapter switched off.
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from core.data import datasets
+from core.data.xray import encode
+from core.errors import StudioError
+from core.evaluation.generate import answers
+from core.evaluation.loss import held_out_loss
+from core.evaluation.score import exact_match, paired_difference, token_f1
+from core.home import run_folder
+from core.jobs.worker import Job
+from core.models import adapters, load
+from core.store import datasets as dataset_store
+from core.store import evaluations, runs
+
+
+def evaluate(job: Job) -> dict[str, Any]:
+    """Evaluate a run's adapter beside its base and store the result with every answer.
+
+    :returns: ``{"evaluation": id}``
+    :raises StudioError: when the run has no adapter yet
+    """
+    config = runs.recipe(job.run_id)
+    dataset = dataset_store.by_name(config.data.dataset)
+    tokenizer = load.tokenizer(config.model.base, config.model.revision)
+    data = config.data
+    parts = datasets.split(dataset["id"], data.held_out_share, data.split_seed, data.max_rows)
+    held_out = parts.held_out[: config.evaluation.max_rows]
+    job.report("loading base and adapter", 0.0)
+    model = adapters.opened(load.base_model(config), run_folder(job.run_id) / "artifact")
+    job.running()
+    encoded = [encode(row, tokenizer, config.training.max_length) for row in held_out]
+    tasks = [task for row in held_out if (task := question_and_answer(row))]
+
+    sides: dict[str, dict[str, Any]] = {}
+    for turn, side in enumerate(("base", "adapter")):
+
+        def report(done: int, of: int, what: str, share: float, turn: int = turn, side: str = side) -> None:
+            job.check_stop()
+            job.report(f"{side}: {what}, row {done} of {of}", (turn + share * done / max(of, 1)) / 2)
+
+        with only(model, side):
+            loss = held_out_loss(
+                model,
+                encoded,
+                tokenizer.pad_token_id,
+                config.evaluation.batch,
+                lambda done, report=report: report(done, len(encoded), "measuring loss", 0.2),
+            )
+            replies = answers(
+                model,
+                tokenizer,
+                [question for question, _ in tasks],
+                config.evaluation.max_new_tokens,
+                config.evaluation.batch,
+                lambda done, report=report: report(done, len(tasks), "answering", 1.0),
+            )
+        sides[side] = {
+            "loss": loss.loss,
+            "perplexity": loss.perplexity,
+            "tokens": loss.tokens,
+            "answers": replies,
+        }
+
+    rows = _rows(tasks, sides)
+    result = _result(sides, tasks, rows)
+    evaluation_id = evaluations.add(job.run_id, dataset["id"], job.id, result, rows)
+    return {"evaluation": evaluation_id}
+
+
+def only(model: Any, side: str) -> AbstractContextManager[Any]:
+    """:param side: ``base`` switches the adapter off within, ``adapter`` leaves it on"""
+    return model.disable_adapter() if side == "base" else nullcontext()
+
+
+def question_and_answer(row: dict[str, Any]) -> tuple[list[dict[str, str]], str] | None:
+    """A conversation up to its last assistant turn, and that turn; None for plain text."""
+    messages = row.get("messages", [])
+    for number in range(len(messages) - 1, 0, -1):
+        if messages[number]["role"] == "assistant":
+            return messages[:number], messages[number]["content"]
+    return None
+
+
+def _rows(tasks: list[Any], sides: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": question[-1]["content"],
+            "reference": reference,
+            "base_answer": sides["base"]["answers"][number],
+            "adapter_answer": sides["adapter"]["answers"][number],
+            "base_score": exact_match(sides["base"]["answers"][number], reference),
+            "adapter_score": exact_match(sides["adapter"]["answers"][number], reference),
+        }
+        for number, (question, reference) in enumerate(tasks)
+    ]
+
+
+def _result(sides: dict[str, dict[str, Any]], tasks: list[Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {"rows": len(rows)}
+    for side, measured in sides.items():
+        result[side] = {key: measured[key] for key in ("loss", "perplexity", "tokens")}
+        if rows:
+            result[side]["exact_match"] = sum(row[f"{side}_score"] for row in rows) / len(rows)
+            pairs = zip(measured["answers"], (reference for _, reference in tasks), strict=True)
+            result[side]["token_f1"] = sum(token_f1(a, r) for a, r in pairs) / len(rows)
+    if rows:
+        result["difference"] = paired_difference(
+            [row["base_score"] for row in rows], [row["adapter_score"] for row in rows]
+        )._asdict()
+    return result
+
+
+def sentence(result: dict[str, Any]) -> str:
+    """The result in words, honest about what cannot be told apart."""
+    base, adapter = result["base"], result["adapter"]
+    perplexity = f"Held-out perplexity went from {base['perplexity']:.2f} to {adapter['perplexity']:.2f}."
+    if "difference" not in result:
+        return perplexity
+    points = {key: round(100 * value) for key, value in result["difference"].items()}
+    if result["difference"]["low"] <= 0 <= result["difference"]["high"]:
+        told = "In exact answers, adapter and base cannot be told apart on these rows"
+    else:
+        word = "more" if points["mean"] > 0 else "fewer"
+        low, high = sorted((abs(points["low"]), abs(points["high"])))
+        told = f"The adapter answers {abs(points['mean'])} points {word} rows exactly ({low} to {high})"
+    return f"{told}. {perplexity}"
+
+
+def refuse_without_adapter(run_id: int) -> None:
+    """:raises StudioError: when a run has no finished adapter to work with"""
+    if not (run_folder(run_id) / "artifact" / "adapter_model.safetensors").exists():
+        run = runs.get(run_id)
+        raise StudioError(
+            f"run {run_id}", f"is {run['state']} and has no adapter yet", "Wait for it to end, or stop it."
+        )
+
+
+def finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

@@ -1,0 +1,148 @@
+"""Merge an adapter into its base in 16 bits, and check that the result answers alike.
+
+Never into the 4-bit weights: rounding again would change them (peft issue 2321).
+"""
+
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from core.config import RunConfig
+from core.data import datasets
+from core.data.xray import prompt_ids
+from core.errors import StudioError
+from core.evaluation.compare import question_and_answer, refuse_without_adapter
+from core.home import export_folder, run_folder
+from core.jobs.worker import Job
+from core.models import adapters, load
+from core.store import datasets as dataset_store
+from core.store import runs
+from core.training.checkpoints import sha256_of
+
+PARITY_PROMPTS = 8
+
+
+def merge(job: Job) -> dict[str, Any]:
+    """Write base plus adapter as a plain safetensors model with its tokenizer.
+
+    :returns: ``folder`` and ``file`` (a zip of it) in the export's folder, ``bytes``, ``sha256``,
+        and ``parity``: the largest difference of a next-token logit, and how many of the prompts
+        get the same next token, merged against base + adapter
+    :raises StudioError: when the run has no adapter or the disk has no room
+    """
+    refuse_without_adapter(job.run_id)
+    job.running()
+    config = runs.recipe(job.run_id)
+    sixteen_bit = config.model_copy(
+        update={"quantisation": config.quantisation.model_copy(update={"method": "none"})}
+    )
+    job.report("loading the base in 16 bits", 0.05)
+    tokenizer = load.tokenizer(config.model.base, config.model.revision)
+    model = adapters.opened(load.base_model(sixteen_bit), run_folder(job.run_id) / "artifact")
+    _refuse_full_disk(model, export_folder(job.id))
+    job.check_stop()
+    prompts = _prompts(config, tokenizer)
+    before = _next_logits(model, prompts)
+    job.report("merging", 0.4)
+    merged = model.merge_and_unload(safe_merge=True)
+    parity = _parity(before, _next_logits(merged, prompts))
+    job.check_stop()
+
+    name = f"run-{job.run_id}-merged"
+    final = export_folder(job.id) / name
+    staged = final.with_name(name + ".new")
+    shutil.rmtree(staged, ignore_errors=True)
+    job.report("writing the model", 0.6)
+    merged.save_pretrained(str(staged), safe_serialization=True)
+    tokenizer.save_pretrained(str(staged))
+    _forget_origin(staged)
+    (staged / "README.md").write_text(_card(config, parity), encoding="utf-8")
+    os.replace(staged, final)
+    job.check_stop()
+    job.report("writing the zip", 0.8)
+    bundle = _zip(final)
+    runs.event(f"merged model written to exports/{job.id}/{name}", job.run_id, job.id)
+    return {
+        "folder": name,
+        "file": bundle.name,
+        "bytes": bundle.stat().st_size,
+        "sha256": sha256_of(bundle),
+        "parity": parity,
+    }
+
+
+def _refuse_full_disk(model: Any, folder: Path) -> None:
+    # The folder and its zip, each as large as the weights.
+    needed = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
+    free = shutil.disk_usage(folder).free
+    if free < needed + 200 * 1024**2:
+        raise StudioError(
+            "disk", f"{free / 1e9:.1f} GB are free, merging needs {needed / 1e9:.1f} GB", "Free some."
+        )
+
+
+def _prompts(config: RunConfig, tokenizer: Any) -> list[list[int]]:
+    data = config.data
+    dataset = dataset_store.by_name(data.dataset)
+    held_out = datasets.split(dataset["id"], data.held_out_share, data.split_seed, data.max_rows).held_out
+    length = config.training.max_length
+    prompts = []
+    for row in held_out[:PARITY_PROMPTS]:
+        task = question_and_answer(row)
+        ids = prompt_ids(task[0], tokenizer) if task else tokenizer(row["text"])["input_ids"]
+        prompts.append(ids[:length])
+    return prompts
+
+
+def _next_logits(model: Any, prompts: list[list[int]]) -> list[Any]:
+    import torch
+
+    with torch.no_grad():
+        return [
+            model(torch.tensor([prompt], device=model.device), logits_to_keep=1).logits[0, -1].float().cpu()
+            for prompt in prompts
+        ]
+
+
+def _parity(before: list[Any], after: list[Any]) -> dict[str, Any]:
+    pairs = list(zip(before, after, strict=True))
+    return {
+        "prompts": len(pairs),
+        "largest_logit_difference": max((b - a).abs().max().item() for b, a in pairs),
+        "same_next_token": sum(int(b.argmax() == a.argmax()) for b, a in pairs),
+    }
+
+
+def _forget_origin(folder: Path) -> None:
+    """Where the base was loaded from may be a folder of this machine."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _card(config: RunConfig, parity: dict[str, Any]) -> str:
+    return f"""---
+base_model: {config.model.base}
+tags: [merged, plumbline]
+---
+# {config.display_name}, merged
+
+`{config.model.base}` with a LoRA adapter merged into its 16-bit weights. On {parity["prompts"]} held-out
+prompts the next token is the same as base + adapter's in {parity["same_next_token"]}; the largest
+difference of a logit is {parity["largest_logit_difference"]:.3g}.
+"""
+
+
+def _zip(folder: Path) -> Path:
+    """The folder as one zip beside it; weights do not compress, so they are stored."""
+    final = folder.with_name(folder.name + ".zip")
+    staged = folder.with_name(folder.name + ".zip.new")
+    with zipfile.ZipFile(staged, "w", zipfile.ZIP_STORED) as bundle:
+        for path in sorted(folder.iterdir()):
+            bundle.write(path, f"{folder.name}/{path.name}")
+    os.replace(staged, final)
+    return final

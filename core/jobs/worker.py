@@ -1,0 +1,139 @@
+"""The background thread that works the queue, one job at a time, for one workspace.
+
+A file lock says who the worker is; the kernel frees it when the process dies, so whoever gets
+it next knows that jobs still marked as running are orphans.
+"""
+
+import logging
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from core.errors import StopRequested, message_of
+from core.home import home, run_folder
+from core.jobs import queue
+from core.models import stack
+from core.store import runs
+
+log = logging.getLogger("plumbline")
+
+
+class Job:
+    """What a handler sees of its job: its payload, a way to report, and a way to be stopped."""
+
+    def __init__(self, row: dict[str, Any]) -> None:
+        self.id: int = row["id"]
+        self.kind: str = row["kind"]
+        self.run_id: int = row["run_id"]
+        self.payload: dict[str, Any] = row["payload"]
+
+    def running(self) -> None:
+        """Preparation is over."""
+        if not self.stop_requested():
+            queue.set_state(self.id, "running")
+
+    def report(self, phase: str, progress: float | None = None) -> None:
+        queue.set_progress(self.id, phase, progress)
+
+    def stop_requested(self) -> bool:
+        return queue.stop_requested(self.id)
+
+    def check_stop(self) -> None:
+        """:raises StopRequested: when the user pressed Stop"""
+        if self.stop_requested():
+            raise StopRequested()
+
+
+def _handler(kind: str) -> Callable[[Job], Any]:
+    # Imported here: each brings torch, and the thread must start without it.
+    stack.ready()
+    if kind == "train":
+        from core.training.run import train
+
+        return train
+    if kind == "evaluate":
+        from core.evaluation.compare import evaluate
+
+        return evaluate
+    if kind == "merge":
+        from core.export.merge import merge
+
+        return merge
+    if kind == "adapter":
+        from core.export.adapter import export_adapter
+
+        return export_adapter
+    raise ValueError(f"unknown job kind {kind!r}")
+
+
+class Worker(threading.Thread):
+    """Start it once per process. It takes the worker lock when that is free, then works."""
+
+    def __init__(self, poll_seconds: float = 0.3) -> None:
+        super().__init__(name="plumbline-worker", daemon=True)
+        self.poll_seconds = poll_seconds
+        self.closing = threading.Event()
+        self.lock = FileLock(home() / "worker.lock", thread_local=False)
+
+    def run(self) -> None:
+        while not self.closing.is_set():
+            try:
+                self.lock.acquire(timeout=0)
+            except Timeout:
+                self.closing.wait(2.0)
+                continue
+            try:
+                queue.mark_orphans()
+                self._work()
+            finally:
+                self.lock.release()
+
+    def _work(self) -> None:
+        while not self.closing.is_set():
+            row = queue.next_queued()
+            if row is None:
+                self.closing.wait(self.poll_seconds)
+            else:
+                work_on(Job(row))
+
+    def close(self) -> None:
+        """Ask the thread to end after its current job's next safe point."""
+        self.closing.set()
+
+
+def work_on(job: Job) -> None:
+    """Do one job to its end and record how it ended; never raises."""
+    queue.set_state(job.id, "preparing")
+    try:
+        result = _handler(job.kind)(job)
+    except StopRequested:
+        queue.set_state(job.id, "stopped")
+        runs.event(f"{job.kind} stopped", job.run_id, job.id)
+    except Exception as error:
+        text = message_of(error)
+        trace = "".join(traceback.format_exception(error))
+        with open(run_folder(job.run_id) / "log.txt", "a", encoding="utf-8") as file:
+            file.write(trace)
+        # The traceback's frames hold the model; without them its memory is freed now.
+        traceback.clear_frames(error.__traceback__)
+        queue.set_state(job.id, "failed", error=text)
+        runs.event(f"{job.kind} failed: {text}", job.run_id, job.id, "error")
+    else:
+        queue.set_state(job.id, "completed", result=result)
+        runs.event(f"{job.kind} completed", job.run_id, job.id)
+    finally:
+        release_memory()
+
+
+def release_memory() -> None:
+    """Give back what a finished job held, on the host and on the GPU."""
+    import gc
+    import sys
+
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

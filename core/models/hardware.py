@@ -1,0 +1,122 @@
+"""What this machine can do. Every choice comes with its reason, which the page shows."""
+
+import os
+import platform
+import shutil
+from typing import Any, NamedTuple
+
+from core.config import RunConfig
+from core.home import home
+from core.models import stack
+
+GIB = 1024**3
+
+
+class Choice(NamedTuple):
+    """A decision and why it was taken."""
+
+    value: str
+    why: str
+
+
+def device() -> Choice:
+    stack.ready()
+    import torch
+
+    if torch.cuda.is_available():
+        return Choice("cuda", torch.cuda.get_device_name(0))
+    return Choice("cpu", "no CUDA device was found")
+
+
+def compute_dtype(config: RunConfig) -> Choice:
+    """The type of the matrix products and of the adapter's activations."""
+    import torch
+
+    wanted = config.quantisation.compute_dtype
+    if wanted != "auto":
+        return Choice(wanted, "set in the recipe")
+    if torch.cuda.is_available():
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Choice("bfloat16", "this GPU computes in bfloat16")
+        return Choice("float16", "this GPU has no bfloat16")
+    if "avx512_bf16" in cpu_flags() or "amx_bf16" in cpu_flags() or platform.machine() == "arm64":
+        return Choice("bfloat16", "this CPU computes in bfloat16")
+    return Choice("float32", "this CPU has no bfloat16 instructions")
+
+
+def optimizer(config: RunConfig) -> Choice:
+    """The optimizer by transformers' name."""
+    import torch
+
+    wanted = config.training.optimizer
+    if wanted == "paged_adamw_8bit" and not torch.cuda.is_available():
+        return Choice("adamw_8bit", "paged memory needs CUDA, so the 8-bit AdamW without paging")
+    return Choice(wanted, "set in the recipe")
+
+
+def cpu_flags() -> set[str]:
+    """Instruction sets as Linux names them; empty elsewhere."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("flags"):
+                    return set(line.split(":", 1)[1].split())
+    except OSError:
+        return set()
+    return set()
+
+
+def memory_used_gb() -> float:
+    """GiB held now: the GPU's allocated memory where there is one, else this process's."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / GIB
+    return psutil.Process().memory_info().rss / GIB
+
+
+def memory_total_gb() -> float:
+    """GiB of the device that trains; does not import torch when it is not loaded."""
+    import sys
+
+    import psutil
+
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(0).total_memory / GIB
+    return psutil.virtual_memory().total / GIB
+
+
+def report() -> list[tuple[str, str]]:
+    """What `plumbline doctor` prints: versions, device, dtype and why, free memory and disk."""
+    import importlib.metadata
+
+    import psutil
+    import torch
+
+    rows = [("Python", platform.python_version()), ("system", platform.platform())]
+    for package in ["gradio", "torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "accelerate", "plotly", "sqlite-utils"]:
+        try:
+            rows.append((package, importlib.metadata.version(package)))
+        except importlib.metadata.PackageNotFoundError:
+            rows.append((package, "MISSING: python launch.py installs it"))
+    chosen = device()
+    rows.append(("device", f"{chosen.value}: {chosen.why}"))
+    dtype = compute_dtype(RunConfig())
+    rows.append(("compute type", f"{dtype.value}: {dtype.why}"))
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        rows.append(("GPU memory", f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"))
+    memory = psutil.virtual_memory()
+    rows.append(("memory", f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"))
+    disk = shutil.disk_usage(home())
+    rows.append(("disk", f"{disk.free / GIB:.1f} of {disk.total / GIB:.1f} GiB free in the workspace"))
+    rows.append(("CPU cores", str(os.cpu_count())))
+    rows.append(("workspace", str(home())))
+    return rows
+
+
+def environment() -> dict[str, Any]:
+    """What a run records of its environment, so that it can be reproduced."""
+    return dict(report()[:-4])

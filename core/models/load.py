@@ -1,0 +1,158 @@
+"""Load base models and tokenizers: the embedded starter, a local folder, or a Hub id.
+
+Remote code is never run and pickle weights are never opened.
+"""
+
+import logging
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from core.config import RunConfig
+from core.errors import StudioError
+from core.home import assets
+from core.models import hardware, stack
+
+STARTER = "starter"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def resolve(base: str) -> str:
+    """Where a base is loaded from: a folder for the starter and local models, else the Hub id.
+
+    :raises StudioError: when it is neither a folder with a config.json nor of the form org/name
+    """
+    if base == STARTER:
+        return str(assets() / "starter")
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise StudioError("model.base", f"{base} has no config.json", "Give the folder of a saved model.")
+        return str(folder)
+    if _HUB_ID.fullmatch(base):
+        return base
+    raise StudioError(
+        "model.base", "is not known", "Use 'starter', a Hub id like org/name, or a folder with a config.json."
+    )
+
+
+def is_shared_id(base: str) -> bool:
+    """True for what a browser may name: the starter and Hub ids, never a path."""
+    return base == STARTER or (bool(_HUB_ID.fullmatch(base)) and not Path(base).exists())
+
+
+@lru_cache(maxsize=4)
+def tokenizer(base: str, revision: str | None = None) -> Any:
+    """The base's tokenizer, with a padding token. :raises StudioError: when it cannot be had"""
+    stack.ready()
+    from transformers import AutoTokenizer
+
+    with _explained(base):
+        loaded = AutoTokenizer.from_pretrained(
+            resolve(base), revision=revision, trust_remote_code=False, use_fast=True
+        )
+    if loaded.eos_token_id is None:
+        raise StudioError(
+            "model.base", f"{base} has no end-of-sequence token", "It could never learn to stop."
+        )
+    if loaded.pad_token_id is None:
+        loaded.pad_token = loaded.eos_token
+    return loaded
+
+
+def base_model(config: RunConfig) -> Any:
+    """The frozen base as the recipe wants it, on the device that trains.
+
+    :raises StudioError: when it cannot be found, downloaded or read
+    """
+    stack.ready()
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    _quiet_libraries()
+    dtype = getattr(torch, hardware.compute_dtype(config).value)
+    where: Any = {"": 0} if hardware.device().value == "cuda" else {"": "cpu"}
+    quantisation = None
+    if config.quantisation.method != "none":
+        quantisation = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=config.quantisation.method,
+            bnb_4bit_use_double_quant=config.quantisation.double,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    with _explained(config.model.base):
+        model = AutoModelForCausalLM.from_pretrained(
+            resolve(config.model.base),
+            revision=config.model.revision,
+            quantization_config=quantisation,
+            dtype=dtype,
+            device_map=where,
+            attn_implementation="sdpa",
+            trust_remote_code=False,
+            use_safetensors=True,
+        )
+    model.requires_grad_(False)
+    _keep_trainable_on_cpu(model)
+    _check_vocabulary(model, tokenizer(config.model.base, config.model.revision))
+    return model
+
+
+def _check_vocabulary(model: Any, loaded_tokenizer: Any) -> None:
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    if len(loaded_tokenizer) > embeddings:
+        raise StudioError(
+            "model.base",
+            f"its tokenizer has {len(loaded_tokenizer)} tokens, its embeddings {embeddings}",
+            "Use the tokenizer that belongs to the model.",
+        )
+
+
+def _keep_trainable_on_cpu(model: Any) -> None:
+    """Keep 4-bit weights in the layout that has a gradient.
+
+    At its first forward without gradients, bitsandbytes 0.50 repacks them for AVX-512 inference;
+    a later training step then runs through a kernel without autograd and learns nothing from it.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+class _explained:
+    """Turns what loading raises into a message that names the model and the remedy."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+        if isinstance(error, GatedRepoError):
+            raise StudioError(
+                "model.base",
+                f"{self.base} is gated",
+                f"Accept its licence at https://huggingface.co/{self.base}, then set HF_TOKEN.",
+            ) from error
+        if isinstance(error, RepositoryNotFoundError):
+            raise StudioError(
+                "model.base", f"{self.base} is not on the Hub", "Check the id; private models need HF_TOKEN."
+            ) from error
+        if isinstance(error, (OSError, ValueError)) and not isinstance(error, StudioError):
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise StudioError(
+                "model.base",
+                f"{self.base} cannot be loaded: {first_line}"[:300],
+                "Check the id and the network.",
+            ) from error
+
+
+def _quiet_libraries() -> None:
+    # bitsandbytes reports an optional kernel package at import; nothing is wrong without it.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,185 @@
+"""The SQLite file that workers write and pages read: one connection per thread, WAL, migrations.
+
+Never share a connection between threads; call `database()` wherever one is needed.
+"""
+
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+from sqlite_utils import Database, Migrations
+
+from core.home import home
+
+migrations = Migrations("plumbline")
+_local = threading.local()
+
+
+@migrations()
+def m001_datasets(db: Database) -> None:
+    db["datasets"].create(
+        {
+            "id": int,
+            "name": str,
+            "shape": str,
+            "rows": int,
+            "held_out_rows": int,
+            "sha256": str,
+            "source": str,
+            "left_out": str,
+            "created_at": float,
+        },
+        pk="id",
+        not_null={"name", "shape", "rows", "held_out_rows", "sha256"},
+    )
+    db["datasets"].create_index(["name"], unique=True)
+
+
+@migrations()
+def m002_runs(db: Database) -> None:
+    db["runs"].create(
+        {
+            "id": int,
+            "name": str,
+            "state": str,
+            "phase": str,
+            "base": str,
+            "dataset_id": int,
+            "recipe": str,
+            "step": int,
+            "total_steps": int,
+            "loss": float,
+            "eval_loss": float,
+            "base_eval_loss": float,
+            "best_eval_loss": float,
+            "best_step": int,
+            "seconds_left": float,
+            "memory_gb": float,
+            "device": str,
+            "decisions": str,
+            "summary": str,
+            "error": str,
+            "created_at": float,
+            "started_at": float,
+            "finished_at": float,
+        },
+        pk="id",
+        not_null={"name", "state", "recipe"},
+    )
+
+
+@migrations()
+def m003_metrics(db: Database) -> None:
+    db["metrics"].create(
+        {
+            "run_id": int,
+            "step": int,
+            "epoch": float,
+            "loss": float,
+            "eval_loss": float,
+            "learning_rate": float,
+            "grad_norm": float,
+            "tokens_per_second": float,
+            "memory_gb": float,
+            "not_a_number": str,
+            "extra": str,
+            "created_at": float,
+        },
+        pk=("run_id", "step"),
+    )
+
+
+@migrations()
+def m004_jobs(db: Database) -> None:
+    db["jobs"].create(
+        {
+            "id": int,
+            "kind": str,
+            "run_id": int,
+            "state": str,
+            "control": str,
+            "phase": str,
+            "progress": float,
+            "payload": str,
+            "result": str,
+            "error": str,
+            "token": str,
+            "created_at": float,
+            "started_at": float,
+            "finished_at": float,
+        },
+        pk="id",
+        not_null={"kind", "state"},
+    )
+    db["jobs"].create_index(["state"])
+    db["jobs"].create_index(["token"], unique=True)
+
+
+@migrations()
+def m005_evaluations(db: Database) -> None:
+    db["evaluations"].create(
+        {
+            "id": int,
+            "run_id": int,
+            "dataset_id": int,
+            "job_id": int,
+            "rows": int,
+            "result": str,
+            "created_at": float,
+        },
+        pk="id",
+    )
+    db["evaluation_rows"].create(
+        {
+            "evaluation_id": int,
+            "row": int,
+            "prompt": str,
+            "reference": str,
+            "base_answer": str,
+            "adapter_answer": str,
+            "base_score": float,
+            "adapter_score": float,
+        },
+        pk=("evaluation_id", "row"),
+    )
+
+
+@migrations()
+def m006_events(db: Database) -> None:
+    db["events"].create(
+        {"id": int, "run_id": int, "job_id": int, "level": str, "text": str, "created_at": float},
+        pk="id",
+    )
+    db["events"].create_index(["run_id"])
+
+
+def database_path() -> Path:
+    return home() / "plumbline.db"
+
+
+def database() -> Database:
+    """This thread's connection to the workspace's database, migrated."""
+    path = str(database_path())
+    if getattr(_local, "path", None) != path:
+        _local.db = _open(path)
+        _local.path = path
+    return _local.db
+
+
+def _open(path: str) -> Database:
+    connection = sqlite3.connect(path, timeout=10.0)
+    connection.execute("PRAGMA trusted_schema = OFF")
+    db = Database(connection)
+    for attempt in range(5):
+        try:
+            db.enable_wal()
+            migrations.apply(db)
+            return db
+        except sqlite3.OperationalError:
+            # Two processes that migrate a new file at once: the second sees the first one's
+            # tables, or a lock, and finds nothing left to do on its next look.
+            if attempt == 4:
+                raise
+            time.sleep(0.3)
+    raise AssertionError("unreachable")

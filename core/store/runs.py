@@ -1,0 +1,109 @@
+"""Runs and their metrics. A run's state changes only through the queue (core.jobs.queue)."""
+
+import json
+import math
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from sqlite_utils.db import NotFoundError
+
+from core.config import RunConfig, dumps, loads
+from core.errors import StudioError
+from core.store.database import database
+
+METRICS = ("epoch", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_gb")
+
+
+def add(config: RunConfig, dataset_id: int) -> int:
+    return (
+        database()["runs"]
+        .insert(
+            {
+                "name": config.display_name,
+                "state": "queued",
+                "base": config.model.base,
+                "dataset_id": dataset_id,
+                "recipe": dumps(config),
+                "step": 0,
+                "created_at": time.time(),
+            }
+        )
+        .last_pk
+    )
+
+
+def get(run_id: int) -> dict[str, Any]:
+    """:raises StudioError: when there is no such run"""
+    try:
+        return database()["runs"].get(run_id)
+    except NotFoundError:
+        raise StudioError(f"run {run_id}", "does not exist", "The Runs tab lists all runs.") from None
+
+
+def recipe(run_id: int) -> RunConfig:
+    return loads(get(run_id)["recipe"], f"recipe of run {run_id}")
+
+
+def update(run_id: int, **values: Any) -> None:
+    database()["runs"].update(run_id, values)
+
+
+def listed(limit: int = 500) -> list[dict[str, Any]]:
+    """Newest first."""
+    return list(database()["runs"].rows_where(order_by="id desc", limit=limit))
+
+
+def record(run_id: int, step: int, values: dict[str, Any]) -> None:
+    """Add what was measured at a step to that step's row.
+
+    SQLite has no NaN (it stores NULL), so the names of such columns are kept beside them.
+    """
+    known = {name: value for name, value in values.items() if name in METRICS}
+    bad = sorted(name for name, value in known.items() if value is not None and math.isnan(value))
+    extra = {name: value for name, value in values.items() if name not in METRICS}
+    row: dict[str, Any] = {"run_id": run_id, "step": step, "created_at": time.time()}
+    row |= {name: value for name, value in known.items() if name not in bad}
+    if bad:
+        row["not_a_number"] = ",".join(bad)
+    if extra:
+        row["extra"] = json.dumps(extra)
+    database()["metrics"].upsert(row, pk=("run_id", "step"))
+
+
+def metrics(run_id: int, columns: Iterable[str] = METRICS) -> list[dict[str, Any]]:
+    """One dict per step, in order; what was NaN when it was measured is NaN again."""
+    columns = tuple(columns)
+    rows = []
+    for row in database()["metrics"].rows_where("run_id = ?", [run_id], order_by="step"):
+        for name in (row["not_a_number"] or "").split(","):
+            if name:
+                row[name] = math.nan
+        rows.append({"step": row["step"], **{name: row[name] for name in columns}})
+    return rows
+
+
+def forget_after(run_id: int, step: int) -> None:
+    """Drop the points past a checkpoint: a resumed run measures those steps again."""
+    database().execute("delete from metrics where run_id = ? and step > ?", [run_id, step])
+    database().conn.commit()
+
+
+def event(text: str, run_id: int | None = None, job_id: int | None = None, level: str = "info") -> None:
+    """A line of the log that people see."""
+    database()["events"].insert(
+        {"run_id": run_id, "job_id": job_id, "level": level, "text": text, "created_at": time.time()}
+    )
+
+
+def events(run_id: int, limit: int = 200) -> list[dict[str, Any]]:
+    """The newest events of a run, oldest first."""
+    rows = database()["events"].rows_where("run_id = ?", [run_id], order_by="id desc", limit=limit)
+    return list(rows)[::-1]
+
+
+def measured(run_id: int) -> tuple[int, float]:
+    """Changes whenever a point was added or changed: how many there are, and when the last came."""
+    query = "select count(*), coalesce(max(created_at), 0) from metrics where run_id = ?"
+    count, newest = database().execute(query, [run_id]).fetchone()
+    return count, newest

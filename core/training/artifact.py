@@ -1,0 +1,88 @@
+"""What a run leaves behind: the adapter with its recipe, figures, card and checksums."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from core.config import RunConfig, dumps
+from core.training.checkpoints import sha256_of
+
+CHECKSUMS = "checksums.json"
+
+
+def write(
+    folder: Path, model: Any, config: RunConfig, metadata: dict[str, Any], metrics: dict[str, Any]
+) -> None:
+    """Write the artifact aside, then put it in place of an older one.
+
+    :param metadata: identity of base, dataset, run and environment
+    :param metrics: the final figures, as in training_summary.json
+    """
+    staged = folder.with_name(folder.name + ".new")
+    shutil.rmtree(staged, ignore_errors=True)
+    model.save_pretrained(str(staged), safe_serialization=True)
+    # peft records where the base was loaded from, which may be a folder of this machine.
+    config_path = staged / "adapter_config.json"
+    adapter_config = json.loads(config_path.read_text(encoding="utf-8"))
+    adapter_config["base_model_name_or_path"] = config.model.base
+    adapter_config["revision"] = config.model.revision
+    _write_json(config_path, adapter_config)
+    _write_json(staged / "metadata.json", metadata)
+    _write_json(staged / "training_metrics.json", metrics)
+    (staged / "training_config.yaml").write_text(dumps(config), encoding="utf-8")
+    (staged / "README.md").write_text(card(config, metadata, metrics), encoding="utf-8")
+    names = sorted(path.name for path in staged.iterdir() if path.is_file())
+    _write_json(staged / CHECKSUMS, {name: sha256_of(staged / name) for name in names})
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(staged, folder)
+
+
+def broken_files(folder: Path) -> list[str]:
+    """Names whose content is not what checksums.json says; empty when the artifact is whole."""
+    try:
+        expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return [CHECKSUMS]
+    return [
+        name
+        for name, digest in expected.items()
+        if not (folder / name).is_file() or sha256_of(folder / name) != digest
+    ]
+
+
+def card(config: RunConfig, metadata: dict[str, Any], metrics: dict[str, Any]) -> str:
+    """The model card (Hub front matter and plain figures)."""
+    training, lora = config.training, config.lora
+    return f"""---
+library_name: peft
+base_model: {config.model.base}
+tags: [lora, qlora, plumbline]
+---
+# {config.display_name}
+
+A LoRA adapter for `{config.model.base}`, trained on the dataset `{config.data.dataset}`
+({metadata["dataset"]["train_rows"]} rows; {metadata["dataset"]["held_out_rows"]} held out).
+
+| | base | adapter |
+|---|---|---|
+| held-out loss (nats per supervised token) | {_figure(metrics.get("base_eval_loss"))} | {_figure(metrics.get("eval_loss"))} |
+| held-out perplexity | {_figure(metrics.get("base_perplexity"))} | {_figure(metrics.get("perplexity"))} |
+
+Quantisation {config.quantisation.method}{" with double quantisation" if config.quantisation.double else ""};
+rank {lora.r}, alpha {lora.alpha:g}, dropout {lora.dropout:g} on {", ".join(lora.target_modules)};
+learning rate {training.learning_rate:g} ({training.schedule}), effective batch {training.effective_batch},
+{metrics["steps"]} steps, seed {training.seed}.
+
+The base's weights are unchanged: {metadata["base"]["sha256_before"]} before and after.
+`checksums.json` lists the SHA-256 of every file here; `training_config.yaml` is the recipe.
+"""
+
+
+def _figure(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4g}"
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

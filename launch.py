@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""Start Plumbline: prepare the environment on first use, then the studio or another verb.
+
+Needs only the standard library until the environment exists. In an environment that already
+has the requirements (conda, a Space, a container) it uses that one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+REQUIREMENTS = ROOT / "requirements.txt"
+TEST_REQUIREMENTS = ROOT / "tests" / "requirements.txt"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def main() -> int:
+    if sys.version_info < (3, 10):  # noqa: UP036 (this file runs before anything is checked)
+        print("error: Plumbline needs Python 3.10 or newer.", file=sys.stderr)
+        return 2
+    arguments = sys.argv[1:]
+    if not (ROOT / "pyproject.toml").exists():
+        return run(arguments)  # installed with pip: there is nothing to prepare
+    try:
+        python = prepare()
+        if arguments[:1] == ["test"]:
+            return test(python, arguments[1:])
+    except subprocess.CalledProcessError as error:
+        print(
+            f"error: `{' '.join(map(str, error.cmd[:6]))} ...` failed. See above; "
+            "running the same command again goes on from there.",
+            file=sys.stderr,
+        )
+        return 2
+    if Path(sys.executable) == python:
+        return run(arguments)
+    command = [str(python), str(ROOT / "launch.py"), *arguments]
+    if os.name == "nt":
+        return subprocess.call(command)
+    os.execv(command[0], command)
+
+
+def run(arguments: list[str]) -> int:
+    """Hand over to the command line; the studio is imported only when it is served."""
+    from core.cli import main as command_line
+
+    def serve(host: str, port: int, run_id: int | None) -> None:
+        from studio.serve import serve as serve_studio
+
+        serve_studio(host, port, run_id)
+
+    return command_line(arguments, serve)
+
+
+def prepare() -> Path:
+    """The interpreter to run with; makes .venv from requirements.txt where that is needed."""
+    inside = Path(sys.prefix) == VENV
+    if not inside and satisfied():
+        return Path(sys.executable)
+    python = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if not python.exists():
+        print("Preparing .venv, once.", flush=True)
+        try:
+            venv.create(VENV, with_pip=True)
+        except subprocess.CalledProcessError:
+            shutil.rmtree(VENV, ignore_errors=True)
+            print(
+                "error: this Python cannot create environments. On Debian: apt install python3-venv",
+                file=sys.stderr,
+            )
+            raise SystemExit(2) from None
+    install(python, REQUIREMENTS)
+    return python
+
+
+def satisfied() -> bool:
+    """Whether this interpreter has every package of pyproject.toml at its floor or newer."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = text.split("dependencies = [", 1)[1].split("]", 1)[0]
+    for name, floor in re.findall(r'"([\w.-]+)>=([\d.]+)', block):
+        try:
+            have = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return False
+        if _numbers(have) < _numbers(floor):
+            return False
+    return True
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
+
+
+def install(python: Path, requirements: Path) -> None:
+    """pip install, unless these very requirements are installed already."""
+    stamp = VENV / f"installed-{requirements.parent.name}-{requirements.stem}"
+    wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
+    if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
+        return
+    print(
+        f"Installing {requirements.relative_to(ROOT)}; this happens once and again when it changes.",
+        flush=True,
+    )
+    subprocess.run(
+        [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-r", str(requirements)],
+        check=True,
+    )
+    if VENV.exists():
+        stamp.write_text(wanted, encoding="utf-8")
+
+
+def test(python: Path, arguments: list[str]) -> int:
+    """Install what the tests need, find or fetch a browser, run pytest.
+
+    ``--all`` includes the slow tests; other arguments go to pytest.
+    """
+    install(python, TEST_REQUIREMENTS)
+    environment = {**os.environ, "PLUMBLINE_CHROMIUM": browser(python)}
+    marks = "not gpu" if "--all" in arguments else "not gpu and not slow"
+    rest = [argument for argument in arguments if argument != "--all"]
+    return subprocess.call([str(python), "-m", "pytest", "-m", marks, *rest], cwd=ROOT, env=environment)
+
+
+def browser(python: Path) -> str:
+    """The path of a Chromium; empty when Playwright brings its own."""
+    found = os.environ.get("PLUMBLINE_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found:
+        return found
+    if shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
+        print("Installing Chromium with apt-get.", flush=True)
+        subprocess.run(["apt-get", "update", "-qq"], check=True)
+        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run(["apt-get", "install", "-y", "-qq", "chromium"], check=True, env=quiet)
+        return shutil.which("chromium") or ""
+    subprocess.run([str(python), "-m", "playwright", "install", "chromium"], check=True)
+    return ""
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,96 @@
+"""The page: brand, status strip, tabs. A table of contents; each tab has its own module."""
+
+from typing import Any
+
+import gradio as gr
+
+from core.data import datasets
+from core.jobs import queue
+from core.store import runs
+from studio.live import Page, View
+from studio.status import strip
+from studio.tabs import chat, data, evaluate, export, train
+from studio.tabs import runs as runs_tab
+
+TICK_SECONDS = 2.0
+THEME = gr.themes.Default(primary_hue="amber", neutral_hue="slate")
+
+
+def build() -> gr.Blocks:
+    """The Blocks of the studio. Theme and style are given where it is mounted."""
+    datasets.ensure_samples()
+    with gr.Blocks(
+        title="Plumbline", fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)
+    ) as blocks:
+        run = gr.State(None)
+        seen = gr.State([])
+        gr.HTML('<div class="pl-brand"><b>Plumbline</b><span>fine-tuning that shows its work</span></div>')
+        status = gr.HTML(strip, elem_id="strip")
+        with gr.Tabs(selected="train", elem_id="tabs") as tabs:
+            page = Page(run, tabs)
+            page.views.append(View([status], lambda run_id: strip(), lambda run_id: [strip()]))
+            with gr.Tab("Data", id="data", render_children=True):
+                data_slot = gr.Column()
+            with gr.Tab("Train", id="train", render_children=True):
+                train.build(page)
+            with data_slot:
+                data.build(page)
+            with gr.Tab("Runs", id="runs", render_children=True):
+                runs_tab.build(page)
+            chosen = []
+            for title, build_tab in (
+                ("Evaluate", evaluate.build),
+                ("Chat", chat.build),
+                ("Export", export.build),
+            ):
+                with gr.Tab(title, id=title.lower(), render_children=True):
+                    chosen.append(
+                        gr.Dropdown([], label="Run", interactive=True, elem_id=f"run-{title.lower()}")
+                    )
+                    build_tab(page)
+        _follow(page, run, seen, chosen, status)
+    return blocks.queue(max_size=64)
+
+
+def _follow(page: Page, run: gr.State, seen: gr.State, chosen: list[gr.Dropdown], status: gr.HTML) -> None:
+    """Wire the views: drawn on load, when another run is chosen, and on every tick."""
+    quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    page.views.append(View(chosen, _choices, lambda run_id: [_dropdown(run_id) for _ in chosen]))
+
+    def tick(run_id: int | None, shown: list[str], paused: bool) -> list[Any]:
+        signatures, updates = page.draw(run_id, shown, paused)
+        return [signatures, *updates]
+
+    def arrive(request: gr.Request) -> list[Any]:
+        wanted = request.query_params.get("run", "")
+        run_id = _existing(int(wanted)) if wanted.isdecimal() else None
+        if run_id is None:
+            run_id = next((row["id"] for row in runs.listed(1)), None)
+        signatures, updates = page.draw(run_id, [])
+        return [run_id, gr.Tabs(selected="train" if run_id is None else "runs"), signatures, *updates]
+
+    def show_active(run_id: int | None) -> tuple[Any, Any]:
+        job = queue.active()
+        return (job["run_id"] if job else run_id), gr.Tabs(selected="runs")
+
+    live = [seen, *page.outputs]
+    gr.on([gr.context.Context.root_block.load], arrive, None, [run, page.tabs, *live], **quiet)
+    timer = gr.Timer(TICK_SECONDS)
+    timer.tick(tick, [run, seen, page.paused], live, **quiet)
+    run.change(tick, [run, seen, page.paused], live, **quiet)
+    for dropdown in chosen:
+        dropdown.input(lambda value: value, dropdown, run, **quiet)
+    status.click(show_active, run, [run, page.tabs], **quiet)
+
+
+def _existing(run_id: int) -> int | None:
+    return run_id if any(row["id"] == run_id for row in runs.listed()) else None
+
+
+def _choices(run_id: int | None) -> Any:
+    return [(row["id"], row["name"], row["state"]) for row in runs.listed()], run_id
+
+
+def _dropdown(run_id: int | None) -> Any:
+    choices = [(f"run {row['id']}: {row['name']} ({row['state']})", row["id"]) for row in runs.listed()]
+    return gr.Dropdown(choices=choices, value=run_id)

@@ -1,0 +1,104 @@
+"""Serve the studio: a FastAPI application with the gate in front and Gradio mounted in it.
+
+The worker thread lives here, so closing the browser changes nothing for a run.
+"""
+
+import os
+import shutil
+import socket
+import sys
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import FileResponse
+
+from core.errors import StudioError
+from core.home import assets, export_folder, home
+from core.jobs import queue
+from core.jobs.worker import Worker
+from studio import app as studio_app
+from studio.gate import guard, settings_from_environment
+
+UPLOAD_LIMIT = 2 * 1024**3
+
+
+def application(host: str) -> FastAPI:
+    """The whole server as an ASGI application. :raises StudioError: on an unsafe address"""
+    settings = settings_from_environment(host)
+    server = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @server.get("/download/{job_id}")
+    def download(job_id: int) -> FileResponse:
+        """The file that an export made. By id only: no path is ever taken from a browser."""
+        try:
+            job = queue.get(job_id)
+        except StudioError as error:
+            raise HTTPException(404, "no such export") from error
+        if job["state"] != "completed" or not job["result"] or "file" not in job["result"]:
+            raise HTTPException(404, "no such export")
+        path = export_folder(job_id) / job["result"]["file"]
+        if not path.is_file():
+            raise HTTPException(404, "its file was deleted from the workspace")
+        return FileResponse(path, filename=path.name)
+
+    blocks = studio_app.build()
+    gr.mount_gradio_app(
+        server,
+        blocks,
+        path="/",
+        theme=studio_app.THEME,
+        css_paths=assets() / "style.css",
+        show_error=False,
+        # Below the gate's own limit: Gradio removes what it cuts off, the gate only ends it.
+        max_file_size=UPLOAD_LIMIT - 1024**2,
+        allowed_paths=[],
+        blocked_paths=[str(home() / name) for name in ("plumbline.db", "datasets", "runs", "exports")],
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        footer_links=["settings"],
+    )
+    guard(server, settings)
+    return server
+
+
+def serve(host: str, port: int, run_id: int | None) -> None:
+    """Serve until interrupted. :param run_id: the run that the printed address opens
+
+    :raises StudioError: when the address is unsafe or taken
+    """
+    if os.environ.get("SPACE_ID"):
+        host = "0.0.0.0"
+    _forget_uploads()
+    server = application(host)
+    # asyncio switches Nagle's delay (40 ms a small answer) off only for sockets that name TCP.
+    listener = socket.socket(
+        socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP
+    )
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        raise StudioError(
+            f"{host}:{port}", error.strerror or "cannot be used", "Choose another with --port."
+        ) from None
+    worker = Worker()
+    worker.start()
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    query = f"?run={run_id}" if run_id is not None else ""
+    print(f"Plumbline is at http://{shown}:{listener.getsockname()[1]}/{query}  (Ctrl-C ends it)", flush=True)
+    # Forwarded headers are not believed: the gate counts failed passwords by address.
+    config = uvicorn.Config(server, log_level="warning", proxy_headers=False, timeout_graceful_shutdown=2)
+    uvicorn.Server(config).run(sockets=[listener])
+    if queue.active() is not None:
+        print("A job was running; it is marked interrupted and can be resumed.", file=sys.stderr)
+
+
+def _forget_uploads() -> None:
+    """Give this process an empty folder for uploads, and remove those of ended ones."""
+    folder = home() / "uploads"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)

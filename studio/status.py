@@ -1,0 +1,60 @@
+"""The status strip that stands on every tab."""
+
+import json
+import math
+from html import escape
+
+from core.jobs import queue
+from core.models.hardware import memory_total_gb
+from core.store import datasets, runs
+from studio.messages import bar, duration
+
+
+def strip() -> str:
+    """What is being worked on, or what to do next."""
+    job = queue.active()
+    waiting = queue.waiting()
+    if job is None:
+        return _wrap("", f"<b>{escape(_next_step(waiting))}</b>" + _fact("queue", str(waiting)))
+    run = runs.get(job["run_id"])
+    title = run["name"] if job["kind"] == "train" else f"{job['kind']} of {run['name']}"
+    facts = f"<b>{escape(title)}</b><span class='pl-muted'>{escape(job['phase'] or job['state'])}</span>"
+    facts += bar(job["progress"] or 0.0)
+    if job["kind"] == "train":
+        facts += _fact("step", f"{run['step'] or 0:,} / {run['total_steps'] or '?'}")
+        facts += _fact("loss", "-" if run["loss"] is None else f"{run['loss']:.3f}")
+        loss = run["eval_loss"]
+        facts += _fact("held-out ppl", "-" if loss is None else f"{math.exp(min(loss, 20)):.2f}")
+        facts += _fact("left", duration(run["seconds_left"]))
+        memory = run["memory_gb"]
+        name = "GPU" if run["device"] == "cuda" else "memory"
+        facts += _fact(name, "-" if memory is None else f"{memory:.1f} / {memory_total_gb():.0f} GiB")
+    facts += _fact("queue", str(waiting))
+    return _wrap("wait" if job["state"] == "stopping" else "live", facts)
+
+
+def _wrap(dot: str, inside: str) -> str:
+    return f'<div class="pl-strip" title="Show the run"><span class="pl-dot {dot}"></span>{inside}</div>'
+
+
+def _fact(name: str, value: str) -> str:
+    return f"<span><i>{escape(name)}</i><b>{escape(value)}</b></span>"
+
+
+def _next_step(waiting: int) -> str:
+    if waiting:
+        return "Waiting for the worker."
+    newest = runs.listed(1)
+    if not newest:
+        return "No run. Next: " + ("press Start on the Train tab." if datasets.names() else "add a dataset.")
+    run = newest[0]
+    if run["state"] == "completed":
+        return f"Nothing running. {run['name']} is ready: evaluate it, chat with it, export it."
+    if run["state"] in ("interrupted", "stopped", "failed"):
+        return f"Nothing running. {run['name']} is {run['state']}: it can be resumed on the Runs tab."
+    return "Nothing running."
+
+
+def recipe_choices(run_id: int) -> dict[str, dict[str, str]]:
+    """The decisions a run took and why, as stored with it."""
+    return json.loads(runs.get(run_id)["decisions"] or "{}")

@@ -1,0 +1,149 @@
+"""Train: choose, see what Start would do, start."""
+
+import uuid
+from typing import Any
+
+import gradio as gr
+
+from core import config as schema
+from core.data.overview import outlook
+from core.errors import RecipeError, StudioError
+from core.jobs import queue
+from core.models.load import is_shared_id
+from core.store import datasets, runs
+from studio import forms
+from studio.live import Page, View
+from studio.messages import MARKS, box, empty, error_box, escape, figures, guarded
+
+PRESETS = {
+    "Starter": "starter",
+    "Default": "default",
+    "Quick test": "quick_test",
+    "High capacity": "high_capacity",
+    "Small memory": "memory_efficient",
+}
+
+
+def build(page: Page) -> None:
+    with gr.Row():
+        with gr.Column(scale=3):
+            preset = gr.Radio(
+                list(PRESETS),
+                value="Starter",
+                label="Preset",
+                info="Sets every field below; change any of them after",
+            )
+            form = forms.build(simple=True)
+            count = sum(not setting.simple for setting in schema.settings())
+            with gr.Accordion(f"All settings ({count})", open=False):
+                form |= forms.build(simple=False)
+        with gr.Column(scale=2):
+            panel = gr.HTML(empty("Counting what would be learned…"), elem_id="before-you-start")
+            start = gr.Button("Start training", variant="primary", elem_id="start")
+            with gr.Accordion("Recipe", open=False):
+                recipe = gr.Code(
+                    label="YAML, for plumbline train recipe.yaml", language="yaml", interactive=False
+                )
+                upload = gr.UploadButton("Load a recipe", file_types=[".yaml", ".yml", ".json"], size="sm")
+                trouble = gr.HTML()
+    page.form = form
+    keys, inputs = list(form), list(form.values())
+    token = gr.State(lambda: uuid.uuid4().hex)
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+
+    def check(*values: Any) -> tuple[Any, ...]:
+        return _check(keys, list(values))
+
+    def choose(name: str, dataset: str | None) -> list[Any]:
+        return _keep_dataset(forms.values(schema.preset(PRESETS[name]), keys), keys, dataset)
+
+    def load_recipe(path: str) -> list[Any]:
+        try:
+            with open(path, encoding="utf-8") as file:
+                config = schema.loads(file.read(), "recipe")
+        except UnicodeDecodeError:
+            return [box("bad", "recipe: is not UTF-8. Save it as UTF-8."), *[gr.skip() for _ in keys]]
+        except StudioError as error:
+            return [error_box(error), *[gr.skip() for _ in keys]]
+        return [box("good", "Recipe loaded."), *forms.values(config, keys)]
+
+    def begin(click: str, *values: Any) -> tuple[Any, ...]:
+        run_id = start_run(forms.raw(keys, list(values)), click)
+        return run_id, gr.Tabs(selected="runs"), uuid.uuid4().hex
+
+    outputs = [panel, start, recipe]
+    for field in inputs:
+        field.change(check, inputs, outputs, trigger_mode="always_last", **quiet)
+    preset.input(choose, [preset, form["data.dataset"]], inputs, **quiet)
+    upload.upload(load_recipe, upload, [trouble, *inputs], **quiet)
+    start.click(guarded(begin), [token, *inputs], [page.run, page.tabs, token], **quiet)
+
+    def dataset_choices(run_id: int | None) -> list[Any]:
+        names = datasets.names()
+        wanted = schema.DataSection().dataset
+        return [gr.Dropdown(choices=names, value=wanted if wanted in names else next(iter(names), None))]
+
+    page.views.append(View([form["data.dataset"]], lambda run_id: datasets.names(), dataset_choices))
+
+
+def _keep_dataset(values: list[Any], keys: list[str], dataset: str | None) -> list[Any]:
+    """A preset says how to train; what to train on stays as chosen."""
+    return [
+        gr.skip() if key == "data.dataset" and dataset else value
+        for key, value in zip(keys, values, strict=True)
+    ]
+
+
+def start_run(raw: dict[str, Any], token: str) -> int:
+    """Store a run and queue it. :raises StudioError: when the recipe has problems
+
+    :param token: one per click, so that a double click starts one run
+    """
+    config = schema.validated(raw)
+    if not is_shared_id(config.model.base):
+        raise StudioError("Base model", "must be 'starter' or a Hub id like org/name")
+    dataset = datasets.by_name(config.data.dataset)
+    for job in queue.with_token(token):
+        return job["run_id"]
+    run_id = runs.add(config, dataset["id"])
+    queue.enqueue("train", run_id, token=token)
+    return run_id
+
+
+def _check(keys: list[str], values: list[Any]) -> tuple[Any, ...]:
+    """The panel, the button (which says what is missing) and the recipe."""
+    raw = forms.raw(keys, values)
+    if not raw["data"]["dataset"]:
+        return _panel(empty("Add a dataset on the Data tab.")), _disabled("Choose a dataset"), ""
+    try:
+        config = schema.validated(raw)
+        if not is_shared_id(config.model.base):
+            raise RecipeError({"model.base": "must be 'starter' or a Hub id like org/name"})
+        found = outlook(config)
+    except RecipeError as error:
+        listed = "".join(
+            box("bad", f"{forms.label(field)} {problem}") for field, problem in error.problems.items()
+        )
+        word = "setting" if len(error.problems) == 1 else "settings"
+        return _panel(listed), _disabled(f"Mend {len(error.problems)} {word} to start"), ""
+    except Exception as error:
+        return _panel(error_box(error)), _disabled("Mend what is marked to start"), ""
+    checks = "".join(
+        f'<p class="pl-check pl-{check.level}">{MARKS[check.level]} {escape(check.text)}</p>'
+        for check in found.checks
+    )
+    button = _disabled("Nothing to learn") if found.blocked else _enabled()
+    return _panel(figures(found.figures) + checks), button, schema.dumps(config)
+
+
+def _panel(inside: str) -> str:
+    return f'<div class="pl-card"><h3>Before you start</h3>{inside}</div>'
+
+
+def _disabled(text: str) -> Any:
+    return gr.Button(text, interactive=False)
+
+
+def _enabled() -> Any:
+    busy = queue.active() is not None or queue.waiting() > 0
+    return gr.Button("Queue behind the running job" if busy else "Start training", interactive=True)
