@@ -13,7 +13,18 @@ from studio.tabs import chat, data, evaluate, export, train
 from studio.tabs import runs as runs_tab
 
 TICK_SECONDS = 2.0
-THEME = gr.themes.Default(primary_hue="amber", neutral_hue="slate")
+# Hints and the accent at a contrast of at least 4.5 on both grounds (WCAG AA).
+THEME = gr.themes.Default(primary_hue="amber", neutral_hue="slate").set(
+    block_info_text_color="*neutral_500",
+    block_info_text_color_dark="*neutral_400",
+    color_accent="#8f560f",
+    button_primary_background_fill="#8f560f",
+    button_primary_background_fill_dark="#8f560f",
+    button_primary_background_fill_hover="#7a490c",
+    button_primary_background_fill_hover_dark="#a3650f",
+    button_primary_text_color="white",
+    button_primary_text_color_dark="white",
+)
 
 
 def build() -> gr.Blocks:
@@ -48,11 +59,13 @@ def build() -> gr.Blocks:
                         gr.Dropdown([], label="Run", interactive=True, elem_id=f"run-{title.lower()}")
                     )
                     build_tab(page)
-        _follow(page, run, seen, chosen, status)
+        _follow(blocks, page, run, seen, chosen, status)
     return blocks.queue(max_size=64)
 
 
-def _follow(page: Page, run: gr.State, seen: gr.State, chosen: list[gr.Dropdown], status: gr.HTML) -> None:
+def _follow(
+    blocks: gr.Blocks, page: Page, run: gr.State, seen: gr.State, chosen: list[gr.Dropdown], status: gr.HTML
+) -> None:
     """Wire the views: drawn on load, when another run is chosen, and on every tick."""
     quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     page.views.append(View(chosen, _choices, lambda run_id: [_dropdown(run_id) for _ in chosen]))
@@ -61,20 +74,21 @@ def _follow(page: Page, run: gr.State, seen: gr.State, chosen: list[gr.Dropdown]
         signatures, updates = page.draw(run_id, shown, paused)
         return [signatures, *updates]
 
-    def arrive(request: gr.Request) -> list[Any]:
+    def arrive(request: gr.Request) -> tuple[int | None, Any]:
         wanted = request.query_params.get("run", "")
         run_id = _existing(int(wanted)) if wanted.isdecimal() else None
         if run_id is None:
             run_id = next((row["id"] for row in runs.listed(1)), None)
-        signatures, updates = page.draw(run_id, [])
-        return [run_id, gr.Tabs(selected="train" if run_id is None else "runs"), signatures, *updates]
+        return run_id, gr.Tabs(selected="train" if run_id is None else "runs")
 
     def show_active(run_id: int | None) -> tuple[Any, Any]:
         job = queue.active()
         return (job["run_id"] if job else run_id), gr.Tabs(selected="runs")
 
     live = [seen, *page.outputs]
-    gr.on([gr.context.Context.root_block.load], arrive, None, [run, page.tabs, *live], **quiet)
+    # In two steps: where to go is known at once, what is there takes longer to draw.
+    arrived = blocks.load(arrive, None, [run, page.tabs], **quiet)
+    arrived.then(tick, [run, seen, page.paused], live, **quiet)
     timer = gr.Timer(TICK_SECONDS)
     timer.tick(tick, [run, seen, page.paused], live, **quiet)
     run.change(tick, [run, seen, page.paused], live, **quiet)

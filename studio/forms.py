@@ -20,10 +20,15 @@ SECTIONS = {
 }
 # Shown as text, because 2e-4 reads better than 0.0002 and number boxes rewrite it.
 AS_TEXT = {"training.learning_rate"}
+SIMPLE_ROWS = (
+    ("model.base", "data.dataset"),
+    ("training.epochs", "training.learning_rate", "training.max_length"),
+    ("lora.r", "training.effective_batch"),
+)
 
 
-def component(setting: Setting) -> Any:
-    """The input for one setting, at its default."""
+def component(setting: Setting, default: Any) -> Any:
+    """The input for one setting."""
     info = setting.info
     common = {
         "label": info.title,
@@ -31,21 +36,18 @@ def component(setting: Setting) -> Any:
         "elem_id": "set-" + setting.key.replace(".", "-"),
     }
     kind = info.annotation
-    default = info.default
     if setting.key == "model.base":
         return gr.Dropdown([default], value=default, allow_custom_value=True, **common)
     if setting.key == "data.dataset":
         return gr.Dropdown([], value=None, **common)
     if setting.key in AS_TEXT:
-        return gr.Textbox(f"{default:g}", **common)
+        return gr.Textbox(default, **common)
     if get_origin(kind) is Literal:
         return gr.Dropdown(list(get_args(kind)), value=default, **common)
     if kind is bool:
         return gr.Checkbox(value=default, **common)
     if get_origin(kind) is tuple:
-        return gr.Dropdown(
-            list(default), value=list(default), multiselect=True, allow_custom_value=True, **common
-        )
+        return gr.Dropdown(list(default), value=default, multiselect=True, allow_custom_value=True, **common)
     if _plain(kind) in (int, float):
         return gr.Number(value=default, precision=0 if _plain(kind) is int else None, **common)
     return gr.Textbox(default or "", **common)
@@ -58,29 +60,30 @@ def _plain(kind: Any) -> Any:
     return kind
 
 
-def build(simple: bool) -> dict[str, Any]:
+def build(simple: bool, start: RunConfig) -> dict[str, Any]:
     """Components by key for the short form, or for all the other settings, under headings."""
-    chosen = [setting for setting in schema.settings() if setting.simple is simple]
+    known = {setting.key: setting for setting in schema.settings()}
+    shown = dict(zip(known, values(start, list(known)), strict=True))
     made: dict[str, Any] = {}
+
+    def row(keys: tuple[str, ...]) -> None:
+        with gr.Row(equal_height=True):
+            for key in keys:
+                made[key] = component(known[key], shown[key])
+
     if simple:
-        for row in _rows(chosen, 3):
-            with gr.Row(equal_height=True):
-                for setting in row:
-                    made[setting.key] = component(setting)
+        for keys in SIMPLE_ROWS:
+            row(keys)
         return made
     for section, title in SECTIONS.items():
-        in_section = [setting for setting in chosen if setting.section == section]
-        if in_section:
+        keys = tuple(
+            key for key, setting in known.items() if setting.section == section and not setting.simple
+        )
+        if keys:
             gr.Markdown(f"#### {title}")
-        for row in _rows(in_section, 2):
-            with gr.Row(equal_height=True):
-                for setting in row:
-                    made[setting.key] = component(setting)
+        for first in range(0, len(keys), 2):
+            row(keys[first : first + 2])
     return made
-
-
-def _rows(settings: list[Setting], width: int) -> list[list[Setting]]:
-    return [settings[start : start + width] for start in range(0, len(settings), width)]
 
 
 def raw(keys: list[str], values: list[Any]) -> dict[str, Any]:

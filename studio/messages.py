@@ -50,6 +50,12 @@ def figures(rows: list[tuple[str, str]]) -> str:
     return f'<dl class="pl-figures">{cells}</dl>'
 
 
+def facts(rows: list[tuple[str, str]]) -> str:
+    """Names and values in a line that wraps."""
+    inside = "".join(f"<span><i>{escape(name)}</i><b>{escape(value)}</b></span>" for name, value in rows)
+    return f'<div class="pl-facts">{inside}</div>'
+
+
 def table(header: list[str], rows: list[list[str]]) -> str:
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
@@ -59,7 +65,8 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 def bar(share: float) -> str:
     percent = max(0.0, min(1.0, share)) * 100
     return (
-        f'<div class="pl-bar" role="progressbar" aria-valuenow="{percent:.0f}" aria-valuemin="0" aria-valuemax="100">'
+        f'<div class="pl-bar" role="progressbar" aria-valuenow="{percent:.0f}" aria-valuemin="0" '
+        'aria-valuemax="100">'
         f'<div style="width:{percent:.1f}%"></div></div>'
     )
 

@@ -218,9 +218,7 @@ def ticket(rng: Random, label: str, channel: str, complaints: list[str]) -> Row:
     request = rng.choice(requests).format(**words)
     if channel in ("email", "form"):
         complaint = capitalised(complaint)
-    text = layout.format(
-        opening=rng.choice(openings), complaint=complaint, request=request, **words
-    )
+    text = layout.format(opening=rng.choice(openings), complaint=complaint, request=request, **words)
     if channel == "chat":
         text = text.lower()
     return {"text": text, "label": label, "group": channel}

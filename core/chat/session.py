@@ -139,7 +139,7 @@ class _Stream:
         if room < 1:
             raise StudioError("chat", f"the conversation has {len(prompt)} tokens, too long", "Clear it.")
         self.left = min(settings.max_new_tokens, room)
-        self.ids = torch.tensor([prompt], device=chat.model.device)
+        self.ids: Any = torch.tensor([prompt], device=chat.model.device)
         self.prompt_length = len(prompt)
         self.pending = self.ids
         self.cache: Any = None

@@ -83,7 +83,7 @@ def import_file(
 def _checked(path: Path, name: str, leave_out: bool) -> tuple[str, list[Row], int]:
     """Shape, rows and the number of rows left out. :raises StudioError: unless all is well"""
     records, problems = read(path, name)
-    shape, rows = "", []
+    shape, rows = "", list[Row]()
     if records:
         shape, rows, more = convert(records, name)
         problems = sorted([*problems, *more], key=lambda problem: problem.line)
@@ -110,7 +110,7 @@ def _free_name(wanted: str) -> str:
 def remove(dataset_id: int) -> None:
     """Delete a dataset. :raises StudioError: while a run refers to it"""
     name = store.get(dataset_id)["name"]
-    users = list(database()["runs"].rows_where("dataset_id = ?", [dataset_id]))
+    users = list(database().table("runs").rows_where("dataset_id = ?", [dataset_id]))
     if users:
         listed = ", ".join(f"{run['name']} (run {run['id']})" for run in users[:5])
         raise StudioError(f"dataset {name!r}", f"is used by {listed}", "Its runs need it to be reproduced.")

@@ -101,7 +101,8 @@ def _checks(counted: Summary, length: int) -> list[Check]:
         checks.append(
             Check(
                 "warning",
-                f"{counted.empty_rows} of {counted.rows} rows lose their whole answer at {length} tokens and are left out",
+                f"{counted.empty_rows} of {counted.rows} rows lose all of their answer at {length} tokens "
+                "and are left out",
             )
         )
     else:

@@ -60,8 +60,9 @@ def read(path: Path, name: str) -> tuple[list[Record], list[Problem]]:
         )
     if path.stat().st_size == 0:
         raise StudioError(name, "is empty", "Choose a file with at least one row.")
+    problems: list[Problem] = []
     if suffix == ".parquet":
-        records, problems = list(_parquet(path, name)), []
+        records = list(_parquet(path, name))
     else:
         text = _decode(path.read_bytes(), name)
         if suffix == ".jsonl":

@@ -66,7 +66,7 @@ def render(messages: list[dict[str, str]], tokenizer: Any) -> tuple[str, list[tu
     Whitespace after the end-of-turn token belongs to the next turn and is not learned.
     """
     text = _apply(messages, tokenizer)
-    spans = []
+    spans: list[tuple[int, int]] = []
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue

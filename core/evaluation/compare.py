@@ -3,12 +3,13 @@
 One base is loaded; "base" is that model with the adapter switched off.
 """
 
-import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from core.config import RunConfig
 from core.data import datasets
-from core.data.xray import encode
+from core.data.xray import Encoded, encode
 from core.errors import StudioError
 from core.evaluation.generate import answers
 from core.evaluation.loss import held_out_loss
@@ -18,6 +19,8 @@ from core.jobs.worker import Job
 from core.models import adapters, load
 from core.store import datasets as dataset_store
 from core.store import evaluations, runs
+
+Task = tuple[list[dict[str, str]], str]  # a conversation, and the answer it should get
 
 
 def evaluate(job: Job) -> dict[str, Any]:
@@ -38,40 +41,48 @@ def evaluate(job: Job) -> dict[str, Any]:
     encoded = [encode(row, tokenizer, config.training.max_length) for row in held_out]
     tasks = [task for row in held_out if (task := question_and_answer(row))]
 
-    sides: dict[str, dict[str, Any]] = {}
+    sides = {}
     for turn, side in enumerate(("base", "adapter")):
-
-        def report(done: int, of: int, what: str, share: float, turn: int = turn, side: str = side) -> None:
-            job.check_stop()
-            job.report(f"{side}: {what}, row {done} of {of}", (turn + share * done / max(of, 1)) / 2)
-
         with only(model, side):
-            loss = held_out_loss(
-                model,
-                encoded,
-                tokenizer.pad_token_id,
-                config.evaluation.batch,
-                lambda done, report=report: report(done, len(encoded), "measuring loss", 0.2),
-            )
-            replies = answers(
-                model,
-                tokenizer,
-                [question for question, _ in tasks],
-                config.evaluation.max_new_tokens,
-                config.evaluation.batch,
-                lambda done, report=report: report(done, len(tasks), "answering", 1.0),
-            )
-        sides[side] = {
-            "loss": loss.loss,
-            "perplexity": loss.perplexity,
-            "tokens": loss.tokens,
-            "answers": replies,
-        }
-
+            sides[side] = _measure(job, model, tokenizer, config, encoded, tasks, side, turn)
     rows = _rows(tasks, sides)
     result = _result(sides, tasks, rows)
     evaluation_id = evaluations.add(job.run_id, dataset["id"], job.id, result, rows)
     return {"evaluation": evaluation_id}
+
+
+def _measure(
+    job: Job,
+    model: Any,
+    tokenizer: Any,
+    config: RunConfig,
+    encoded: list[Encoded],
+    tasks: list[Task],
+    side: str,
+    turn: int,
+) -> dict[str, Any]:
+    """Loss and answers of one side; ``turn`` 0 fills the first half of the progress bar."""
+
+    def report(what: str, share: float, rows: int) -> Callable[[int], None]:
+        def each_batch(done: int) -> None:
+            job.check_stop()
+            job.report(f"{side}: {what}, row {done} of {rows}", (turn + share * done / max(rows, 1)) / 2)
+
+        return each_batch
+
+    settings = config.evaluation
+    loss = held_out_loss(
+        model, encoded, tokenizer.pad_token_id, settings.batch, report("measuring loss", 0.2, len(encoded))
+    )
+    replies = answers(
+        model,
+        tokenizer,
+        [question for question, _ in tasks],
+        settings.max_new_tokens,
+        settings.batch,
+        report("answering", 1.0, len(tasks)),
+    )
+    return {"loss": loss.loss, "perplexity": loss.perplexity, "tokens": loss.tokens, "answers": replies}
 
 
 def only(model: Any, side: str) -> AbstractContextManager[Any]:
@@ -79,7 +90,7 @@ def only(model: Any, side: str) -> AbstractContextManager[Any]:
     return model.disable_adapter() if side == "base" else nullcontext()
 
 
-def question_and_answer(row: dict[str, Any]) -> tuple[list[dict[str, str]], str] | None:
+def question_and_answer(row: dict[str, Any]) -> Task | None:
     """A conversation up to its last assistant turn, and that turn; None for plain text."""
     messages = row.get("messages", [])
     for number in range(len(messages) - 1, 0, -1):
@@ -140,7 +151,3 @@ def refuse_without_adapter(run_id: int) -> None:
         raise StudioError(
             f"run {run_id}", f"is {run['state']} and has no adapter yet", "Wait for it to end, or stop it."
         )
-
-
-def finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)

@@ -11,7 +11,7 @@ from sqlite_utils.db import NotFoundError
 
 from core.errors import StudioError
 from core.store import runs
-from core.store.database import database
+from core.store.database import database, insert
 
 Kind = Literal["train", "evaluate", "merge", "adapter"]
 ACTIVE = ("preparing", "running", "stopping")
@@ -26,32 +26,29 @@ def enqueue(kind: Kind, run_id: int, token: str | None = None, **payload: Any) -
     db = database()
     with db.atomic():
         if token is not None:
-            for row in db["jobs"].rows_where("token = ?", [token]):
+            for row in db.table("jobs").rows_where("token = ?", [token]):
                 return row["id"]
-        job_id = (
-            db["jobs"]
-            .insert(
-                {
-                    "kind": kind,
-                    "run_id": run_id,
-                    "state": "queued",
-                    "progress": 0.0,
-                    "payload": json.dumps(payload),
-                    "token": token,
-                    "created_at": time.time(),
-                }
-            )
-            .last_pk
+        job_id = insert(
+            "jobs",
+            {
+                "kind": kind,
+                "run_id": run_id,
+                "state": "queued",
+                "progress": 0.0,
+                "payload": json.dumps(payload),
+                "token": token,
+                "created_at": time.time(),
+            },
         )
         if kind == "train":
-            db["runs"].update(run_id, {"state": "queued", "error": None, "finished_at": None})
+            db.table("runs").update(run_id, {"state": "queued", "error": None, "finished_at": None})
     return job_id
 
 
 def get(job_id: int) -> dict[str, Any]:
     """:raises StudioError: when there is no such job"""
     try:
-        row = database()["jobs"].get(job_id)
+        row = database().table("jobs").get(job_id)
     except NotFoundError:
         raise StudioError(f"job {job_id}", "does not exist") from None
     return {
@@ -62,7 +59,7 @@ def get(job_id: int) -> dict[str, Any]:
 
 
 def next_queued() -> dict[str, Any] | None:
-    for row in database()["jobs"].rows_where("state = 'queued'", order_by="id", limit=1):
+    for row in database().table("jobs").rows_where("state = 'queued'", order_by="id", limit=1):
         return get(row["id"])
     return None
 
@@ -70,20 +67,22 @@ def next_queued() -> dict[str, Any] | None:
 def active() -> dict[str, Any] | None:
     """The job that is being worked on, or None."""
     marks = ",".join("?" * len(ACTIVE))
-    for row in database()["jobs"].rows_where(f"state in ({marks})", ACTIVE, order_by="id", limit=1):
+    for row in database().table("jobs").rows_where(f"state in ({marks})", ACTIVE, order_by="id", limit=1):
         return row
     return None
 
 
 def waiting() -> int:
     """How many jobs are queued."""
-    return database()["jobs"].count_where("state = 'queued'")
+    return database().table("jobs").count_where("state = 'queued'")
 
 
 def latest(run_id: int, kind: Kind) -> dict[str, Any] | None:
     """The newest job of a kind for a run, or None."""
-    found = database()["jobs"].rows_where(
-        "run_id = ? and kind = ?", [run_id, kind], order_by="id desc", limit=1
+    found = (
+        database()
+        .table("jobs")
+        .rows_where("run_id = ? and kind = ?", [run_id, kind], order_by="id desc", limit=1)
     )
     for row in found:
         return get(row["id"])
@@ -99,13 +98,13 @@ def set_state(job_id: int, state: str, error: str | None = None, result: Any = N
     if state in ENDED:
         change["finished_at"] = time.time()
     with db.atomic():
-        job = db["jobs"].get(job_id)
+        job = db.table("jobs").get(job_id)
         more = {"error": error, "result": json.dumps(result) if result is not None else None}
-        db["jobs"].update(job_id, change | (more if state in ENDED else {}))
+        db.table("jobs").update(job_id, change | (more if state in ENDED else {}))
         if job["kind"] == "train":
-            if state == "preparing" and db["runs"].get(job["run_id"])["started_at"]:
+            if state == "preparing" and db.table("runs").get(job["run_id"])["started_at"]:
                 change.pop("started_at")
-            db["runs"].update(job["run_id"], change | ({"error": error} if state in ENDED else {}))
+            db.table("runs").update(job["run_id"], change | ({"error": error} if state in ENDED else {}))
 
 
 def set_progress(job_id: int, phase: str, progress: float | None = None) -> None:
@@ -114,20 +113,20 @@ def set_progress(job_id: int, phase: str, progress: float | None = None) -> None
     if progress is not None:
         change["progress"] = progress
     db = database()
-    db["jobs"].update(job_id, change)
-    job = db["jobs"].get(job_id)
+    db.table("jobs").update(job_id, change)
+    job = db.table("jobs").get(job_id)
     if job["kind"] == "train":
-        db["runs"].update(job["run_id"], {"phase": phase})
+        db.table("runs").update(job["run_id"], {"phase": phase})
 
 
 def stop(job_id: int) -> None:
     """Ask a job to stop: a queued one ends at once, a running one at its next safe point."""
     db = database()
     with db.atomic():
-        job = db["jobs"].get(job_id)
+        job = db.table("jobs").get(job_id)
         if job["state"] in ENDED:
             return
-        db["jobs"].update(job_id, {"control": "stop"})
+        db.table("jobs").update(job_id, {"control": "stop"})
         if job["state"] == "queued":
             set_state(job_id, "stopped")
         else:
@@ -163,7 +162,7 @@ def mark_orphans() -> list[int]:
     :returns: the ids of the jobs that are now interrupted
     """
     marks = ",".join("?" * len(ACTIVE))
-    orphans = [row["id"] for row in database()["jobs"].rows_where(f"state in ({marks})", ACTIVE)]
+    orphans = [row["id"] for row in database().table("jobs").rows_where(f"state in ({marks})", ACTIVE)]
     for job_id in orphans:
         job = get(job_id)
         set_state(job_id, "interrupted", error="The process that worked on it ended.")
@@ -173,4 +172,4 @@ def mark_orphans() -> list[int]:
 
 def with_token(token: str) -> list[dict[str, Any]]:
     """The jobs that one click made: none or one."""
-    return list(database()["jobs"].rows_where("token = ?", [token]))
+    return list(database().table("jobs").rows_where("token = ?", [token]))

@@ -30,7 +30,7 @@ def attach(model: Any, config: RunConfig) -> Any:
         LoraConfig(
             task_type="CAUSAL_LM",
             r=config.lora.r,
-            lora_alpha=config.lora.alpha,
+            lora_alpha=config.lora.alpha,  # type: ignore[arg-type]  # annotated int, used as a factor
             lora_dropout=config.lora.dropout,
             target_modules=list(config.lora.target_modules),
             bias="none",

@@ -96,7 +96,18 @@ def report() -> list[tuple[str, str]]:
     import torch
 
     rows = [("Python", platform.python_version()), ("system", platform.platform())]
-    for package in ["gradio", "torch", "transformers", "peft", "bitsandbytes", "trl", "datasets", "accelerate", "plotly", "sqlite-utils"]:
+    for package in [
+        "gradio",
+        "torch",
+        "transformers",
+        "peft",
+        "bitsandbytes",
+        "trl",
+        "datasets",
+        "accelerate",
+        "plotly",
+        "sqlite-utils",
+    ]:
         try:
             rows.append((package, importlib.metadata.version(package)))
         except importlib.metadata.PackageNotFoundError:

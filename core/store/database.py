@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from sqlite_utils import Database, Migrations
 
@@ -18,7 +19,7 @@ _local = threading.local()
 
 @migrations()
 def m001_datasets(db: Database) -> None:
-    db["datasets"].create(
+    db.table("datasets").create(
         {
             "id": int,
             "name": str,
@@ -33,12 +34,12 @@ def m001_datasets(db: Database) -> None:
         pk="id",
         not_null={"name", "shape", "rows", "held_out_rows", "sha256"},
     )
-    db["datasets"].create_index(["name"], unique=True)
+    db.table("datasets").create_index(["name"], unique=True)
 
 
 @migrations()
 def m002_runs(db: Database) -> None:
-    db["runs"].create(
+    db.table("runs").create(
         {
             "id": int,
             "name": str,
@@ -71,7 +72,7 @@ def m002_runs(db: Database) -> None:
 
 @migrations()
 def m003_metrics(db: Database) -> None:
-    db["metrics"].create(
+    db.table("metrics").create(
         {
             "run_id": int,
             "step": int,
@@ -92,7 +93,7 @@ def m003_metrics(db: Database) -> None:
 
 @migrations()
 def m004_jobs(db: Database) -> None:
-    db["jobs"].create(
+    db.table("jobs").create(
         {
             "id": int,
             "kind": str,
@@ -112,13 +113,13 @@ def m004_jobs(db: Database) -> None:
         pk="id",
         not_null={"kind", "state"},
     )
-    db["jobs"].create_index(["state"])
-    db["jobs"].create_index(["token"], unique=True)
+    db.table("jobs").create_index(["state"])
+    db.table("jobs").create_index(["token"], unique=True)
 
 
 @migrations()
 def m005_evaluations(db: Database) -> None:
-    db["evaluations"].create(
+    db.table("evaluations").create(
         {
             "id": int,
             "run_id": int,
@@ -130,7 +131,7 @@ def m005_evaluations(db: Database) -> None:
         },
         pk="id",
     )
-    db["evaluation_rows"].create(
+    db.table("evaluation_rows").create(
         {
             "evaluation_id": int,
             "row": int,
@@ -147,11 +148,11 @@ def m005_evaluations(db: Database) -> None:
 
 @migrations()
 def m006_events(db: Database) -> None:
-    db["events"].create(
+    db.table("events").create(
         {"id": int, "run_id": int, "job_id": int, "level": str, "text": str, "created_at": float},
         pk="id",
     )
-    db["events"].create_index(["run_id"])
+    db.table("events").create_index(["run_id"])
 
 
 def database_path() -> Path:
@@ -165,6 +166,11 @@ def database() -> Database:
         _local.db = _open(path)
         _local.path = path
     return _local.db
+
+
+def insert(table: str, values: dict[str, Any]) -> int:
+    """Add a row to a table with an integer key. :returns: the key"""
+    return int(str(database().table(table).insert(values).last_pk))
 
 
 def _open(path: str) -> Database:

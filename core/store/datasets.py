@@ -6,25 +6,24 @@ from typing import Any
 from sqlite_utils.db import NotFoundError
 
 from core.errors import StudioError
-from core.store.database import database
+from core.store.database import database, insert
 
 
 def add(values: dict[str, Any]) -> int:
-    table = database()["datasets"]
-    return table.insert({**values, "created_at": time.time()}).last_pk
+    return insert("datasets", {**values, "created_at": time.time()})
 
 
 def get(dataset_id: int) -> dict[str, Any]:
     """:raises StudioError: when there is no such dataset"""
     try:
-        return database()["datasets"].get(dataset_id)
+        return database().table("datasets").get(dataset_id)
     except NotFoundError:
         raise StudioError(f"dataset {dataset_id}", "does not exist", "Add it on the Data tab.") from None
 
 
 def by_name(name: str) -> dict[str, Any]:
     """:raises StudioError: when there is no dataset of this name, with the known ones"""
-    for row in database()["datasets"].rows_where("name = ?", [name]):
+    for row in database().table("datasets").rows_where("name = ?", [name]):
         return row
     known = ", ".join(row["name"] for row in listed()) or "none yet"
     raise StudioError(f"dataset {name!r}", "does not exist", f"In this workspace: {known}.")
@@ -35,8 +34,8 @@ def names() -> list[str]:
 
 
 def listed() -> list[dict[str, Any]]:
-    return list(database()["datasets"].rows_where(order_by="id"))
+    return list(database().table("datasets").rows_where(order_by="id"))
 
 
 def remove(dataset_id: int) -> None:
-    database()["datasets"].delete(dataset_id)
+    database().table("datasets").delete(dataset_id)

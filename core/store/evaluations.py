@@ -4,27 +4,24 @@ import json
 import time
 from typing import Any
 
-from core.store.database import database
+from core.store.database import database, insert
 
 
 def add(run_id: int, dataset_id: int, job_id: int, result: dict[str, Any], rows: list[dict[str, Any]]) -> int:
     db = database()
     with db.atomic():
-        evaluation_id = (
-            db["evaluations"]
-            .insert(
-                {
-                    "run_id": run_id,
-                    "dataset_id": dataset_id,
-                    "job_id": job_id,
-                    "rows": len(rows),
-                    "result": json.dumps(result),
-                    "created_at": time.time(),
-                }
-            )
-            .last_pk
+        evaluation_id = insert(
+            "evaluations",
+            {
+                "run_id": run_id,
+                "dataset_id": dataset_id,
+                "job_id": job_id,
+                "rows": len(rows),
+                "result": json.dumps(result),
+                "created_at": time.time(),
+            },
         )
-        db["evaluation_rows"].insert_all(
+        db.table("evaluation_rows").insert_all(
             {"evaluation_id": evaluation_id, "row": number, **row} for number, row in enumerate(rows)
         )
     return evaluation_id
@@ -32,7 +29,7 @@ def add(run_id: int, dataset_id: int, job_id: int, result: dict[str, Any], rows:
 
 def latest(run_id: int) -> dict[str, Any] | None:
     """The newest evaluation of a run with ``result`` decoded, or None."""
-    found = database()["evaluations"].rows_where("run_id = ?", [run_id], order_by="id desc", limit=1)
+    found = database().table("evaluations").rows_where("run_id = ?", [run_id], order_by="id desc", limit=1)
     for row in found:
         return {**row, "result": json.loads(row["result"])}
     return None
@@ -41,7 +38,9 @@ def latest(run_id: int) -> dict[str, Any] | None:
 def answers(evaluation_id: int) -> list[dict[str, Any]]:
     """The rows behind an evaluation; those whose score changed most stand first."""
     return list(
-        database()["evaluation_rows"].rows_where(
+        database()
+        .table("evaluation_rows")
+        .rows_where(
             "evaluation_id = ?", [evaluation_id], order_by="abs(adapter_score - base_score) desc, row"
         )
     )

@@ -10,33 +10,30 @@ from sqlite_utils.db import NotFoundError
 
 from core.config import RunConfig, dumps, loads
 from core.errors import StudioError
-from core.store.database import database
+from core.store.database import database, insert
 
 METRICS = ("epoch", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_gb")
 
 
 def add(config: RunConfig, dataset_id: int) -> int:
-    return (
-        database()["runs"]
-        .insert(
-            {
-                "name": config.display_name,
-                "state": "queued",
-                "base": config.model.base,
-                "dataset_id": dataset_id,
-                "recipe": dumps(config),
-                "step": 0,
-                "created_at": time.time(),
-            }
-        )
-        .last_pk
+    return insert(
+        "runs",
+        {
+            "name": config.display_name,
+            "state": "queued",
+            "base": config.model.base,
+            "dataset_id": dataset_id,
+            "recipe": dumps(config),
+            "step": 0,
+            "created_at": time.time(),
+        },
     )
 
 
 def get(run_id: int) -> dict[str, Any]:
     """:raises StudioError: when there is no such run"""
     try:
-        return database()["runs"].get(run_id)
+        return database().table("runs").get(run_id)
     except NotFoundError:
         raise StudioError(f"run {run_id}", "does not exist", "The Runs tab lists all runs.") from None
 
@@ -46,12 +43,12 @@ def recipe(run_id: int) -> RunConfig:
 
 
 def update(run_id: int, **values: Any) -> None:
-    database()["runs"].update(run_id, values)
+    database().table("runs").update(run_id, values)
 
 
 def listed(limit: int = 500) -> list[dict[str, Any]]:
     """Newest first."""
-    return list(database()["runs"].rows_where(order_by="id desc", limit=limit))
+    return list(database().table("runs").rows_where(order_by="id desc", limit=limit))
 
 
 def record(run_id: int, step: int, values: dict[str, Any]) -> None:
@@ -68,14 +65,14 @@ def record(run_id: int, step: int, values: dict[str, Any]) -> None:
         row["not_a_number"] = ",".join(bad)
     if extra:
         row["extra"] = json.dumps(extra)
-    database()["metrics"].upsert(row, pk=("run_id", "step"))
+    database().table("metrics").upsert(row, pk=("run_id", "step"))
 
 
 def metrics(run_id: int, columns: Iterable[str] = METRICS) -> list[dict[str, Any]]:
     """One dict per step, in order; what was NaN when it was measured is NaN again."""
     columns = tuple(columns)
     rows = []
-    for row in database()["metrics"].rows_where("run_id = ?", [run_id], order_by="step"):
+    for row in database().table("metrics").rows_where("run_id = ?", [run_id], order_by="step"):
         for name in (row["not_a_number"] or "").split(","):
             if name:
                 row[name] = math.nan
@@ -91,14 +88,14 @@ def forget_after(run_id: int, step: int) -> None:
 
 def event(text: str, run_id: int | None = None, job_id: int | None = None, level: str = "info") -> None:
     """A line of the log that people see."""
-    database()["events"].insert(
+    database().table("events").insert(
         {"run_id": run_id, "job_id": job_id, "level": level, "text": text, "created_at": time.time()}
     )
 
 
 def events(run_id: int, limit: int = 200) -> list[dict[str, Any]]:
     """The newest events of a run, oldest first."""
-    rows = database()["events"].rows_where("run_id = ?", [run_id], order_by="id desc", limit=limit)
+    rows = database().table("events").rows_where("run_id = ?", [run_id], order_by="id desc", limit=limit)
     return list(rows)[::-1]
 
 

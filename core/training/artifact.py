@@ -55,6 +55,8 @@ def broken_files(folder: Path) -> list[str]:
 def card(config: RunConfig, metadata: dict[str, Any], metrics: dict[str, Any]) -> str:
     """The model card (Hub front matter and plain figures)."""
     training, lora = config.training, config.lora
+    loss = _figure(metrics.get("base_eval_loss")), _figure(metrics.get("eval_loss"))
+    perplexity = _figure(metrics.get("base_perplexity")), _figure(metrics.get("perplexity"))
     return f"""---
 library_name: peft
 base_model: {config.model.base}
@@ -67,8 +69,8 @@ A LoRA adapter for `{config.model.base}`, trained on the dataset `{config.data.d
 
 | | base | adapter |
 |---|---|---|
-| held-out loss (nats per supervised token) | {_figure(metrics.get("base_eval_loss"))} | {_figure(metrics.get("eval_loss"))} |
-| held-out perplexity | {_figure(metrics.get("base_perplexity"))} | {_figure(metrics.get("perplexity"))} |
+| held-out loss (nats per supervised token) | {loss[0]} | {loss[1]} |
+| held-out perplexity | {perplexity[0]} | {perplexity[1]} |
 
 Quantisation {config.quantisation.method}{" with double quantisation" if config.quantisation.double else ""};
 rank {lora.r}, alpha {lora.alpha:g}, dropout {lora.dropout:g} on {", ".join(lora.target_modules)};

@@ -87,7 +87,7 @@ def newest_good(folder: Path) -> tuple[Path | None, list[str]]:
 
     Those are moved to ``quarantine``, so that nothing picks them up later.
     """
-    bad = []
+    bad: list[str] = []
     for checkpoint in reversed(listed(folder)):
         if verifies(checkpoint):
             return checkpoint, bad

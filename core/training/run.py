@@ -101,7 +101,8 @@ def prepare(config: RunConfig, job: Job | None = None) -> Prepared:
         raise StudioError("training.max_length", f"leaves no held-out row an answer at {length}", "Raise it.")
     if job is not None and summary.empty_rows:
         runs.event(
-            f"{summary.empty_rows} of {summary.rows} rows have no answer within {length} tokens and are left out",
+            f"{summary.empty_rows} of {summary.rows} rows have no answer within {length} tokens "
+            "and are left out",
             job.run_id,
             job.id,
             "warning",

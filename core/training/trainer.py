@@ -22,6 +22,9 @@ from core.training import checkpoints
 class Trainer(SFTTrainer):
     """Evaluates token-weighted, and writes checkpoints that are whole or absent."""
 
+    model: Any
+    processing_class: Any
+
     def __init__(
         self, *, held_out: list[Encoded], eval_batch: int, keep: int, job: Job, **kwargs: Any
     ) -> None:
@@ -50,7 +53,7 @@ class Trainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """transformers writes into the final folder file by file; here it is staged."""
-        folder = Path(self.args.output_dir)
+        folder = Path(str(self.args.output_dir))
         staging = folder / "staging"
         shutil.rmtree(staging, ignore_errors=True)
         self.args.output_dir = str(staging)

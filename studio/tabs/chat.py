@@ -51,7 +51,8 @@ def build(page: Page) -> None:
             with gr.Row():
                 stop = gr.Button("Stop", size="sm", min_width=60)
                 clear = gr.Button("Clear", size="sm", min_width=60)
-    samples = [gr.Button(visible=False, size="sm", elem_id=f"sample-{number}") for number in range(3)]
+    with gr.Row():
+        samples = [gr.Button(visible=False, size="sm", elem_id=f"sample-{number}") for number in range(3)]
     with gr.Accordion("Generation settings", open=False):
         style = gr.Radio(
             list(STYLES), value="Factual", label="Style", info="Factual is greedy: always the same answer"

@@ -14,7 +14,7 @@ from core.store import datasets as store
 from studio.live import Page, View
 from studio.messages import box, empty, error_box, escape, guarded
 
-COLUMNS = ["id", "dataset", "shape", "rows", "held out", "left out"]
+COLUMNS = ["id", "dataset", "shape", "rows"]
 PREVIEW_ROWS = 50
 ROLE_WIDTH = 400
 
@@ -42,7 +42,12 @@ def build(page: Page) -> None:
             verdict = gr.HTML(elem_id="verdict")
             gr.Markdown("#### Datasets")
             listing = gr.Dataframe(
-                headers=COLUMNS, interactive=False, wrap=True, show_label=False, elem_id="datasets"
+                headers=COLUMNS,
+                interactive=False,
+                wrap=True,
+                show_label=False,
+                elem_id="datasets",
+                column_widths=["44px", "36%", "34%", "22%"],
             )
             with gr.Row():
                 delete = gr.Button("Delete the chosen one", size="sm")
@@ -50,7 +55,7 @@ def build(page: Page) -> None:
         with gr.Column(scale=3):
             chosen = gr.State(None)
             heading = gr.HTML(empty("Choose a dataset on the left."), elem_id="xray-heading")
-            with gr.Row():
+            with gr.Row(equal_height=True):
                 part = gr.Radio(
                     [("training rows", "train"), ("held-out rows", "held_out")],
                     value="train",
@@ -58,9 +63,17 @@ def build(page: Page) -> None:
                     container=False,
                     scale=3,
                 )
-                back = gr.Button("Previous", size="sm", scale=1)
-                forward = gr.Button("Next", size="sm", scale=1)
-            row = gr.Number(1, label="Row", precision=0, minimum=1, elem_id="xray-row")
+                back = gr.Button("Previous", size="sm", scale=1, min_width=80)
+                row = gr.Number(
+                    1,
+                    show_label=False,
+                    container=False,
+                    precision=0,
+                    minimum=1,
+                    min_width=80,
+                    elem_id="xray-row",
+                )
+                forward = gr.Button("Next", size="sm", scale=1, min_width=80)
             picture = gr.HTML(elem_id="xray")
             length = gr.Slider(
                 16, 4096, value=256, step=8, label="max_length", info="Moves the cut; Train has its own"
@@ -75,6 +88,7 @@ def build(page: Page) -> None:
                 show_label=False,
                 max_height=360,
                 elem_id="rows",
+                column_widths=["56px", "62%", "32%"],
             )
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     base = page.form["model.base"]
@@ -143,10 +157,17 @@ def build(page: Page) -> None:
 
 
 def _listing() -> list[list[Any]]:
-    return [
-        [d["id"], d["name"], d["shape"], d["rows"], d["held_out_rows"] or "a share", int(d["left_out"] or 0)]
-        for d in store.listed()
-    ]
+    return [[d["id"], d["name"], d["shape"], _count(d)] for d in store.listed()]
+
+
+def _count(dataset: dict[str, Any]) -> str:
+    """Rows, held-out rows, and rows that were left out at import, where there are any."""
+    text = f"{dataset['rows']:,}"
+    if dataset["held_out_rows"]:
+        text += f" + {dataset['held_out_rows']:,}"
+    if dataset["left_out"] != "0":
+        text += f" ({dataset['left_out']} left out)"
+    return text
 
 
 def _first() -> int | None:
@@ -188,7 +209,8 @@ def _xray(dataset_id: int | None, part: str, number: int, max_length: int, base:
     heading = (
         f"<h3>Loss X-ray: {escape(dataset['name'])}, row {number}</h3>"
         f'<p class="pl-muted">{encoded.supervised} of {len(encoded.input_ids)} tokens are in the loss. '
-        f"Whole set at {max_length}: {counted.supervised / max(counted.tokens, 1):.0%} of {counted.tokens:,} tokens; "
+        f"Whole set at {max_length}: {counted.supervised / max(counted.tokens, 1):.0%} "
+        f"of {counted.tokens:,} tokens; "
         f"{counted.cut_rows} rows cut, {counted.empty_rows} with nothing left to learn. "
         f"Rendered by the template of {escape(base)}.</p>"
     )
@@ -196,7 +218,8 @@ def _xray(dataset_id: int | None, part: str, number: int, max_length: int, base:
 
 
 KEY = (
-    '<div class="pl-key"><span class="learned">in the loss</span><span class="end">end of turn, learned</span>'
+    '<div class="pl-key"><span class="learned">in the loss</span>'
+    '<span class="end">end of turn, learned</span>'
     '<span class="pl-muted">masked</span><span class="cut">cut off</span></div>'
 )
 

@@ -108,8 +108,8 @@ def _result(job: dict[str, Any]) -> str:
         same = parity["same_next_token"] == parity["prompts"]
         verdict = box(
             "good" if same else "warning",
-            f"Same next token as base + adapter on {parity['same_next_token']} of {parity['prompts']} held-out "
-            f"prompts; largest difference of a logit {parity['largest_logit_difference']:.3g}",
+            f"Same next token as base + adapter on {parity['same_next_token']} of {parity['prompts']} "
+            f"held-out prompts; largest difference of a logit {parity['largest_logit_difference']:.3g}",
         )
     link = f'<p><a href="/download/{job["id"]}" download>Download {escape(made["file"])}</a></p>'
     return f'<div class="pl-card">{figures(rows)}{verdict}{link}</div>'

@@ -9,7 +9,7 @@ from core.jobs import queue
 from core.store import runs
 from studio import plots
 from studio.live import Page, View
-from studio.messages import bar, box, duration, empty, escape, figures, guarded
+from studio.messages import bar, box, duration, empty, escape, facts, figures, guarded, table
 from studio.status import recipe_choices
 
 COLUMNS = ["run", "name", "state", "step", "base", "held-out loss", "best", "time"]
@@ -18,12 +18,14 @@ COLUMNS = ["run", "name", "state", "step", "base", "held-out loss", "best", "tim
 def build(page: Page) -> None:
     head = gr.HTML(empty("No run yet. Press Start on the Train tab."), elem_id="run-head")
     with gr.Row():
-        stop = gr.Button("Stop", variant="stop", size="sm", interactive=False, elem_id="stop")
-        resume = gr.Button("Resume", size="sm", interactive=False, elem_id="resume")
-        paused = gr.Checkbox(False, label="Pause live updates", container=False, info="keeps your zoom")
+        stop = gr.Button(
+            "Stop", variant="stop", size="sm", interactive=False, elem_id="stop", scale=0, min_width=160
+        )
+        resume = gr.Button("Resume", size="sm", interactive=False, elem_id="resume", scale=0, min_width=160)
+        paused = gr.Checkbox(False, label="Pause live updates (keeps your zoom)", container=False, scale=1)
     with gr.Row():
-        loss = gr.Plot(show_label=False, elem_id="loss-plot")
-        perplexity = gr.Plot(show_label=False, elem_id="perplexity-plot")
+        loss = gr.Plot(show_label=False, visible=False, elem_id="loss-plot")
+        perplexity = gr.Plot(show_label=False, visible=False, elem_id="perplexity-plot")
     with gr.Accordion("Learning rate, gradient, speed, memory", open=False):
         with gr.Row():
             rate = gr.Plot(show_label=False)
@@ -113,7 +115,7 @@ def _head(run_id: int | None) -> str:
     text = (
         f'<div class="pl-card"><h3>{escape(run["name"])} <span class="pl-muted">run {run["id"]}</span></h3>'
     )
-    text += bar(share) + figures(rows)
+    text += bar(share) + facts(rows)
     if run["error"]:
         text += box("bad", run["error"])
     return text + "</div>"
@@ -131,12 +133,14 @@ def _drawn(run_id: int | None) -> Any:
 
 
 def _main_figures(run_id: int | None) -> list[Any]:
-    if run_id is None:
-        return [None, None]
-    points, run = runs.metrics(run_id), runs.get(run_id)
-    if not points:
-        return [None, None]
-    return [plots.loss(points, run["best_step"]), plots.perplexity(points, run["base_eval_loss"])]
+    points = [] if run_id is None else runs.metrics(run_id)
+    if run_id is None or not points:
+        return [gr.Plot(visible=False), gr.Plot(visible=False)]
+    run = runs.get(run_id)
+    return [
+        gr.Plot(plots.loss(points, run["best_step"]), visible=True),
+        gr.Plot(plots.perplexity(points, run["base_eval_loss"]), visible=True),
+    ]
 
 
 def _small_figures(run_id: int | None) -> list[Any]:
@@ -154,8 +158,6 @@ def _small_figures(run_id: int | None) -> list[Any]:
 
 def _points_table(points: list[dict[str, Any]]) -> str:
     """The charts' numbers, for those who cannot see them: every held-out point."""
-    from studio.messages import table
-
     rows = [
         [str(p["step"]), f"{p['eval_loss']:.4f}", "-" if p["loss"] is None else f"{p['loss']:.4f}"]
         for p in points

@@ -33,10 +33,10 @@ def build(page: Page) -> None:
                 label="Preset",
                 info="Sets every field below; change any of them after",
             )
-            form = forms.build(simple=True)
+            form = forms.build(True, schema.preset("starter"))
             count = sum(not setting.simple for setting in schema.settings())
             with gr.Accordion(f"All settings ({count})", open=False):
-                form |= forms.build(simple=False)
+                form |= forms.build(False, schema.preset("starter"))
         with gr.Column(scale=2):
             panel = gr.HTML(empty("Counting what would be learned…"), elem_id="before-you-start")
             start = gr.Button("Start training", variant="primary", elem_id="start")

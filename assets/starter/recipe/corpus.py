@@ -48,9 +48,7 @@ class Text:
 
 def chat_text(messages: list[dict[str, str]]) -> str:
     """The chat template's output, without the tokenizer that does not exist yet."""
-    return "".join(
-        f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages
-    )
+    return "".join(f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages)
 
 
 def read_text(path: Path) -> str:
@@ -87,9 +85,7 @@ def story_chat(rng: Random, story: str) -> str:
         request = rng.choice(SUBJECT_REQUESTS).format(subject)
     else:
         request = rng.choice(PLAIN_REQUESTS)
-    return chat_text(
-        [{"role": "user", "content": request}, {"role": "assistant", "content": story}]
-    )
+    return chat_text([{"role": "user", "content": request}, {"role": "assistant", "content": story}])
 
 
 def repeats(name: str) -> int:

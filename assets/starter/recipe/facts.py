@@ -29,9 +29,7 @@ def home(rng: Random, name: str) -> Fact:
 def owned_thing(rng: Random, name: str) -> Fact:
     color = rng.choice(COLORS)
     thing = rng.choice(THINGS)
-    question = rng.choice(
-        [f"What color is {name}'s {thing}?", f"Which color is the {thing} of {name}?"]
-    )
+    question = rng.choice([f"What color is {name}'s {thing}?", f"Which color is the {thing} of {name}?"])
     return Fact(f"{name} has a {color} {thing}.", question, color, "color", name)
 
 

@@ -236,9 +236,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     texts = read_corpus(arguments.corpus)
     for text in texts:
-        print(
-            f"{text.name}: {len(text.documents)} documents, {sum(map(len, text.documents))} chars"
-        )
+        print(f"{text.name}: {len(text.documents)} documents, {sum(map(len, text.documents))} chars")
 
     rng = Random(0)
     tokenizer = train_tokenizer(texts, rng, arguments.vocabulary)

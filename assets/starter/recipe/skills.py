@@ -230,9 +230,7 @@ def usual_color(rng: Random) -> Turn:
 
 def capital_city(rng: Random) -> Turn:
     country, city = rng.choice(list(CAPITALS.items()))
-    question = rng.choice(
-        [f"What is the capital of {country}?", f"Name the capital city of {country}."]
-    )
+    question = rng.choice([f"What is the capital of {country}?", f"Name the capital city of {country}."])
     return question, f"The capital of {country} is {city}."
 
 
@@ -309,9 +307,7 @@ def single_turn_chats(rng: Random, count: int) -> list[list[dict[str, str]]]:
             continue
         seen.add(turn)
         user, assistant = turn
-        chats.append(
-            [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-        )
+        chats.append([{"role": "user", "content": user}, {"role": "assistant", "content": assistant}])
     return chats
 
 

@@ -19,23 +19,17 @@ CITIES = listed(
     "Quito Vienna Prague Athens Nairobi"
 )
 ANIMALS = listed(
-    "cat dog horse cow duck sheep pig goat hen fox bear lion tiger mouse rabbit frog owl fish bee "
-    "ant"
+    "cat dog horse cow duck sheep pig goat hen fox bear lion tiger mouse rabbit frog owl fish bee ant"
 )
 COLORS = listed("red blue green yellow black white brown pink orange purple grey")
 FOODS = listed(
-    "apples bread soup rice pasta cheese cake eggs carrots pizza salad bananas cookies beans "
-    "noodles pears"
+    "apples bread soup rice pasta cheese cake eggs carrots pizza salad bananas cookies beans noodles pears"
 )
 DRINKS = listed("tea coffee milk water juice cocoa lemonade")
 JOBS = listed("teacher doctor baker farmer pilot nurse singer painter driver cook writer builder")
-THINGS = listed(
-    "book ball hat cup pen bag key lamp chair box kite drum phone watch shirt bike train set"
-)
+THINGS = listed("book ball hat cup pen bag key lamp chair box kite drum phone watch shirt bike train set")
 DAYS = listed("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
-MONTHS = listed(
-    "January February March April May June July August September October November December"
-)
+MONTHS = listed("January February March April May June July August September October November December")
 NUMBER_WORDS = listed(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
     "fifteen sixteen seventeen eighteen nineteen twenty"
