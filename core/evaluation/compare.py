@@ -29,6 +29,7 @@ def evaluate(job: Job) -> dict[str, Any]:
     :returns: ``{"evaluation": id}``
     :raises StudioError: when the run has no adapter yet
     """
+    refuse_without_adapter(job.run_id)
     config = runs.recipe(job.run_id)
     dataset = dataset_store.by_name(config.data.dataset)
     tokenizer = load.tokenizer(config.model.base, config.model.revision)

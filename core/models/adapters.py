@@ -52,10 +52,6 @@ def opened(model: Any, folder: Path) -> Any:
     """
     from peft import PeftModel
 
-    if not (folder / "adapter_model.safetensors").exists():
-        raise StudioError(
-            str(folder.name), "holds no adapter", "Choose a run that has completed or was stopped."
-        )
     return PeftModel.from_pretrained(model, str(folder), is_trainable=False, low_cpu_mem_usage=True).eval()
 
 

@@ -66,8 +66,16 @@ def cpu_flags() -> set[str]:
     return set()
 
 
+def forget_peak() -> None:
+    """Start a new measurement of peak GPU memory."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def memory_used_gb() -> float:
-    """GiB held now: the GPU's allocated memory where there is one, else this process's."""
+    """GiB: the GPU's peak of allocated memory where there is one, else what this process holds."""
     import psutil
     import torch
 

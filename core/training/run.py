@@ -48,6 +48,7 @@ def train(job: Job) -> dict[str, Any]:
     from transformers import set_seed
 
     set_seed(config.training.seed)
+    hardware.forget_peak()
     base = load.base_model(config)
     job.check_stop()
     job.report("taking the base's checksum")

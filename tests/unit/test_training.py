@@ -1,0 +1,240 @@
+"""Real NF4 QLoRA on the starter: what is trained, what is left alone, what is written."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from core import config as schema
+from core.data.xray import IGNORED
+from core.errors import StudioError
+from core.jobs import queue
+from core.jobs.worker import Job
+from core.models import adapters, load
+from core.store import datasets as dataset_store
+from core.store import runs
+from core.training import artifact, proof
+from core.training.run import prepare, total_steps
+from tests.runs import add, do, recipe
+from tests.unit.conftest import Finished
+
+
+def test_a_run_learns_and_measures_every_step(finished: Finished) -> None:
+    points = runs.metrics(finished.run_id)
+    assert [p["step"] for p in points] == list(range(21))
+    assert points[-1]["eval_loss"] < points[0]["eval_loss"] / 2
+    for point in points[1:]:
+        assert point["loss"] > 0 and point["learning_rate"] is not None and point["grad_norm"] > 0
+        assert point["memory_gb"] > 0
+    assert all(point["tokens_per_second"] > 0 for point in points[2:])
+    run = runs.get(finished.run_id)
+    assert run["base_eval_loss"] == points[0]["eval_loss"]
+    assert run["eval_loss"] == points[-1]["eval_loss"]
+    assert run["best_eval_loss"] == min(p["eval_loss"] for p in points[1:] if p["eval_loss"])
+
+
+def test_the_history_file_holds_the_same_points_as_the_store(finished: Finished) -> None:
+    entries = [json.loads(line) for line in (finished.folder / "metrics_history.jsonl").read_text().splitlines()]
+    losses = {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
+    assert losses == {p["step"]: p["loss"] for p in runs.metrics(finished.run_id) if p["loss"] is not None}
+
+
+def test_the_artifact_is_whole_and_says_where_it_comes_from(finished: Finished) -> None:
+    folder = finished.folder / "artifact"
+    assert {path.name for path in folder.iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "metadata.json", "training_config.yaml",
+        "training_metrics.json", "checksums.json", "README.md",
+    }
+    assert artifact.broken_files(folder) == []
+    metadata = json.loads((folder / "metadata.json").read_text())
+    assert metadata["base"]["id"] == "starter"
+    assert metadata["base"]["sha256_before"] == metadata["base"]["sha256_after"]
+    assert metadata["dataset"]["sha256"] == dataset_store.by_name("cited-answers")["sha256"]
+    assert schema.loads((folder / "training_config.yaml").read_text()) == runs.recipe(finished.run_id)
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "starter"
+    assert str(finished.home) not in "".join(
+        path.read_text() for path in folder.iterdir() if path.suffix != ".safetensors"
+    )
+    front_matter = yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+    assert front_matter["base_model"] == "starter"
+    for name in ("training_summary.json", "training_results.json", "baseline_checksums.json", "recipe.yaml"):
+        assert (finished.folder / name).exists()
+
+
+def test_a_changed_artifact_is_noticed(finished: Finished, tmp_path: Path) -> None:
+    import shutil
+
+    copy = shutil.copytree(finished.folder / "artifact", tmp_path / "copy")
+    data = bytearray((copy / "adapter_model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copy / "adapter_model.safetensors").write_bytes(data)
+    assert artifact.broken_files(copy) == ["adapter_model.safetensors"]
+
+
+def test_the_adapter_holds_lora_weights_only_and_no_embeddings(finished: Finished) -> None:
+    from safetensors import safe_open
+
+    with safe_open(finished.folder / "artifact" / "adapter_model.safetensors", "pt") as file:
+        names = list(file.keys())
+    # 8 layers, 7 projections, A and B
+    assert len(names) == 8 * 7 * 2 and all(".lora_A." in name or ".lora_B." in name for name in names)
+
+
+def test_the_base_digest_sees_one_changed_bit_and_ignores_the_adapter() -> None:
+    config = recipe()
+    base = load.base_model(config)
+    plain = proof.base_digest(base)
+    model = adapters.attach(base, config)
+    assert proof.base_digest(model) == plain
+    weight = model.base_model.model.model.layers[3].mlp.up_proj.base_layer.weight
+    weight.data[5] ^= 1
+    assert proof.base_digest(model)["sha256"] != plain["sha256"]
+    assert proof.base_digest(model)["tensors"] == plain["tensors"]
+
+
+def test_only_the_adapter_is_trainable() -> None:
+    config = recipe()
+    model = adapters.attach(load.base_model(config), config)
+    adapters.refuse_other_trainables(model)
+    trainable, total = adapters.trainable_share(model)
+    # A (r x in) and B (out x r) of seven projections in eight layers, worked out by hand
+    dims = [(320, 320), (320, 64), (320, 64), (320, 320), (320, 896), (320, 896), (896, 320)]
+    assert trainable == 8 * sum(16 * (fan_in + fan_out) for fan_in, fan_out in dims)
+    assert total == 10_163_520 + trainable
+    model.get_input_embeddings().weight.requires_grad_(True)
+    with pytest.raises(StudioError, match="would be trained"):
+        adapters.refuse_other_trainables(model)
+
+
+def test_an_evaluation_does_not_cut_later_steps_off_from_the_base() -> None:
+    """bitsandbytes repacks CPU weights at the first inference; see core.models.load."""
+    import torch
+
+    config = recipe()
+
+    def gradients(look_first: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = adapters.attach(load.base_model(config), config)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.02)
+        ids = torch.arange(5, 45).reshape(2, 20)
+        if look_first:
+            model.eval()
+            with torch.no_grad():
+                model(ids)
+        model.train()
+        model(ids, labels=ids).loss.backward()
+        return [p.grad for p in model.parameters() if p.requires_grad]
+
+    for first, second in zip(gradients(False), gradients(True), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_the_trainer_sees_the_same_labels_as_the_x_ray(samples: Path) -> None:
+    from torch.utils.data import DataLoader
+
+    from core.training.run import _trainer
+
+    config = recipe()
+    run_id = add(config)
+    job = Job(queue.get(queue.enqueue("train", run_id)))
+    prepared = prepare(config)
+    model = adapters.attach(load.base_model(config), config)
+    trainer, _ = _trainer(config, job, model, prepared, samples)
+    batches = DataLoader(trainer.train_dataset, batch_size=4, collate_fn=trainer.data_collator)
+    seen = []
+    for batch in batches:
+        for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+            length = int(mask.sum())
+            assert all(label == IGNORED for label in labels[length:].tolist())
+            seen.append((ids[:length].tolist(), labels[:length].tolist()))
+    assert sorted(seen) == sorted((row.input_ids, row.labels) for row in prepared.train)
+    assert all(p.dtype.is_floating_point and p.element_size() == 4 for p in model.parameters() if p.requires_grad)
+
+
+def test_a_stopped_run_keeps_its_work_and_resumes_to_the_uninterrupted_curve(
+    samples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Dropout, so that the state of the random generator counts as well.
+    config = recipe(training={"max_steps": 10, "save_steps": 100}, lora={"dropout": 0.1})
+    whole = add(config)
+    assert do("train", whole)["error"] is None
+
+    stopped = add(config)
+    asked = Job.stop_requested
+    monkeypatch.setattr(
+        Job, "stop_requested", lambda job: asked(job) or (runs.get(job.run_id)["step"] or 0) >= 4
+    )
+    job = do("train", stopped)
+    monkeypatch.undo()
+    monkeypatch.setenv("PLUMBLINE_HOME", str(samples))
+    assert job["state"] == runs.get(stopped)["state"] == "stopped"
+    assert runs.get(stopped)["step"] == 4
+    folder = samples / "runs" / str(stopped)
+    assert [path.name for path in (folder / "checkpoints").glob("checkpoint-*")] == ["checkpoint-4"]
+    assert (folder / "artifact" / "adapter_model.safetensors").exists()
+    assert do("train", stopped, resume=True)["state"] == "completed"
+    assert [(p["step"], p["loss"]) for p in runs.metrics(stopped)] == [
+        (p["step"], p["loss"]) for p in runs.metrics(whole)
+    ]
+    assert runs.metrics(stopped)[-1]["eval_loss"] == runs.metrics(whole)[-1]["eval_loss"]
+
+
+def test_a_loss_that_is_not_a_number_fails_the_run_at_that_step(
+    samples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from core.training.trainer import Trainer
+
+    honest = Trainer.compute_loss
+
+    def broken(self: Trainer, *arguments: object, **options: object) -> object:
+        loss = honest(self, *arguments, **options)
+        return loss * math.nan if self.state.global_step == 2 else loss
+
+    monkeypatch.setattr(Trainer, "compute_loss", broken)
+    run_id = add(recipe())
+    job = do("train", run_id)
+    assert job["state"] == "failed" and "step 3: the loss became nan" in job["error"]
+    assert math.isnan(runs.metrics(run_id)[-1]["loss"])
+    assert not (samples / "runs" / str(run_id) / "artifact").exists()
+
+
+def test_a_length_that_cuts_every_answer_is_refused_before_training(samples: Path) -> None:
+    run_id = add(recipe(training={"max_length": 16}))
+    job = do("train", run_id)
+    assert job["state"] == "failed"
+    assert "all 32 rows have no answer tokens within 16 tokens" in job["error"]
+    assert "Traceback" not in job["error"]
+
+
+def test_an_unknown_target_module_is_refused_with_the_real_names(samples: Path) -> None:
+    job = do("train", add(recipe(lora={"target_modules": ["q_proj", "query"]})))
+    assert "query matches no linear layer of starter" in job["error"] and "up_proj" in job["error"]
+
+
+@pytest.mark.parametrize("base", ["nobody", "../../etc", "/etc", "http://x/y", "a/b/c"])
+def test_a_base_that_is_nothing_known_is_refused(samples: Path, base: str) -> None:
+    job = do("train", add(recipe(model={"base": base})))
+    assert job["state"] == "failed" and job["error"].startswith("model.base: ")
+
+
+def test_steps_are_counted_as_transformers_counts_them() -> None:
+    config = recipe(training={"max_steps": None, "epochs": 3, "effective_batch": 8, "micro_batch": 4})
+    assert total_steps(config, 400) == 150
+    assert total_steps(config, 401) == 153
+    assert total_steps(config, 1) == 3
+
+
+def test_an_8_bit_optimizer_and_checkpointing_train_on_a_cpu(samples: Path) -> None:
+    run_id = add(
+        recipe(
+            training={"optimizer": "paged_adamw_8bit", "gradient_checkpointing": True, "max_steps": 2},
+            quantisation={"double": False, "method": "fp4"},
+        )
+    )
+    assert do("train", run_id)["error"] is None
+    decisions = json.loads(runs.get(run_id)["decisions"])
+    assert decisions["optimizer"]["value"] == "adamw_8bit" or decisions["device"]["value"] == "cuda"
