@@ -48,11 +48,23 @@ def opened(model: Any, folder: Path) -> Any:
     """A base with a trained adapter beside it, for inference.
 
     The adapter is created without random numbers (on the meta device): a training run in
-    another thread must not see its random state move.
+    another thread must not see its random state move. Created so, it would take its weights
+    rounded to the base's type, so they are set from the file again as they are.
+
+    :raises StudioError: when the file's weights are not exactly those the adapter has
     """
     from peft import PeftModel
+    from safetensors.torch import load_file
 
-    return PeftModel.from_pretrained(model, str(folder), is_trainable=False, low_cpu_mem_usage=True).eval()
+    tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=False, low_cpu_mem_usage=True)
+    stored = load_file(folder / "adapter_model.safetensors")
+    held = {name.replace(".default.", "."): p for name, p in tuned.named_parameters() if "lora_" in name}
+    strange = held.keys() ^ stored.keys()
+    if strange:
+        raise StudioError("adapter", f"does not fit the base: {len(strange)} weights differ, {min(strange)}")
+    for name, parameter in held.items():
+        parameter.data = stored[name].to(parameter.device)
+    return tuned.eval()
 
 
 def trainable_share(model: Any) -> tuple[int, int]:

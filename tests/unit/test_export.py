@@ -23,7 +23,7 @@ def test_the_adapter_zip_is_the_artifact(finished: Finished, tmp_path: Path) -> 
     assert broken_files(folder) == []
 
 
-def test_the_adapter_loads_in_plain_peft_with_the_same_logits(finished: Finished) -> None:
+def test_the_adapter_loads_in_plain_peft_with_the_same_answers(finished: Finished) -> None:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -41,9 +41,27 @@ def test_the_adapter_loads_in_plain_peft_with_the_same_logits(finished: Finished
     plain = PeftModel.from_pretrained(base, str(folder)).eval()
     ids = torch.arange(5, 25).reshape(1, 20)
     with torch.no_grad():
-        assert torch.equal(plain(ids).logits, ours(ids).logits)
+        # peft rounds the weights to the base's bfloat16 when it loads them; ours keep float32.
+        distance = (plain(ids).logits - ours(ids).logits).abs().max().item()
+        assert torch.equal(plain(ids).logits.argmax(-1), ours(ids).logits.argmax(-1))
         with plain.disable_adapter():
-            assert not torch.equal(plain(ids).logits, ours(ids).logits)
+            other = (plain(ids).logits - ours(ids).logits).abs().max().item()
+    assert distance < 0.3 < 3 < other
+
+
+def test_an_opened_adapter_has_the_files_weights_bit_for_bit(finished: Finished) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    from core.models import adapters
+    from core.store import runs
+
+    folder = finished.folder / "artifact"
+    model = adapters.opened(load.base_model(runs.recipe(finished.run_id)), folder)
+    held = {n.replace(".default.", "."): p for n, p in model.named_parameters() if "lora_" in n}
+    stored = load_file(folder / "adapter_model.safetensors")
+    assert held.keys() == stored.keys()
+    assert all(torch.equal(held[name], stored[name]) for name in stored)
 
 
 def test_a_tampered_adapter_is_not_exported(finished: Finished) -> None:
