@@ -38,7 +38,7 @@ def build() -> gr.Blocks:
         gr.HTML('<div class="pl-brand"><b>Plumbline</b><span>fine-tuning that shows its work</span></div>')
         status = gr.HTML(strip, elem_id="strip")
         with gr.Tabs(selected="train", elem_id="tabs") as tabs:
-            page = Page(run, tabs)
+            page = Page(blocks, run, tabs)
             page.views.append(View([status], lambda run_id: strip(), lambda run_id: [strip()]))
             with gr.Tab("Data", id="data", render_children=True):
                 data_slot = gr.Column()
@@ -59,15 +59,15 @@ def build() -> gr.Blocks:
                         gr.Dropdown([], label="Run", interactive=True, elem_id=f"run-{title.lower()}")
                     )
                     build_tab(page)
-        _follow(blocks, page, run, seen, chosen, status)
+        _follow(page, run, seen, chosen, status)
     return blocks.queue(max_size=64)
 
 
-def _follow(
-    blocks: gr.Blocks, page: Page, run: gr.State, seen: gr.State, chosen: list[gr.Dropdown], status: gr.HTML
-) -> None:
+def _follow(page: Page, run: gr.State, seen: gr.State, chosen: list[gr.Dropdown], status: gr.HTML) -> None:
     """Wire the views: drawn on load, when another run is chosen, and on every tick."""
     quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    # A State's change event fires only after handlers that went through the queue.
+    moving = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
     page.views.append(View(chosen, _choices, lambda run_id: [_dropdown(run_id) for _ in chosen]))
 
     def tick(run_id: int | None, shown: list[str], paused: bool) -> list[Any]:
@@ -87,14 +87,14 @@ def _follow(
 
     live = [seen, *page.outputs]
     # In two steps: where to go is known at once, what is there takes longer to draw.
-    arrived = blocks.load(arrive, None, [run, page.tabs], **quiet)
+    arrived = page.blocks.load(arrive, None, [run, page.tabs], **quiet)
     arrived.then(tick, [run, seen, page.paused], live, **quiet)
     timer = gr.Timer(TICK_SECONDS)
     timer.tick(tick, [run, seen, page.paused], live, **quiet)
     run.change(tick, [run, seen, page.paused], live, **quiet)
     for dropdown in chosen:
-        dropdown.input(lambda value: value, dropdown, run, **quiet)
-    status.click(show_active, run, [run, page.tabs], **quiet)
+        dropdown.input(lambda value: value, dropdown, run, **moving)
+    status.click(show_active, run, [run, page.tabs], **moving)
 
 
 def _existing(run_id: int) -> int | None:

@@ -31,6 +31,7 @@ class View:
 class Page:
     """What tabs share: the chosen run, the tabs, the form, and the views they add."""
 
+    blocks: gr.Blocks
     run: gr.State
     tabs: gr.Tabs
     views: list[View] = field(default_factory=list)

@@ -52,7 +52,7 @@ def figures(rows: list[tuple[str, str]]) -> str:
 
 def facts(rows: list[tuple[str, str]]) -> str:
     """Names and values in a line that wraps."""
-    inside = "".join(f"<span><i>{escape(name)}</i><b>{escape(value)}</b></span>" for name, value in rows)
+    inside = "".join(f"<span><i>{escape(name)}</i> <b>{escape(value)}</b></span>" for name, value in rows)
     return f'<div class="pl-facts">{inside}</div>'
 
 

@@ -121,7 +121,7 @@ def build(page: Page) -> None:
     ) -> tuple[str, str]:
         return _xray(dataset_id, which, int(number or 1), int(limit), base_id)
 
-    def pick(listed: Any, event: gr.SelectData) -> int:
+    def pick(event: gr.SelectData) -> int:
         return int(event.row_value[0])
 
     def remove(dataset_id: int | None) -> tuple[Any, ...]:
@@ -141,7 +141,8 @@ def build(page: Page) -> None:
         show_progress_on=verdict,
         api_visibility="private",
     )
-    listing.select(pick, listing, chosen, queue=False, **quiet)
+    # Through the queue: only then does the State's change event fire.
+    listing.select(pick, None, chosen, concurrency_limit=None, **quiet)
     view = [chosen, part, row, length, base]
     for trigger in (chosen.change, part.change, row.change, length.change):
         trigger(guarded(show), view, [heading, picture], trigger_mode="always_last", **quiet)
@@ -153,7 +154,8 @@ def build(page: Page) -> None:
     delete.click(lambda: gr.Button(visible=True), None, confirm, queue=False, **quiet)
     confirm.click(guarded(remove), chosen, [chosen, confirm, verdict], **quiet)
     page.views.append(View([listing], lambda run_id: _listing(), lambda run_id: [_listing()]))
-    page.views.append(View([chosen], lambda run_id: None, lambda run_id: [_first()]))
+    # At once and on its own, so that a quick first click on the list is not undone.
+    page.blocks.load(_first, None, chosen, **quiet)
 
 
 def _listing() -> list[list[Any]]:

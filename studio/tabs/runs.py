@@ -52,10 +52,10 @@ def build(page: Page) -> None:
     page.paused = paused
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
 
-    def choose(rows: Any, event: gr.SelectData) -> Any:
+    def choose(event: gr.SelectData) -> Any:
         return int(event.row_value[0])
 
-    listing.select(choose, listing, page.run, queue=False, **quiet)
+    listing.select(choose, None, page.run, concurrency_limit=None, **quiet)
     stop.click(guarded(_stop), page.run, None, **quiet)
     resume.click(guarded(_resume), page.run, None, **quiet)
 

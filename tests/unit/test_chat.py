@@ -24,10 +24,7 @@ def _closed() -> Iterator[None]:
 
 def ask(finished: Finished, prompt: str, settings: Generation = GREEDY) -> dict[str, str]:
     histories = {side: [{"role": "user", "content": prompt}] for side in session.SIDES}
-    last: dict[str, str] = {}
-    for last in session.answer(finished.run_id, histories, settings, threading.Event()):
-        pass
-    return last
+    return list(session.answer(finished.run_id, histories, settings, threading.Event()))[-1]
 
 
 def test_each_pane_is_answered_by_the_model_it_names(finished: Finished) -> None:

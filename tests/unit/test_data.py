@@ -27,13 +27,21 @@ REFUSED = {
     "an empty file": ("a.jsonl", b"", "a.jsonl: is empty"),
     "blank lines only": ("a.jsonl", b"\n\n\n", "a.jsonl: has no rows"),
     "a header only": ("a.csv", b"prompt,completion\n", "a.csv: has no rows"),
-    "broken JSON on line 3": ("a.jsonl", lines(GOOD, GOOD, b'{"messages": ['), "a.jsonl line 3: is not valid JSON"),
+    "broken JSON on line 3": (
+        "a.jsonl",
+        lines(GOOD, GOOD, b'{"messages": ['),
+        "a.jsonl line 3: is not valid JSON",
+    ),
     "a row without an assistant turn": (
         "a.jsonl",
         lines(GOOD, {"messages": [{"role": "user", "content": "Hi"}]}),
         "a.jsonl line 2: has no assistant turn",
     ),
-    "an unknown column set": ("a.jsonl", lines({"foo": "x", "bar": "y"}), "columns that are not known: bar, foo"),
+    "an unknown column set": (
+        "a.jsonl",
+        lines({"foo": "x", "bar": "y"}),
+        "columns that are not known: bar, foo",
+    ),
     "an unknown role": (
         "a.jsonl",
         lines({"messages": [{"role": "bot", "content": "x"}]}),
@@ -48,7 +56,11 @@ REFUSED = {
     "a scalar line": ("a.jsonl", lines(GOOD, 5), "line 2: is a number, expected an object"),
     "UTF-16": ("a.jsonl", '{"text": "é"}'.encode("utf-16"), "line 1: looks like UTF-16"),
     "latin-1": ("a.jsonl", lines(GOOD) + b'{"text": "\xe9"}', "line 2, byte 11: 0xe9 is not UTF-8"),
-    "a ragged CSV row": ("a.csv", b"prompt,completion\na,b\na,b,c\n", "line 3: has 3 cells, the header has 2"),
+    "a ragged CSV row": (
+        "a.csv",
+        b"prompt,completion\na,b\na,b,c\n",
+        "line 3: has 3 cells, the header has 2",
+    ),
     "an open CSV quote": ("a.csv", b'prompt,completion\na,b\n"a,b\n', "line 3: is not valid CSV"),
     "a CSV column twice": ("a.csv", b"text,text\na,b\n", "names the column 'text' twice"),
     "no list in JSON": ("a.json", b'{"text": "x"}', "expected a list of objects"),
@@ -58,7 +70,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=str)
-def test_a_bad_file_is_refused_with_its_place_and_nothing_is_stored(samples: Path, tmp_path: Path, case: str) -> None:
+def test_a_bad_file_is_refused_with_its_place_and_nothing_is_stored(
+    samples: Path, tmp_path: Path, case: str
+) -> None:
     name, content, message = REFUSED[case]
     before = store.listed()
     folders = sorted((samples / "datasets").iterdir())
@@ -96,7 +110,10 @@ def test_each_shape_is_recognised_and_becomes_a_conversation(workspace: Path, tm
         "a.jsonl": (lines(GOOD), "messages"),
         "b.json": (json.dumps([GOOD]).encode(), "messages"),
         "c.csv": (b'prompt,completion\n"a, ""b""\nc",007\n', "prompt/completion"),
-        "d.jsonl": (lines({"instruction": "Add.", "input": "1 2", "output": "3"}), "instruction/input/output"),
+        "d.jsonl": (
+            lines({"instruction": "Add.", "input": "1 2", "output": "3"}),
+            "instruction/input/output",
+        ),
         "e.csv": (b"text,label,group\nnice,good,x\n", "text/label"),
         "f.jsonl": (lines({"text": "once upon"}), "text"),
         "g.parquet": (parquet(tmp_path), "prompt/completion"),

@@ -36,7 +36,9 @@ def test_a_run_learns_and_measures_every_step(finished: Finished) -> None:
 
 
 def test_the_history_file_holds_the_same_points_as_the_store(finished: Finished) -> None:
-    entries = [json.loads(line) for line in (finished.folder / "metrics_history.jsonl").read_text().splitlines()]
+    entries = [
+        json.loads(line) for line in (finished.folder / "metrics_history.jsonl").read_text().splitlines()
+    ]
     losses = {entry["step"]: entry["loss"] for entry in entries if "loss" in entry}
     assert losses == {p["step"]: p["loss"] for p in runs.metrics(finished.run_id) if p["loss"] is not None}
 
@@ -44,8 +46,13 @@ def test_the_history_file_holds_the_same_points_as_the_store(finished: Finished)
 def test_the_artifact_is_whole_and_says_where_it_comes_from(finished: Finished) -> None:
     folder = finished.folder / "artifact"
     assert {path.name for path in folder.iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "metadata.json", "training_config.yaml",
-        "training_metrics.json", "checksums.json", "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "metadata.json",
+        "training_config.yaml",
+        "training_metrics.json",
+        "checksums.json",
+        "README.md",
     }
     assert artifact.broken_files(folder) == []
     metadata = json.loads((folder / "metadata.json").read_text())
@@ -147,12 +154,16 @@ def test_the_trainer_sees_the_same_labels_as_the_x_ray(samples: Path) -> None:
     batches = DataLoader(trainer.train_dataset, batch_size=4, collate_fn=trainer.data_collator)
     seen = []
     for batch in batches:
-        for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+        for ids, labels, mask in zip(
+            batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True
+        ):
             length = int(mask.sum())
             assert all(label == IGNORED for label in labels[length:].tolist())
             seen.append((ids[:length].tolist(), labels[:length].tolist()))
     assert sorted(seen) == sorted((row.input_ids, row.labels) for row in prepared.train)
-    assert all(p.dtype.is_floating_point and p.element_size() == 4 for p in model.parameters() if p.requires_grad)
+    assert all(
+        p.dtype.is_floating_point and p.element_size() == 4 for p in model.parameters() if p.requires_grad
+    )
 
 
 def test_a_stopped_run_keeps_its_work_and_resumes_to_the_uninterrupted_curve(

@@ -39,8 +39,14 @@ def learned_text(messages: list[dict[str, str]], chosen: Any) -> str:
 
 def test_the_mask_equals_the_templates_own_generation_marks(samples: Path) -> None:
     chosen = tokenizer("starter")
-    talks = [TALK, *(row["messages"] for name in ("cited-answers", "plain-style")
-                     for row in datasets.rows(store.by_name(name)["id"], count=50))]
+    talks = [
+        TALK,
+        *(
+            row["messages"]
+            for name in ("cited-answers", "plain-style")
+            for row in datasets.rows(store.by_name(name)["id"], count=50)
+        ),
+    ]
     for talk in talks:
         marked = chosen.apply_chat_template(talk, return_dict=True, return_assistant_tokens_mask=True)
         encoded = encode({"messages": talk}, chosen, 10_000)

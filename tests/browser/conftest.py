@@ -1,0 +1,77 @@
+"""A real studio and a real Chromium. PLUMBLINE_CHROMIUM names the browser; launch.py test sets it."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.server import Studio
+
+expect.set_options(timeout=30_000)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = os.environ.get("PLUMBLINE_CHROMIUM") or shutil.which("chromium")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=path or None,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """A studio on an empty workspace, shared by one module."""
+    running = Studio(tmp_path_factory.mktemp("studio") / "home")
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def page(browser: Browser, studio: Studio) -> Iterator[Page]:
+    """A fresh page that fails its test on console errors and on requests to anywhere else."""
+    context = browser.new_context(viewport={"width": 1360, "height": 900}, accept_downloads=True)
+    context.set_default_timeout(30_000)
+    shown = context.new_page()
+    troubles = watch(shown)
+    yield shown
+    context.close()
+    assert troubles == []
+
+
+def watch(page: Page) -> list[str]:
+    """Collects what a page must not do."""
+    troubles: list[str] = []
+
+    def console(message: object) -> None:
+        if message.type == "error":  # type: ignore[attr-defined]
+            troubles.append(f"console: {message.text}")  # type: ignore[attr-defined]
+
+    def request(sent: object) -> None:
+        url = sent.url  # type: ignore[attr-defined]
+        if not url.startswith(("http://127.0.0.1", "data:", "blob:")):
+            troubles.append(f"request to {url}")
+
+    page.on("console", console)
+    page.on("request", request)
+    page.on("pageerror", lambda error: troubles.append(f"page error: {error}"))
+    return troubles
+
+
+def open_tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def sample_rows(path: Path, count: int) -> Path:
+    """A file like the ones users bring: the first rows of the citation sample."""
+    from core.home import assets
+
+    lines = (assets() / "samples" / "cited-answers" / "train.jsonl").read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:count]))
+    return path
