@@ -76,11 +76,13 @@ def settings_from_environment(host: str) -> GateSettings:
     on_space = bool(os.environ.get("SPACE_ID"))
     space_hosts = _names("SPACE_HOST") if on_space else ()  # two names with a custom domain
     credentials = _credentials(os.environ.get("PLUMBLINE_AUTH", ""))
-    if not (local or on_space or credentials):
+    # A Space asks for one too: whoever opens it could start, read and delete runs.
+    if not (local or credentials):
         raise StudioError(
             "PLUMBLINE_AUTH",
             "listening beyond this computer needs a password",
-            'Set PLUMBLINE_AUTH="user:password", or listen on 127.0.0.1.',
+            'Set PLUMBLINE_AUTH="user:password"'
+            + (" as a secret of the Space." if on_space else ", or listen on 127.0.0.1."),
         )
     return GateSettings(
         hosts=tuple(dict.fromkeys((*LOOPBACK, host, *_names("PLUMBLINE_HOSTS"), *space_hosts))),

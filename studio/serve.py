@@ -7,6 +7,8 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
+import time
 
 import gradio as gr
 import uvicorn
@@ -58,6 +60,7 @@ def application(host: str) -> FastAPI:
         enable_monitoring=False,
         mcp_server=False,
         ssr_mode=False,
+        app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
         footer_links=["settings"],
     )
     guard(server, settings)
@@ -97,8 +100,10 @@ def serve(host: str, port: int, run_id: int | None) -> None:
 
 
 def _forget_uploads() -> None:
-    """Give this process an empty folder for uploads, and remove those of ended ones."""
+    """Give this process a folder for uploads, and remove those that ended ones left behind."""
     folder = home() / "uploads"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    folder.mkdir(exist_ok=True)
+    for old in folder.iterdir():
+        if old.stat().st_mtime < time.time() - 86400:
+            shutil.rmtree(old, ignore_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(dir=folder)

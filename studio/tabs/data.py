@@ -47,7 +47,7 @@ def build(page: Page) -> None:
                 wrap=True,
                 show_label=False,
                 elem_id="datasets",
-                column_widths=["44px", "36%", "34%", "22%"],
+                column_widths=["9%", "34%", "34%", "23%"],
             )
             with gr.Row():
                 delete = gr.Button("Delete the chosen one", size="sm")
@@ -88,7 +88,7 @@ def build(page: Page) -> None:
                 show_label=False,
                 max_height=360,
                 elem_id="rows",
-                column_widths=["56px", "62%", "32%"],
+                column_widths=["7%", "60%", "33%"],
             )
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     base = page.form["model.base"]

@@ -25,7 +25,7 @@ def build(page: Page) -> None:
         status = gr.HTML(elem_id="evaluate-status")
     result = gr.HTML(empty("Nothing evaluated yet."), elem_id="evaluate-result")
     rows = gr.Dataframe(
-        headers=["asks", "reference", "base", "adapter", "base ✓", "adapter ✓"],
+        headers=["asks", "reference", "base", "adapter", "base right", "adapter right"],
         interactive=False,
         wrap=True,
         max_chars=200,
@@ -33,7 +33,7 @@ def build(page: Page) -> None:
         show_label=False,
         max_height=480,
         elem_id="evaluate-rows",
-        column_widths=["34%", "19%", "19%", "19%", "70px", "76px"],
+        column_widths=["31%", "18%", "18%", "18%", "7%", "8%"],
     )
     button.click(guarded(_start), page.run, None, show_progress="hidden", api_visibility="private")
     page.views += [

@@ -50,6 +50,7 @@ def test_a_broken_file_is_refused_beside_its_button_and_earlier_data_stays(
 def test_markup_in_data_is_shown_as_text(page: Page, studio: Studio, tmp_path: Path) -> None:
     page.goto(studio.url)
     open_tab(page, "Data")
+    expect(page.locator("#xray-heading")).to_contain_text("row 1")
     evil = tmp_path / "evil.jsonl"
     payload = "<img src=x onerror=alert(1)><script>alert(2)</script>"
     evil.write_text(json.dumps({"prompt": payload, "completion": payload}) + "\n")

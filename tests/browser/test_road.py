@@ -35,6 +35,7 @@ def test_the_whole_road(page: Page, browser: Browser, studio: Studio, tmp_path: 
 
     # Upload and look at what will be learned.
     open_tab(page, "Data")
+    expect(page.locator("#xray-heading")).to_contain_text("cited-answers, row 1")
     upload = sample_rows(tmp_path / "my-citations.jsonl", 160)
     page.locator("#upload input[type=file]").set_input_files(upload)
     page.get_by_role("button", name="Check and add").click()

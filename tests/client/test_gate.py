@@ -581,15 +581,19 @@ def test_on_this_computer_no_password_is_needed(environment, host):
     assert set(settings.hosts) >= {*LOOPBACK, host.strip("[]")}
 
 
-def test_a_space_needs_no_password_and_accepts_its_own_names(environment):
+def test_a_space_needs_a_password_and_accepts_its_own_names(environment):
     environment.setenv("SPACE_ID", "ann/studio")
+    with pytest.raises(StudioError, match="as a secret of the Space"):
+        settings_from_environment("0.0.0.0")
+    environment.setenv("PLUMBLINE_AUTH", f"{USER}:{PASSWORD}")
     environment.setenv("SPACE_HOST", "studio.example,ann-studio.hf.space")
     settings = settings_from_environment("0.0.0.0")
     assert {"studio.example", "ann-studio.hf.space"} <= set(settings.hosts)
     assert settings.frame_ancestors == "'self' https://huggingface.co"
     app = gate.Gate(inner, settings)
     for origin, status in (("https://ann-studio.hf.space", 200), ("https://b.hf.space", 403)):
-        headers = [("Host", "10.0.0.7:7860"), ("Origin", origin)]
+        login = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        headers = [("Host", "10.0.0.7:7860"), ("Origin", origin), ("Authorization", login)]
         assert knock(app, method="POST", headers=headers)[0] == status
 
 
