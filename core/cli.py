@@ -75,14 +75,12 @@ def _studio(arguments: argparse.Namespace, serve: Serve) -> int:
 
 
 def _quickstart(arguments: argparse.Namespace, serve: Serve) -> int:
-    from core.data import datasets
+    from core import api
     from core.evaluation.compare import sentence
-    from core.store import datasets as dataset_store
-    from core.store import evaluations, runs
+    from core.store import evaluations
 
-    datasets.ensure_samples()
     recipe = schema.preset("starter")
-    run_id = runs.add(recipe, dataset_store.by_name(recipe.data.dataset)["id"])
+    run_id = api.add(recipe)
     print(f"Run {run_id}: QLoRA on the embedded starter model, dataset {recipe.data.dataset}.")
     began = time.monotonic()
     if _do("train", run_id) != "completed" or _do("evaluate", run_id) != "completed":
@@ -118,27 +116,20 @@ def _print_result(evaluation: dict[str, Any]) -> None:
 
 
 def _train(arguments: argparse.Namespace, serve: Serve) -> int:
-    from core.data import datasets
-    from core.store import datasets as dataset_store
-    from core.store import runs
+    from core import api
 
-    datasets.ensure_samples()
     name = str(arguments.recipe)
     recipe = schema.preset(name) if name in schema.preset_names() else schema.read_recipe(arguments.recipe)
-    if arguments.data is not None:
-        added = dataset_store.get(datasets.import_file(arguments.data, arguments.data.name))
-        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"dataset": added["name"]})})
-    run_id = runs.add(recipe, dataset_store.by_name(recipe.data.dataset)["id"])
+    run_id = api.add(recipe, arguments.data)
     print(f"Run {run_id}: {recipe.display_name}")
     return 0 if _do("train", run_id) == "completed" else 1
 
 
 def _resume(arguments: argparse.Namespace, serve: Serve) -> int:
     from core.jobs import queue
-    from core.store import runs
+    from core.jobs.worker import recover
 
-    if runs.get(arguments.run)["state"] in queue.ACTIVE:
-        _mark_orphans_if_free()
+    recover()
     return 0 if _watch(queue.resume_run(arguments.run)) == "completed" else 1
 
 
@@ -171,9 +162,10 @@ def _export(arguments: argparse.Namespace, serve: Serve) -> int:
 
 
 def _runs(arguments: argparse.Namespace, serve: Serve) -> int:
+    from core.jobs.worker import recover
     from core.store import runs
 
-    _mark_orphans_if_free()
+    recover()
     listed = runs.listed()
     if not listed:
         print("No runs yet. Start one: plumbline quickstart")
@@ -207,48 +199,23 @@ def _do(kind: Any, run_id: int) -> str:
 
 
 def _watch(job_id: int) -> str:
-    """Work the queue here, or wait for the process that does, with a progress bar.
-
-    Ctrl-C stops the job at its next safe point. :returns: the state in which it ended
-    """
+    """Wait for a job with a progress bar. :returns: the state in which it ended"""
     from tqdm import tqdm
 
-    from core.jobs import queue
-    from core.jobs.worker import Worker
+    from core.jobs.wait import until_ended
 
-    worker = Worker()
-    worker.start()
-    job = queue.get(job_id)
     with tqdm(total=100, bar_format="{desc:<44.44}{bar:24} {percentage:3.0f} % {elapsed}") as bar:
-        while job["state"] not in queue.ENDED:
-            try:
-                time.sleep(0.25)
-            except KeyboardInterrupt:
-                queue.stop(job_id)
-            job = queue.get(job_id)
+
+        def look(job: dict[str, Any]) -> None:
             waiting = job["state"] == "queued" and "waiting for another job"
             bar.set_description_str(waiting or job["phase"] or job["state"], refresh=False)
             bar.n = round(100 * (job["progress"] or 0))
             bar.refresh()
-    worker.close()
-    worker.join()
+
+        job = until_ended(job_id, look)
     if job["state"] != "completed":
         print(f"{job['kind']} {job['state']}. {job['error'] or ''}".strip(), file=sys.stderr)
     return str(job["state"])
-
-
-def _mark_orphans_if_free() -> None:
-    """When no process works the queue, what is marked as running has lost its process."""
-    from filelock import FileLock, Timeout
-
-    from core.home import home
-    from core.jobs import queue
-
-    try:
-        with FileLock(home() / "worker.lock", timeout=0):
-            queue.mark_orphans()
-    except Timeout:
-        return
 
 
 _VERBS: dict[str, Callable[[argparse.Namespace, Serve], int]] = {

@@ -3,8 +3,10 @@
 Everything that is not a StudioError is a bug: it keeps its traceback in the log.
 """
 
+import errno
 import logging
 import secrets
+import sqlite3
 
 log = logging.getLogger("plumbline")
 
@@ -48,7 +50,8 @@ def message_of(error: BaseException) -> str:
     """
     if isinstance(error, StudioError):
         return error.text
-    if isinstance(error, OSError) and error.errno == 28:
+    full = isinstance(error, sqlite3.OperationalError) and "disk is full" in str(error)
+    if full or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
         return "The disk is full. Free some space, then resume: what was saved before is intact."
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return (

@@ -5,7 +5,6 @@ keeps its random state; one answer at a time per process.
 """
 
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -193,13 +192,3 @@ def examples(run_id: int, count: int = 3) -> list[str]:
     held_out = datasets.split(dataset["id"], data.held_out_share, data.split_seed, data.max_rows).held_out
     tasks = [task for row in held_out[:count] if (task := question_and_answer(row))]
     return [question[-1]["content"] for question, _ in tasks]
-
-
-def wait_until_idle(seconds: float) -> bool:
-    """Used before the model is dropped: True when no answer is being written any more."""
-    deadline = time.monotonic() + seconds
-    while _loaded is not None and _loaded.busy.locked():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True

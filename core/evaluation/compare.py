@@ -47,7 +47,7 @@ def evaluate(job: Job) -> dict[str, Any]:
         with only(model, side):
             sides[side] = _measure(job, model, tokenizer, config, encoded, tasks, side, turn)
     rows = _rows(tasks, sides)
-    result = _result(sides, tasks, rows)
+    result = _result(sides, tasks, rows, len(encoded))
     evaluation_id = evaluations.add(job.run_id, dataset["id"], job.id, result, rows)
     return {"evaluation": evaluation_id}
 
@@ -114,13 +114,16 @@ def _rows(tasks: list[Any], sides: dict[str, dict[str, Any]]) -> list[dict[str, 
     ]
 
 
-def _result(sides: dict[str, dict[str, Any]], tasks: list[Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {"rows": len(rows)}
-    for side, measured in sides.items():
-        result[side] = {key: measured[key] for key in ("loss", "perplexity", "tokens")}
+def _result(
+    sides: dict[str, dict[str, Any]], tasks: list[Task], rows: list[dict[str, Any]], measured: int
+) -> dict[str, Any]:
+    """:param measured: held-out rows whose loss was taken; ``rows`` are those with an answer"""
+    result: dict[str, Any] = {"rows": measured}
+    for side, found in sides.items():
+        result[side] = {key: found[key] for key in ("loss", "perplexity", "tokens")}
         if rows:
             result[side]["exact_match"] = sum(row[f"{side}_score"] for row in rows) / len(rows)
-            pairs = zip(measured["answers"], (reference for _, reference in tasks), strict=True)
+            pairs = zip(found["answers"], (reference for _, reference in tasks), strict=True)
             result[side]["token_f1"] = sum(token_f1(a, r) for a, r in pairs) / len(rows)
     if rows:
         result["difference"] = paired_difference(

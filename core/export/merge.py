@@ -36,9 +36,8 @@ def merge(job: Job) -> dict[str, Any]:
     refuse_without_adapter(job.run_id)
     job.running()
     config = runs.recipe(job.run_id)
-    sixteen_bit = config.model_copy(
-        update={"quantisation": config.quantisation.model_copy(update={"method": "none"})}
-    )
+    whole = config.quantisation.model_copy(update={"method": "none", "compute_dtype": "bfloat16"})
+    sixteen_bit = config.model_copy(update={"quantisation": whole})
     job.report("loading the base in 16 bits", 0.05)
     tokenizer = load.tokenizer(config.model.base, config.model.revision)
     model = adapters.opened(load.base_model(sixteen_bit), run_folder(job.run_id) / "artifact")

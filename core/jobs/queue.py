@@ -89,6 +89,17 @@ def latest(run_id: int, kind: Kind) -> dict[str, Any] | None:
     return None
 
 
+def claim(job_id: int) -> bool:
+    """Take a queued job up; False when it was stopped, or taken, in between."""
+    db = database()
+    with db.atomic():
+        change = db.execute("update jobs set state = 'preparing' where id = ? and state = 'queued'", [job_id])
+        if change.rowcount == 0:
+            return False
+        set_state(job_id, "preparing")
+    return True
+
+
 def set_state(job_id: int, state: str, error: str | None = None, result: Any = None) -> None:
     """Move a job, and its run when it is a training job, to another state in one transaction."""
     db = database()

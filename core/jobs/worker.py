@@ -49,7 +49,6 @@ class Job:
 
 def _handler(kind: str) -> Callable[[Job], Any]:
     # Imported here: each brings torch, and the thread must start without it.
-    stack.ready()
     if kind == "train":
         from core.training.run import train
 
@@ -88,6 +87,10 @@ class Worker(threading.Thread):
             try:
                 queue.mark_orphans()
                 self._work()
+            except Exception:
+                # The store failed, not a job; a worker that ends would leave the queue waiting.
+                log.exception("the worker could not go on; trying again")
+                self.closing.wait(2.0)
             finally:
                 self.lock.release()
 
@@ -104,10 +107,22 @@ class Worker(threading.Thread):
         self.closing.set()
 
 
-def work_on(job: Job) -> None:
-    """Do one job to its end and record how it ended; never raises."""
-    queue.set_state(job.id, "preparing")
+def recover() -> None:
+    """When no process works the queue, what is marked as running has lost its process."""
     try:
+        with FileLock(home() / "worker.lock", timeout=0):
+            queue.mark_orphans()
+    except Timeout:
+        return
+
+
+def work_on(job: Job) -> None:
+    """Do one job to its end and record how it ended, whatever it raises."""
+    if not queue.claim(job.id):
+        return
+    try:
+        stack.ready()
+        _make_room()
         result = _handler(job.kind)(job)
     except StopRequested:
         queue.set_state(job.id, "stopped")
@@ -126,6 +141,15 @@ def work_on(job: Job) -> None:
         runs.event(f"{job.kind} completed", job.run_id, job.id)
     finally:
         release_memory()
+
+
+def _make_room() -> None:
+    """On a GPU the chat model goes before a job comes: two models rarely fit."""
+    from core.chat import session
+    from core.models import hardware
+
+    if hardware.device().value == "cuda":
+        session.close()
 
 
 def release_memory() -> None:

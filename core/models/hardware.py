@@ -10,6 +10,18 @@ from core.home import home
 from core.models import stack
 
 GIB = 1024**3
+PACKAGES = [
+    "gradio",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "trl",
+    "datasets",
+    "accelerate",
+    "plotly",
+    "sqlite-utils",
+]
 
 
 class Choice(NamedTuple):
@@ -96,35 +108,30 @@ def memory_total_gb() -> float:
     return psutil.virtual_memory().total / GIB
 
 
-def report() -> list[tuple[str, str]]:
-    """What `plumbline doctor` prints: versions, device, dtype and why, free memory and disk."""
+def versions() -> list[tuple[str, str]]:
+    """Python, the system, and the packages a run depends on."""
     import importlib.metadata
 
-    import psutil
-    import torch
-
     rows = [("Python", platform.python_version()), ("system", platform.platform())]
-    for package in [
-        "gradio",
-        "torch",
-        "transformers",
-        "peft",
-        "bitsandbytes",
-        "trl",
-        "datasets",
-        "accelerate",
-        "plotly",
-        "sqlite-utils",
-    ]:
+    for package in PACKAGES:
         try:
             rows.append((package, importlib.metadata.version(package)))
         except importlib.metadata.PackageNotFoundError:
             rows.append((package, "MISSING: python launch.py installs it"))
-    chosen = device()
+    return rows
+
+
+def report() -> list[tuple[str, str]]:
+    """What `plumbline doctor` prints: versions, device, dtype and why, free memory and disk."""
+    import psutil
+
+    chosen, dtype = device(), compute_dtype(RunConfig())
+    rows = versions()
     rows.append(("device", f"{chosen.value}: {chosen.why}"))
-    dtype = compute_dtype(RunConfig())
     rows.append(("compute type", f"{dtype.value}: {dtype.why}"))
-    if torch.cuda.is_available():
+    if chosen.value == "cuda":
+        import torch
+
         free, total = torch.cuda.mem_get_info()
         rows.append(("GPU memory", f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"))
     memory = psutil.virtual_memory()
@@ -138,4 +145,4 @@ def report() -> list[tuple[str, str]]:
 
 def environment() -> dict[str, Any]:
     """What a run records of its environment, so that it can be reproduced."""
-    return dict(report()[:-4])
+    return dict(versions()) | {"device": device().why if device().value == "cuda" else "cpu"}

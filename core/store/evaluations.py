@@ -16,7 +16,7 @@ def add(run_id: int, dataset_id: int, job_id: int, result: dict[str, Any], rows:
                 "run_id": run_id,
                 "dataset_id": dataset_id,
                 "job_id": job_id,
-                "rows": len(rows),
+                "rows": result["rows"],
                 "result": json.dumps(result),
                 "created_at": time.time(),
             },

@@ -5,13 +5,13 @@ PLUMBLINE_HOME=... python -m tests.browser.screenshots --all FOLDER  both themes
 """
 
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
+from tests.browser.conftest import ARGUMENTS, chromium_path
 from tests.server import ROOT, Studio
 
 TABS = ("Data", "Train", "Runs", "Evaluate", "Chat", "Export")
@@ -22,12 +22,8 @@ def main() -> None:
     target = Path(sys.argv[-1]) if everything else ROOT / "assets" / "screenshots"
     target.mkdir(exist_ok=True)
     studio = Studio(Path(os.environ["PLUMBLINE_HOME"]))
-    path = os.environ.get("PLUMBLINE_CHROMIUM") or shutil.which("chromium")
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=path or None,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
+        chromium = playwright.chromium.launch(executable_path=chromium_path(), args=ARGUMENTS)
         for theme in ("light", "dark") if everything else ("light",):
             for width in (1360, 800) if everything else (1360,):
                 page = chromium.new_page(viewport={"width": width, "height": 900})

@@ -28,6 +28,21 @@ def choose(page: Page, selector: str, option: str) -> None:
     page.get_by_role("option", name=option, exact=True).click()
 
 
+def zoom_is_kept(page: Page) -> None:
+    """Zoom into the chart of a run that has ended: ticks of the timer leave it alone."""
+    box = page.locator("#loss-plot .nsewdrag").first.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * 0.3, box["y"] + box["height"] * 0.5)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.7, box["y"] + box["height"] * 0.5, steps=5)
+    page.mouse.up()
+    shown = "document.querySelector('#loss-plot .js-plotly-plot')._fullLayout.xaxis.range"
+    page.wait_for_function(f"() => {shown}[0] > 5")
+    zoomed = page.evaluate(shown)
+    page.wait_for_timeout(5000)
+    assert page.evaluate(shown) == zoomed
+
+
 def test_the_whole_road(page: Page, browser: Browser, studio: Studio, tmp_path: Path) -> None:
     page.goto(studio.url)
     expect(page.get_by_role("tab", name="Train", exact=True)).to_have_attribute("aria-selected", "true")
@@ -68,6 +83,7 @@ def test_the_whole_road(page: Page, browser: Browser, studio: Studio, tmp_path: 
 
     expect(page.locator("#run-head")).to_contain_text("State completed", timeout=180_000)
     assert len(curve(page, 54)) == 54
+    zoom_is_kept(page)
     expect(page.locator("#perplexity-plot .scatterlayer path.js-line").first).to_be_attached()
 
     # Evaluate.

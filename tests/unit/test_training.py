@@ -249,3 +249,21 @@ def test_an_8_bit_optimizer_and_checkpointing_train_on_a_cpu(samples: Path) -> N
     assert do("train", run_id)["error"] is None
     decisions = json.loads(runs.get(run_id)["decisions"])
     assert decisions["optimizer"]["value"] == "adamw_8bit" or decisions["device"]["value"] == "cuda"
+
+
+def test_plain_text_is_trained_on_and_evaluated_by_its_loss(workspace: Path, tmp_path: Path) -> None:
+    from core.data import datasets
+    from core.store import evaluations
+
+    path = tmp_path / "tales.jsonl"
+    path.write_text(
+        "".join(json.dumps({"text": f"Once there was a cat named {n}."}) + "\n" for n in range(40))
+    )
+    datasets.import_file(path, path.name)
+    run_id = add(recipe(data={"dataset": "tales"}))
+    assert do("train", run_id)["error"] is None
+    assert do("evaluate", run_id)["error"] is None
+    result = evaluations.latest(run_id)["result"]
+    assert result["rows"] == 4 and "exact_match" not in result
+    assert result["adapter"]["loss"] < result["base"]["loss"]
+    assert do("merge", run_id)["error"] is None
