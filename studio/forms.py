@@ -8,6 +8,7 @@ from pydantic.fields import FieldInfo
 
 from core import config as schema
 from core.config import RunConfig, Setting
+from core.store import datasets
 
 SECTIONS = {
     "": "Run",
@@ -39,7 +40,8 @@ def component(setting: Setting, default: Any) -> Any:
     if setting.key == "model.base":
         return gr.Dropdown([default], value=default, allow_custom_value=True, **common)
     if setting.key == "data.dataset":
-        return gr.Dropdown([], value=None, **common)
+        names = datasets.names()
+        return gr.Dropdown(names, value=default if default in names else next(iter(names), None), **common)
     if setting.key in AS_TEXT:
         return gr.Textbox(default, **common)
     if get_origin(kind) is Literal:

@@ -99,7 +99,7 @@ def build(page: Page) -> None:
 
     def add_file(path: str | None, held_path: str | None, skip: bool) -> tuple[Any, ...]:
         if path is None:
-            return box("bad", "Choose a file first."), gr.skip(), gr.skip()
+            return box("bad", "Choose a file first."), *[gr.skip()] * 4
         try:
             dataset_id = data.import_file(
                 Path(path),
@@ -109,20 +109,21 @@ def build(page: Page) -> None:
                 leave_out=skip,
             )
         except Exception as error:
-            return error_box(error), gr.skip(), gr.skip()
+            return error_box(error), *[gr.skip()] * 4
         added = store.get(dataset_id)
         text = f"{added['name']}: {added['rows']:,} rows of the shape {added['shape']}"
         if added["left_out"] != "0":
             text += f"; {added['left_out']} bad rows left out"
-        return box("good", text + ". It can be chosen on the Train tab."), dataset_id, None
+        chosen_too = gr.Dropdown(choices=store.names(), value=added["name"])
+        return box("good", text + ". It is chosen on the Train tab."), dataset_id, 1, None, chosen_too
 
     def show(
         dataset_id: int | None, which: str, number: float, limit: float, base_id: str
     ) -> tuple[str, str]:
         return _xray(dataset_id, which, int(number or 1), int(limit), base_id)
 
-    def pick(event: gr.SelectData) -> int:
-        return int(event.row_value[0])
+    def pick(event: gr.SelectData) -> tuple[int, int]:
+        return int(event.row_value[0]), 1
 
     def remove(dataset_id: int | None) -> tuple[Any, ...]:
         if dataset_id is None:
@@ -137,18 +138,25 @@ def build(page: Page) -> None:
     add.click(
         add_file,
         [upload, held_out, leave_out],
-        [verdict, chosen, upload],
+        [verdict, chosen, row, upload, page.form["data.dataset"]],
         show_progress_on=verdict,
         api_visibility="private",
     )
     # Through the queue: only then does the State's change event fire.
-    listing.select(pick, None, chosen, concurrency_limit=None, **quiet)
+    listing.select(pick, None, [chosen, row], concurrency_limit=None, **quiet)
     view = [chosen, part, row, length, base]
-    for trigger in (chosen.change, part.change, row.change, length.change):
-        trigger(guarded(show), view, [heading, picture], trigger_mode="always_last", **quiet)
-    for trigger in (chosen.change, part.change):
-        trigger(_rows, [chosen, part], rows, **quiet)
-        trigger(lambda: 1, None, row, queue=False, **quiet)
+    # One listener for all of them: separate ones could answer out of order.
+    gr.on(
+        [chosen.change, part.change, row.change, length.change],
+        guarded(show),
+        view,
+        [heading, picture],
+        trigger_mode="always_last",
+        **quiet,
+    )
+    gr.on([chosen.change, part.change], _rows, [chosen, part], rows, trigger_mode="always_last", **quiet)
+    # Where a State is set, not in its change event: that can fire again without a change.
+    part.change(lambda: 1, None, row, queue=False, **quiet)
     back.click(lambda number: max(1, int(number) - 1), row, row, queue=False, **quiet)
     forward.click(lambda number: int(number) + 1, row, row, queue=False, **quiet)
     delete.click(lambda: gr.Button(visible=True), None, confirm, queue=False, **quiet)

@@ -72,18 +72,21 @@ def build(page: Page) -> None:
         return run_id, gr.Tabs(selected="runs"), uuid.uuid4().hex
 
     outputs = [panel, start, recipe]
-    for field in inputs:
-        field.change(check, inputs, outputs, trigger_mode="always_last", **quiet)
+    # One listener for all of them: separate ones could answer out of order.
+    changes = [field.change for field in inputs]
+    gr.on(changes, check, inputs, outputs, trigger_mode="always_last", **quiet)
+    page.blocks.load(check, inputs, outputs, **quiet)
     preset.input(choose, [preset, form["data.dataset"]], inputs, **quiet)
     upload.upload(load_recipe, upload, [trouble, *inputs], **quiet)
     start.click(guarded(begin), [token, *inputs], [page.run, page.tabs, token], **quiet)
 
-    def dataset_choices(run_id: int | None) -> list[Any]:
-        names = datasets.names()
-        wanted = schema.DataSection().dataset
-        return [gr.Dropdown(choices=names, value=wanted if wanted in names else next(iter(names), None))]
-
-    page.views.append(View([form["data.dataset"]], lambda run_id: datasets.names(), dataset_choices))
+    page.views.append(
+        View(
+            [form["data.dataset"]],
+            lambda run_id: datasets.names(),
+            lambda run_id: [gr.Dropdown(choices=datasets.names())],
+        )
+    )
 
 
 def _keep_dataset(values: list[Any], keys: list[str], dataset: str | None) -> list[Any]:

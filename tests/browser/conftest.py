@@ -21,7 +21,8 @@ def chromium_path() -> str | None:
     return os.environ.get("PLUMBLINE_CHROMIUM") or shutil.which("chromium") or None
 
 
-@pytest.fixture(scope="session")
+# One per module: while Playwright is open its event loop runs, and other tests start their own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=chromium_path(), args=ARGUMENTS)
