@@ -55,6 +55,9 @@ def run(arguments: list[str]) -> int:
     from core.cli import main as command_line
 
     def serve(host: str, port: int, run_id: int | None) -> None:
+        import gc
+
+        gc.disable()  # nothing made while importing is garbage; serve_studio enables it again
         from studio.serve import serve as serve_studio
 
         serve_studio(host, port, run_id)

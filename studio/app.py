@@ -91,6 +91,8 @@ def _follow(page: Page, run: gr.State, seen: gr.State, chosen: list[gr.Dropdown]
     arrived.then(tick, [run, seen, page.paused], live, **quiet)
     timer = gr.Timer(TICK_SECONDS)
     timer.tick(tick, [run, seen, page.paused], live, **quiet)
+    for action in page.actions:
+        action.then(tick, [run, seen, page.paused], live, **quiet)
     run.change(tick, [run, seen, page.paused], live, **quiet)
     for dropdown in chosen:
         dropdown.input(lambda value: value, dropdown, run, **moving)

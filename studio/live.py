@@ -29,7 +29,11 @@ class View:
 
 @dataclass
 class Page:
-    """What tabs share: the chosen run, the tabs, the form, and the views they add."""
+    """What tabs share: the chosen run, the tabs, the form, and the views they add.
+
+    ``actions`` are the events of buttons that change the store: the page is drawn again at once
+    after them, not at the next tick.
+    """
 
     blocks: gr.Blocks
     run: gr.State
@@ -37,6 +41,7 @@ class Page:
     views: list[View] = field(default_factory=list)
     form: dict[str, Any] = field(default_factory=dict)
     paused: Any = None
+    actions: list[Any] = field(default_factory=list)
 
     @property
     def outputs(self) -> list[Any]:

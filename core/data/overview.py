@@ -6,7 +6,7 @@ from typing import Any
 
 from core.config import RunConfig
 from core.data import datasets
-from core.data.xray import Encoded, Summary, encode, refuse_nothing_to_learn, summarise
+from core.data.xray import IGNORED, Encoded, Summary, encode, refuse_nothing_to_learn, summarise
 from core.models import hardware, load
 from core.store import datasets as store
 
@@ -23,15 +23,20 @@ def _encoded(dataset_id: int, sha256: str, base: str, revision: str | None) -> t
 
 def cut(row: Encoded, max_length: int) -> Encoded:
     """The same row at another ``max_length``."""
-    learned = sum(label != -100 for label in row.labels[max_length:])
+    learned = sum(label != IGNORED for label in row.labels[max_length:])
     return Encoded(row.input_ids[:max_length], row.labels[:max_length], row.input_ids[max_length:], learned)
 
 
 def summary(dataset: dict[str, Any], config: RunConfig) -> Summary:
     """:param dataset: a row of the store"""
-    rows = _encoded(dataset["id"], dataset["sha256"], config.model.base, config.model.revision)
-    end = load.tokenizer(config.model.base, config.model.revision).eos_token_id
-    return summarise([cut(row, config.training.max_length) for row in rows], end)
+    model, length = config.model, config.training.max_length
+    return _summary(dataset["id"], dataset["sha256"], model.base, model.revision, length)
+
+
+@lru_cache(maxsize=256)
+def _summary(dataset_id: int, sha256: str, base: str, revision: str | None, max_length: int) -> Summary:
+    rows = _encoded(dataset_id, sha256, base, revision)
+    return summarise([cut(row, max_length) for row in rows], load.tokenizer(base, revision).eos_token_id)
 
 
 @dataclass(frozen=True)

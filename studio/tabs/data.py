@@ -1,5 +1,6 @@
 """Data: add a dataset, see its rows and exactly what the model will learn from each."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def build(page: Page) -> None:
 
     def add_file(path: str | None, held_path: str | None, skip: bool) -> tuple[Any, ...]:
         if path is None:
-            return box("bad", "Choose a file first."), *[gr.skip()] * 4
+            return box("bad", "Choose a file first."), *[gr.skip()] * 3
         try:
             dataset_id = data.import_file(
                 Path(path),
@@ -109,21 +110,34 @@ def build(page: Page) -> None:
                 leave_out=skip,
             )
         except Exception as error:
-            return error_box(error), *[gr.skip()] * 4
+            return error_box(error), *[gr.skip()] * 3
         added = store.get(dataset_id)
         text = f"{added['name']}: {added['rows']:,} rows of the shape {added['shape']}"
         if added["left_out"] != "0":
             text += f"; {added['left_out']} bad rows left out"
         chosen_too = gr.Dropdown(choices=store.names(), value=added["name"])
-        return box("good", text + ". It is chosen on the Train tab."), dataset_id, 1, None, chosen_too
+        return box("good", text + ". It is chosen on the Train tab."), dataset_id, None, chosen_too
 
-    def show(
-        dataset_id: int | None, which: str, number: float, limit: float, base_id: str
-    ) -> tuple[str, str]:
-        return _xray(dataset_id, which, int(number or 1), int(limit), base_id)
+    def look(dataset_id: int | None, which: str, number: float, limit: float, base_id: str) -> list[Any]:
+        """One row; for when only the row or the cut changed."""
+        try:
+            return [*_xray(dataset_id, which, int(number or 1), int(limit), base_id)]
+        except Exception as error:
+            return [error_box(error), ""]
 
-    def pick(event: gr.SelectData) -> tuple[int, int]:
-        return int(event.row_value[0]), 1
+    def turn(step: int, dataset_id: int | None, which: str, number: float, *rest: Any) -> list[Any]:
+        wanted = max(1, int(number or 1) + step)
+        return [wanted, *look(dataset_id, which, wanted, *rest)]
+
+    def open_dataset(dataset_id: int | None, which: str, number: float, *rest: Any) -> list[Any]:
+        """The first row and the list of rows; for when another dataset or part is shown."""
+        return [dataset_id, *turn(0, dataset_id, which, 1, *rest), _rows(dataset_id, which)]
+
+    def pick(event: gr.SelectData, dataset_id: int | None, *view: Any) -> list[Any]:
+        return open_dataset(int(event.row_value[0]), *view)
+
+    def arrive(dataset_id: int | None, *view: Any) -> list[Any]:
+        return open_dataset(_first() if dataset_id is None else dataset_id, *view)
 
     def remove(dataset_id: int | None) -> tuple[Any, ...]:
         if dataset_id is None:
@@ -135,35 +149,29 @@ def build(page: Page) -> None:
         return None, gr.Button(visible=False), box("good", "Deleted.")
 
     upload.change(ready, upload, add, queue=False, **quiet)
-    add.click(
+    view = [chosen, part, row, length, base]
+    whole = [chosen, row, heading, picture, rows]
+    # One after the other, so that a slow first answer does not come after a later one.
+    ordered = {**quiet, "concurrency_id": "xray", "concurrency_limit": 1}
+    added = add.click(
         add_file,
         [upload, held_out, leave_out],
-        [verdict, chosen, row, upload, page.form["data.dataset"]],
+        [verdict, chosen, upload, page.form["data.dataset"]],
         show_progress_on=verdict,
         api_visibility="private",
     )
-    # Through the queue: only then does the State's change event fire.
-    listing.select(pick, None, [chosen, row], concurrency_limit=None, **quiet)
-    view = [chosen, part, row, length, base]
-    # One listener for all of them: separate ones could answer out of order.
-    gr.on(
-        [chosen.change, part.change, row.change, length.change],
-        guarded(show),
-        view,
-        [heading, picture],
-        trigger_mode="always_last",
-        **quiet,
-    )
-    gr.on([chosen.change, part.change], _rows, [chosen, part], rows, trigger_mode="always_last", **quiet)
-    # Where a State is set, not in its change event: that can fire again without a change.
-    part.change(lambda: 1, None, row, queue=False, **quiet)
-    back.click(lambda number: max(1, int(number) - 1), row, row, queue=False, **quiet)
-    forward.click(lambda number: int(number) + 1, row, row, queue=False, **quiet)
+    removed = confirm.click(guarded(remove), chosen, [chosen, confirm, verdict], **quiet)
+    for changed in (added, removed):
+        changed.then(open_dataset, view, whole, **ordered)
+        page.actions.append(changed)
+    page.blocks.load(arrive, view, whole, **ordered)
+    listing.select(pick, view, whole, **ordered)
+    part.input(open_dataset, view, whole, **ordered)
+    gr.on([row.submit, row.blur, length.release], look, view, [heading, picture], **ordered)
+    back.click(partial(turn, -1), view, [row, heading, picture], **ordered)
+    forward.click(partial(turn, 1), view, [row, heading, picture], **ordered)
     delete.click(lambda: gr.Button(visible=True), None, confirm, queue=False, **quiet)
-    confirm.click(guarded(remove), chosen, [chosen, confirm, verdict], **quiet)
     page.views.append(View([listing], lambda run_id: _listing(), lambda run_id: [_listing()]))
-    # At once and on its own, so that a quick first click on the list is not undone.
-    page.blocks.load(_first, None, chosen, **quiet)
 
 
 def _listing() -> list[list[Any]]:

@@ -35,7 +35,8 @@ def build(page: Page) -> None:
         elem_id="evaluate-rows",
         column_widths=["31%", "18%", "18%", "18%", "7%", "8%"],
     )
-    button.click(guarded(_start), page.run, None, show_progress="hidden", api_visibility="private")
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    page.actions.append(button.click(guarded(_start), page.run, None, **quiet))
     page.views += [
         View([button], _may, lambda run_id: [_button(run_id)]),
         View([status], _job, lambda run_id: [progress(_job(run_id), "Evaluation")]),

@@ -90,7 +90,8 @@ def _rung(page: Page, kind: queue.Kind, title: str, about: str, action: str, sni
         html = _result(job) if job is not None and done else progress(job, title) or empty("Not made yet.")
         return [shown, html, gr.Code(filled, visible=done)]
 
-    button.click(guarded(start), page.run, None, show_progress="hidden", api_visibility="private")
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    page.actions.append(button.click(guarded(start), page.run, None, **quiet))
     page.views.append(View([button, result, code], state, render))
 
 

@@ -56,8 +56,8 @@ def build(page: Page) -> None:
         return int(event.row_value[0])
 
     listing.select(choose, None, page.run, concurrency_limit=None, **quiet)
-    stop.click(guarded(_stop), page.run, None, **quiet)
-    resume.click(guarded(_resume), page.run, None, **quiet)
+    page.actions.append(stop.click(guarded(_stop), page.run, None, **quiet))
+    page.actions.append(resume.click(guarded(_resume), page.run, None, **quiet))
 
     page.views += [
         View([head], _state, lambda run_id: [_head(run_id)]),
