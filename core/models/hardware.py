@@ -66,6 +66,14 @@ def optimizer(config: RunConfig) -> Choice:
     return Choice(wanted, "set in the recipe")
 
 
+def threads() -> Choice:
+    """CPU threads of the matrix products; see core.models.stack."""
+    import torch
+
+    why = "OMP_NUM_THREADS" if os.environ.get("OMP_NUM_THREADS") else "half the cores; the page needs some"
+    return Choice(str(torch.get_num_threads()), why)
+
+
 def cpu_flags() -> set[str]:
     """Instruction sets as Linux names them; empty elsewhere."""
     try:

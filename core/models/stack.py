@@ -3,13 +3,21 @@
 transformers fills its module lazily; two threads that import it at once can see it half made.
 """
 
+import os
 import threading
 
 _lock = threading.Lock()
 
 
 def ready() -> None:
-    """torch and the parts of transformers that every job and preview needs, imported."""
+    """torch and the parts of transformers that every job and preview needs, imported.
+
+    torch computes with half the logical cores (or OMP_NUM_THREADS): those are about the physical
+    ones, and a page that is watched while a run trains on the CPU needs room.
+    """
     with _lock:
-        import torch  # noqa: F401
+        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+        if not os.environ.get("OMP_NUM_THREADS"):
+            torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))

@@ -136,6 +136,8 @@ def _trainer(
         "optimizer": hardware.optimizer(config),
     }
     cuda = decisions["device"].value == "cuda"
+    if not cuda:
+        decisions["threads"] = hardware.threads()
     micro = min(training.micro_batch, training.effective_batch)
     steps = total_steps(config, len(prepared.train))
     arguments = SFTConfig(
