@@ -12,12 +12,12 @@ _lock = threading.Lock()
 def ready() -> None:
     """torch and the parts of transformers that every job and preview needs, imported.
 
-    torch computes with half the logical cores (or OMP_NUM_THREADS): those are about the physical
-    ones, and a page that is watched while a run trains on the CPU needs room.
+    Without a GPU torch computes with half the logical cores (or OMP_NUM_THREADS): those are about
+    the physical ones, and a page that is watched while a run trains needs room.
     """
     with _lock:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
-        if not os.environ.get("OMP_NUM_THREADS"):
+        if not (os.environ.get("OMP_NUM_THREADS") or torch.cuda.is_available()):
             torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))

@@ -58,6 +58,8 @@ def test_the_whole_road(page: Page, browser: Browser, studio: Studio, tmp_path: 
     open_tab(page, "Train")
     expect(page.locator("#set-data-dataset input")).to_have_value("my-citations")
     expect(page.locator("#before-you-start")).to_contain_text("144 train + 16 held out")
+    page.get_by_label("Epochs").fill("3")
+    page.get_by_label("Epochs").blur()
     expect(page.locator("#before-you-start")).to_contain_text("54 of 8 rows")
     page.get_by_role("button", name="Start training").click()
     expect(page.get_by_role("tab", name="Runs", exact=True)).to_have_attribute("aria-selected", "true")
