@@ -31,11 +31,14 @@ def train(recipe: RunConfig, data: Path | None = None) -> int:
     return run_id
 
 
-def add(recipe: RunConfig, data: Path | None = None) -> int:
-    """Store a run without starting it. :returns: its id"""
+def add(recipe: RunConfig, data: Path | None = None, leave_out: bool = False) -> int:
+    """Store a run without starting it. :returns: its id
+
+    :param leave_out: import the good rows of ``data`` although some are bad
+    """
     datasets.ensure_samples()
     if data is not None:
-        name = dataset_store.get(datasets.import_file(data, data.name))["name"]
+        name = dataset_store.get(datasets.import_file(data, data.name, leave_out=leave_out))["name"]
         section = recipe.data.model_copy(update={"dataset": name})
         recipe = recipe.model_copy(update={"data": section})
     return runs.add(recipe, dataset_store.by_name(recipe.data.dataset)["id"])

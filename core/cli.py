@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     train = verbs.add_parser("train", help="train from a YAML recipe")
     train.add_argument("recipe", type=Path, help="a recipe file, or the name of a preset")
     train.add_argument("--data", type=Path, help="a data file to import and train on")
+    train.add_argument("--leave-bad-rows-out", action="store_true", help="train on the rows that are good")
     resume = verbs.add_parser("resume", help="go on with a stopped, interrupted or failed run")
     evaluate = verbs.add_parser("evaluate", help="compare a run's adapter with its base")
     merge = verbs.add_parser("merge", help="merge a run's adapter into its 16-bit base")
@@ -120,7 +121,7 @@ def _train(arguments: argparse.Namespace, serve: Serve) -> int:
 
     name = str(arguments.recipe)
     recipe = schema.preset(name) if name in schema.preset_names() else schema.read_recipe(arguments.recipe)
-    run_id = api.add(recipe, arguments.data)
+    run_id = api.add(recipe, arguments.data, arguments.leave_bad_rows_out)
     print(f"Run {run_id}: {recipe.display_name}")
     return 0 if _do("train", run_id) == "completed" else 1
 

@@ -13,6 +13,7 @@ from studio.tabs import chat, data, evaluate, export, train
 from studio.tabs import runs as runs_tab
 
 TICK_SECONDS = 2.0
+RESIZE = "() => { setTimeout(() => window.dispatchEvent(new Event('resize')), 100); }"
 # Hints and the accent at a contrast of at least 4.5 on both grounds (WCAG AA).
 THEME = gr.themes.Default(primary_hue="amber", neutral_hue="slate").set(
     block_info_text_color="*neutral_500",
@@ -46,8 +47,10 @@ def build() -> gr.Blocks:
                 train.build(page)
             with data_slot:
                 data.build(page)
-            with gr.Tab("Runs", id="runs", render_children=True):
+            with gr.Tab("Runs", id="runs", render_children=True) as runs_shown:
                 runs_tab.build(page)
+            # Charts that were drawn while their tab was hidden have not measured their box.
+            runs_shown.select(None, None, None, js=RESIZE)
             chosen = []
             for title, build_tab in (
                 ("Evaluate", evaluate.build),

@@ -56,7 +56,7 @@ def loss(points: Points, best_step: int | None, height: int = 330) -> Any:
     steps, values = _series(points, "loss")
     figure.add_trace(
         go.Scatter(
-            x=steps, y=values, name="train", line={"color": TRAIN, "width": 1}, opacity=0.35, showlegend=False
+            x=steps, y=values, name="train", line={"color": TRAIN, "width": 1}, opacity=0.6, showlegend=False
         )
     )
     figure.add_trace(
@@ -113,7 +113,7 @@ def perplexity(points: Points, base_loss: float | None, height: int = 330) -> An
                 line={"color": "#7b8794", "width": 2, "dash": "dot"},
             )
         )
-    figure.update_yaxes(type="log", dtick=1 if values and max(values) - min(values) > 2.5 else None)
+    figure.update_yaxes(type="log", nticks=6, tickformat="~g", minor_showgrid=False)
     return figure
 
 

@@ -17,7 +17,8 @@ def strip() -> str:
     if job is None:
         return _wrap("", f"<b>{escape(_next_step(waiting))}</b>" + _fact("queue", str(waiting)))
     run = runs.get(job["run_id"])
-    title = run["name"] if job["kind"] == "train" else f"{job['kind']} of {run['name']}"
+    name = f"{run['name']} (run {run['id']})"
+    title = name if job["kind"] == "train" else f"{job['kind']} of {name}"
     facts = f"<b>{escape(title)}</b><span class='pl-muted'>{escape(job['phase'] or job['state'])}</span>"
     facts += bar(job["progress"] or 0.0)
     if job["kind"] == "train":
@@ -48,11 +49,12 @@ def _next_step(waiting: int) -> str:
     if not newest:
         return "No run. Next: " + ("press Start on the Train tab." if datasets.names() else "add a dataset.")
     run = newest[0]
+    name = f"{run['name']} (run {run['id']})"
     if run["state"] == "completed":
-        return f"Nothing running. {run['name']} is ready: evaluate it, chat with it, export it."
-    if run["state"] in ("interrupted", "stopped", "failed"):
-        return f"Nothing running. {run['name']} is {run['state']}: it can be resumed on the Runs tab."
-    return "Nothing running."
+        return f"Nothing running. {name} is ready: evaluate it, chat with it, export it."
+    if run["state"] in ("interrupted", "stopped") and run["step"]:
+        return f"Nothing running. {name} was {run['state']}: it can be resumed on the Runs tab."
+    return "Nothing running." if run["state"] != "failed" else f"{name} failed: the Runs tab says why."
 
 
 def recipe_choices(run_id: int) -> dict[str, dict[str, str]]:

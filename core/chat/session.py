@@ -144,15 +144,18 @@ class _Stream:
         self.cache: Any = None
         self.done = False
         self.random = torch.Generator(device=chat.model.device).manual_seed(settings.seed)
+        # A slider at a whole number gives an int, which transformers refuses: hence float().
         self.processors = LogitsProcessorList()
         if settings.repetition_penalty != 1:
-            self.processors.append(processors.RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+            self.processors.append(
+                processors.RepetitionPenaltyLogitsProcessor(float(settings.repetition_penalty))
+            )
         if settings.temperature > 0:
-            self.processors.append(processors.TemperatureLogitsWarper(settings.temperature))
+            self.processors.append(processors.TemperatureLogitsWarper(float(settings.temperature)))
             if settings.top_k:
                 self.processors.append(processors.TopKLogitsWarper(settings.top_k))
             if settings.top_p < 1:
-                self.processors.append(processors.TopPLogitsWarper(settings.top_p))
+                self.processors.append(processors.TopPLogitsWarper(float(settings.top_p)))
 
     def step(self) -> None:
         """Add one token, unless the answer is complete."""

@@ -88,7 +88,7 @@ def _checked(path: Path, name: str, leave_out: bool) -> tuple[str, list[Row], in
         shape, rows, more = convert(records, name)
         problems = sorted([*problems, *more], key=lambda problem: problem.line)
     if problems and (not leave_out or not rows):
-        fix = "Mend the file" + (", or tick 'leave these rows out'." if rows else ".")
+        fix = "Mend the file" + (", or choose to leave bad rows out." if rows else ".")
         raise DataError(name, problems, fix)
     return shape, rows, len(problems)
 

@@ -41,10 +41,10 @@ class DataError(StudioError):
         if len(problems) == 1:
             super().__init__(f"{name} line {problems[0].line}", problems[0].what, fix)
             return
-        listed = "; ".join(f"line {p.line}: {p.what}" for p in problems[:SHOWN_PROBLEMS])
+        listed = "".join(f"\nline {p.line}: {p.what}" for p in problems[:SHOWN_PROBLEMS])
         more = len(problems) - SHOWN_PROBLEMS
-        tail = f"; and {more} more" if more > 0 else ""
-        super().__init__(name, f"{len(problems)} rows cannot be used: {listed}{tail}", fix)
+        tail = f"\nand {more} more" if more > 0 else ""
+        super().__init__(name, f"{len(problems)} rows cannot be used:{listed}{tail}", fix)
 
 
 def read(path: Path, name: str) -> tuple[list[Record], list[Problem]]:

@@ -41,7 +41,9 @@ def enqueue(kind: Kind, run_id: int, token: str | None = None, **payload: Any) -
             },
         )
         if kind == "train":
-            db.table("runs").update(run_id, {"state": "queued", "error": None, "finished_at": None})
+            db.table("runs").update(
+                run_id, {"state": "queued", "error": None, "finished_at": None, "seconds_left": None}
+            )
     return job_id
 
 

@@ -15,6 +15,7 @@ from core.home import assets
 from core.models import hardware, stack
 
 STARTER = "starter"
+HUB_SECONDS = 10.0
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -49,6 +50,7 @@ def tokenizer(base: str, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     with _explained(base):
+        _refuse_unreachable(base, revision)
         loaded = AutoTokenizer.from_pretrained(
             resolve(base), revision=revision, trust_remote_code=False, use_fast=True
         )
@@ -119,6 +121,30 @@ def _keep_trainable_on_cpu(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def _refuse_unreachable(base: str, revision: str | None) -> None:
+    """One short look at the Hub before a download: its own retries take most of a minute.
+
+    :raises StudioError: when the Hub cannot be reached and the model is not in the cache
+    """
+    if not is_shared_id(base) or base == STARTER:
+        return
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().model_info(base, revision=revision, timeout=HUB_SECONDS)
+    except HfHubHTTPError:
+        raise  # the Hub answered: not there, gated, or out of order
+    except Exception as error:
+        # No answer. Which class says so depends on the HTTP client that the Hub's library uses.
+        if not isinstance(try_to_load_from_cache(base, "config.json", revision=revision), str):
+            raise StudioError(
+                "model.base",
+                f"the Hub cannot be reached, and {base} was not downloaded before",
+                "Check the network, or use starter or a local folder.",
+            ) from error
+
+
 class _explained:
     """Turns what loading raises into a message that names the model and the remedy."""
 
@@ -142,7 +168,9 @@ class _explained:
                 "model.base", f"{self.base} is not on the Hub", "Check the id; private models need HF_TOKEN."
             ) from error
         if isinstance(error, (OSError, ValueError)) and not isinstance(error, StudioError):
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            first_line = (
+                str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+            )
             raise StudioError(
                 "model.base",
                 f"{self.base} cannot be loaded: {first_line}"[:300],

@@ -92,6 +92,8 @@ def prepare(config: RunConfig, job: Job | None = None) -> Prepared:
     data = config.data
     dataset = dataset_store.by_name(data.dataset)
     parts = datasets.split(dataset["id"], data.held_out_share, data.split_seed, data.max_rows)
+    if job is not None:
+        job.report("loading the tokenizer, tokenising")
     tokenizer = load.tokenizer(config.model.base, config.model.revision)
     length = config.training.max_length
     train_rows = _encode_all(parts.train, tokenizer, length, job)
@@ -204,6 +206,7 @@ def _checkpoint(job: Job, folder: Path) -> Path | None:
         for name in bad:
             runs.event(f"{name} does not verify and was set aside", job.run_id, job.id, "warning")
     step = checkpoints.step_of(checkpoint) if checkpoint else -1
+    runs.update(job.run_id, step=max(step, 0), seconds_left=None)
     runs.forget_after(job.run_id, step)
     cut_history(folder / "metrics_history.jsonl", step)
     if checkpoint is not None:

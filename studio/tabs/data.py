@@ -30,14 +30,14 @@ def build(page: Page) -> None:
                 height=150,
                 elem_id="upload",
             )
-            with gr.Accordion("Held-out file, bad rows", open=False):
+            leave_out = gr.Checkbox(
+                False, label="Leave bad rows out", info="and remember how many there were"
+            )
+            with gr.Accordion("Add a held-out file", open=False):
                 held_out = gr.File(
                     label="Held-out rows (else a share of the training rows is held out)",
                     file_types=list(read.SUFFIXES),
                     height=150,
-                )
-                leave_out = gr.Checkbox(
-                    False, label="Leave bad rows out", info="and remember how many there were"
                 )
             add = gr.Button("Choose a file", variant="primary", interactive=False, elem_id="add-dataset")
             verdict = gr.HTML(elem_id="verdict")
@@ -126,12 +126,14 @@ def build(page: Page) -> None:
             return [error_box(error), ""]
 
     def turn(step: int, dataset_id: int | None, which: str, number: float, *rest: Any) -> list[Any]:
-        wanted = max(1, int(number or 1) + step)
+        last = _count_of(dataset_id, which)
+        wanted = max(1, min(int(number or 1) + step, last))
         return [wanted, *look(dataset_id, which, wanted, *rest)]
 
     def open_dataset(dataset_id: int | None, which: str, number: float, *rest: Any) -> list[Any]:
         """The first row and the list of rows; for when another dataset or part is shown."""
-        return [dataset_id, *turn(0, dataset_id, which, 1, *rest), _rows(dataset_id, which)]
+        shown = turn(0, dataset_id, which, 1, *rest)
+        return [dataset_id, *shown, _rows(dataset_id, which), gr.Button(visible=False)]
 
     def pick(event: gr.SelectData, dataset_id: int | None, *view: Any) -> list[Any]:
         return open_dataset(int(event.row_value[0]), *view)
@@ -150,7 +152,7 @@ def build(page: Page) -> None:
 
     upload.change(ready, upload, add, queue=False, **quiet)
     view = [chosen, part, row, length, base]
-    whole = [chosen, row, heading, picture, rows]
+    whole = [chosen, row, heading, picture, rows, confirm]
     # One after the other, so that a slow first answer does not come after a later one.
     ordered = {**quiet, "concurrency_id": "xray", "concurrency_limit": 1}
     added = add.click(
@@ -167,10 +169,11 @@ def build(page: Page) -> None:
     page.blocks.load(arrive, view, whole, **ordered)
     listing.select(pick, view, whole, **ordered)
     part.input(open_dataset, view, whole, **ordered)
-    gr.on([row.submit, row.blur, length.release], look, view, [heading, picture], **ordered)
+    moved = [row.submit, row.blur, length.change]
+    gr.on(moved, look, view, [heading, picture], trigger_mode="always_last", **ordered)
     back.click(partial(turn, -1), view, [row, heading, picture], **ordered)
     forward.click(partial(turn, 1), view, [row, heading, picture], **ordered)
-    delete.click(lambda: gr.Button(visible=True), None, confirm, queue=False, **quiet)
+    delete.click(_ask, chosen, confirm, queue=False, **quiet)
     page.views.append(View([listing], lambda run_id: _listing(), lambda run_id: [_listing()]))
 
 
@@ -186,6 +189,20 @@ def _count(dataset: dict[str, Any]) -> str:
     if dataset["left_out"] != "0":
         text += f" ({dataset['left_out']} left out)"
     return text
+
+
+def _count_of(dataset_id: int | None, part: str) -> int:
+    """How many rows this part has."""
+    if dataset_id is None:
+        return 0
+    return store.get(dataset_id)["held_out_rows" if part == "held_out" else "rows"]
+
+
+def _ask(dataset_id: int | None) -> Any:
+    """The second button of a deletion, which names what it deletes."""
+    if dataset_id is None:
+        return gr.Button(visible=False)
+    return gr.Button(f"Yes, delete {store.get(dataset_id)['name']}", visible=True)
 
 
 def _first() -> int | None:
@@ -217,7 +234,7 @@ def _xray(dataset_id: int | None, part: str, number: int, max_length: int, base:
             return empty(
                 "This dataset has no held-out file: a share of its rows is held out at the start of a run."
             ), ""
-        return empty(f"There is no row {number}."), ""
+        return empty(f"There is no row {number}; the last one is {_count_of(dataset_id, part)}."), ""
     from core.config import RunConfig
 
     config = RunConfig.model_validate({"model": {"base": base}, "training": {"max_length": max_length}})

@@ -86,7 +86,9 @@ def _rung(page: Page, kind: queue.Kind, title: str, about: str, action: str, sni
         except Exception:
             shown = gr.Button("Its adapter is not ready yet", interactive=False)
         done = job is not None and job["state"] == "completed"
-        filled = snippet.format(run=run_id, base=runs.get(run_id)["base"])
+        base = runs.get(run_id)["base"]
+        # The starter is no Hub model: it lies in this project's own folder.
+        filled = snippet.format(run=run_id, base="assets/starter" if base == "starter" else base)
         html = _result(job) if job is not None and done else progress(job, title) or empty("Not made yet.")
         return [shown, html, gr.Code(filled, visible=done)]
 

@@ -45,6 +45,7 @@ def build(page: Page) -> None:
         headers=COLUMNS,
         interactive=False,
         show_search="filter",
+        column_widths=["7%", "24%", "13%", "13%", "13%", "12%", "8%", "10%"],
         wrap=True,
         elem_id="runs-table",
         show_label=False,

@@ -73,6 +73,11 @@ def test_sampling_follows_its_seed_and_leaves_the_global_generator_alone(finishe
     assert ask(finished, "Tell me a story.", other) != first
 
 
+def test_settings_may_be_whole_numbers(finished: Finished) -> None:
+    whole = Generation(max_new_tokens=4, temperature=2, top_p=1, top_k=5, repetition_penalty=2)
+    assert ask(finished, "Hello!", whole)["base"]
+
+
 def test_loading_the_chat_model_leaves_the_global_generator_alone(finished: Finished) -> None:
     """A run that trains in another thread must not see its random state move."""
     import torch

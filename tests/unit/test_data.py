@@ -88,7 +88,7 @@ def test_every_bad_line_is_counted_and_the_first_are_listed(workspace: Path, tmp
     with pytest.raises(DataError) as caught:
         add(tmp_path, "a.jsonl", lines(*rows))
     assert len(caught.value.problems) == 30
-    assert "30 rows cannot be used: line 1: " in caught.value.text
+    assert "30 rows cannot be used:\nline 1: " in caught.value.text
     assert "and 22 more" in caught.value.text
 
 

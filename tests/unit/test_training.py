@@ -232,6 +232,11 @@ def test_a_base_that_is_nothing_known_is_refused(samples: Path, base: str) -> No
     assert job["state"] == "failed" and job["error"].startswith("model.base: ")
 
 
+def test_a_hub_model_without_a_network_is_explained(samples: Path) -> None:
+    job = do("train", add(recipe(model={"base": "org/nothing"})))
+    assert "the Hub cannot be reached, and org/nothing was not downloaded before" in job["error"]
+
+
 def test_steps_are_counted_as_transformers_counts_them() -> None:
     config = recipe(training={"max_steps": None, "epochs": 3, "effective_batch": 8, "micro_batch": 4})
     assert total_steps(config, 400) == 150
