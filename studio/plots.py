@@ -78,7 +78,7 @@ def loss(points: Points, best_step: int | None, height: int = 330) -> Any:
             go.Scatter(
                 x=[best_step],
                 y=[values[steps.index(best_step)]],
-                name="best held-out",
+                name="best",
                 mode="markers",
                 marker={"color": GOOD, "size": 14, "symbol": "star"},
             )

@@ -1,6 +1,5 @@
 """The status strip that stands on every tab."""
 
-import json
 import math
 from html import escape
 
@@ -51,12 +50,7 @@ def _next_step(waiting: int) -> str:
     run = newest[0]
     name = f"{run['name']} (run {run['id']})"
     if run["state"] == "completed":
-        return f"Nothing running. {name} is ready: evaluate it, chat with it, export it."
+        return f"{name} is ready to evaluate, chat with and export."
     if run["state"] in ("interrupted", "stopped") and run["step"]:
-        return f"Nothing running. {name} was {run['state']}: it can be resumed on the Runs tab."
+        return f"{name} was {run['state']}: it can be resumed on the Runs tab."
     return "Nothing running." if run["state"] != "failed" else f"{name} failed: the Runs tab says why."
-
-
-def recipe_choices(run_id: int) -> dict[str, dict[str, str]]:
-    """The decisions a run took and why, as stored with it."""
-    return json.loads(runs.get(run_id)["decisions"] or "{}")

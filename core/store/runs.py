@@ -42,6 +42,11 @@ def recipe(run_id: int) -> RunConfig:
     return loads(get(run_id)["recipe"], f"recipe of run {run_id}")
 
 
+def decisions(run_id: int) -> dict[str, dict[str, str]]:
+    """What a run chose for its hardware, as name -> ``value`` and ``why``."""
+    return json.loads(get(run_id)["decisions"] or "{}")
+
+
 def update(run_id: int, **values: Any) -> None:
     database().table("runs").update(run_id, values)
 

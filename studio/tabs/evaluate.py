@@ -4,6 +4,7 @@ from typing import Any
 
 import gradio as gr
 
+from core.errors import StudioError
 from core.evaluation.compare import refuse_without_adapter, sentence
 from core.jobs import queue
 from core.store import evaluations, runs
@@ -62,7 +63,7 @@ def _may(run_id: int | None) -> tuple[str, bool]:
         return "Train a run first", False
     try:
         refuse_without_adapter(run_id)
-    except Exception:
+    except StudioError:
         return "Its adapter is not ready yet", False
     job = _job(run_id)
     if job is not None and job["state"] not in queue.ENDED:

@@ -5,6 +5,7 @@ from typing import Any
 
 import gradio as gr
 
+from core.errors import StudioError
 from core.evaluation.compare import refuse_without_adapter
 from core.jobs import queue
 from core.store import runs
@@ -83,7 +84,7 @@ def _rung(page: Page, kind: queue.Kind, title: str, about: str, action: str, sni
             refuse_without_adapter(run_id)
             busy = job is not None and job["state"] not in queue.ENDED
             shown = gr.Button("Working…" if busy else action, interactive=not busy)
-        except Exception:
+        except StudioError:
             shown = gr.Button("Its adapter is not ready yet", interactive=False)
         done = job is not None and job["state"] == "completed"
         base = runs.get(run_id)["base"]

@@ -10,7 +10,6 @@ from core.store import runs
 from studio import plots
 from studio.live import Page, View
 from studio.messages import bar, box, duration, empty, escape, facts, figures, guarded, table
-from studio.status import recipe_choices
 
 COLUMNS = ["run", "name", "state", "step", "base", "held-out loss", "best", "time"]
 
@@ -66,7 +65,7 @@ def build(page: Page) -> None:
         View([loss, perplexity], _drawn, _main_figures, pausable=True),
         View([rate, gradient, speed, memory, points], _drawn, _small_figures, pausable=True),
         View([log], lambda run_id: [e["id"] for e in _events(run_id)], lambda run_id: [_log(run_id)]),
-        View([decisions, recipe], lambda run_id: run_id and (run_id, recipe_choices(run_id)), _recipe),
+        View([decisions, recipe], lambda run_id: run_id and (run_id, runs.decisions(run_id)), _recipe),
         View([listing], _listing, lambda run_id: [_listing(run_id)]),
     ]
 
@@ -184,7 +183,7 @@ def _log(run_id: int | None) -> str:
 def _recipe(run_id: int | None) -> list[Any]:
     if run_id is None:
         return ["", ""]
-    rows = [(name, f"{choice['value']}: {choice['why']}") for name, choice in recipe_choices(run_id).items()]
+    rows = [(name, f"{choice['value']}: {choice['why']}") for name, choice in runs.decisions(run_id).items()]
     return [figures(rows), runs.get(run_id)["recipe"]]
 
 
