@@ -69,7 +69,15 @@ def test_deleting_asks_first(page: Page, studio: Studio, tmp_path: Path) -> None
     expect(page.locator("#xray-heading")).to_contain_text("plain-style")
     page.get_by_role("button", name="Delete the chosen one").click()
     expect(page.locator("#datasets")).to_contain_text("plain-style")
-    page.get_by_role("button", name="Yes, delete it").click()
+    sure = page.get_by_role("button", name="Yes, delete plain-style")
+    expect(sure).to_be_visible()
+    # Another dataset is chosen in between: the question is taken back.
+    page.locator("#datasets").get_by_text("ticket-triage").click()
+    expect(sure).to_be_hidden()
+    page.locator("#datasets").get_by_text("plain-style").click()
+    expect(page.locator("#xray-heading")).to_contain_text("plain-style")
+    page.get_by_role("button", name="Delete the chosen one").click()
+    sure.click()
     expect(page.locator("#datasets")).not_to_contain_text("plain-style")
 
 
