@@ -82,7 +82,8 @@ def _follow(page: Page, run: gr.State, seen: gr.State, chosen: list[gr.Dropdown]
         run_id = _existing(int(wanted)) if wanted.isdecimal() else None
         if run_id is None:
             run_id = next((row["id"] for row in runs.listed(1)), None)
-        return run_id, gr.Tabs(selected="train" if run_id is None else "runs")
+        # Without a run the Train tab is open already: naming it again would undo a quick click.
+        return run_id, gr.skip() if run_id is None else gr.Tabs(selected="runs")
 
     def show_active(run_id: int | None) -> tuple[Any, Any]:
         job = queue.active()

@@ -276,6 +276,8 @@ class Gate:
         try:
             await self.app(scope, counted, watched)
         except Exception:
+            # Past the limit the app complains of the connection that was cut here, in whatever way
+            # its parser does; the client is told 413 below. Anything else is the app's own.
             if seen <= limit:
                 raise
         if seen > limit and not started:

@@ -241,9 +241,10 @@ def _xray(dataset_id: int | None, part: str, number: int, max_length: int, base:
     tokenizer = load.tokenizer(base)
     encoded = cut(xray.encode(found[0], tokenizer, 1 << 30), max_length)
     counted = summary(dataset, config)
+    lost = f", {encoded.cut_supervised} more are cut off" if encoded.cut_supervised else ""
     heading = (
         f"<h3>Loss X-ray: {escape(dataset['name'])}, row {number}</h3>"
-        f'<p class="pl-muted">{encoded.supervised} of {len(encoded.input_ids)} tokens are in the loss. '
+        f'<p class="pl-muted">{encoded.supervised} of {len(encoded.input_ids)} tokens are in the loss{lost}. '
         f"Whole set at {max_length}: {counted.supervised / max(counted.tokens, 1):.0%} "
         f"of {counted.tokens:,} tokens; "
         f"{counted.cut_rows} rows cut, {counted.empty_rows} with nothing left to learn. "
