@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from core.config import RunConfig
-from core.data import datasets
+from core.data import datasets, importing
+from core.data.files import Source
+from core.data.importing import Options
 from core.errors import StudioError
 from core.home import export_folder
 from core.jobs import queue
@@ -38,10 +40,11 @@ def add(recipe: RunConfig, data: Path | None = None, leave_out: bool = False) ->
     """
     datasets.ensure_samples()
     if data is not None:
-        name = dataset_store.get(datasets.import_file(data, data.name, leave_out=leave_out))["name"]
-        section = recipe.data.model_copy(update={"dataset": name})
+        options = Options(mapping=recipe.data.mapping, leave_out=leave_out)
+        added = dataset_store.get(importing.add([Source(data, data.name)], options=options))
+        section = recipe.data.model_copy(update={"dataset": added["name"], "mix": ()})
         recipe = recipe.model_copy(update={"data": section})
-    return runs.add(recipe, dataset_store.by_name(recipe.data.dataset)["id"])
+    return runs.add(recipe, dataset_store.by_name(recipe.data.parts[0].dataset)["id"])
 
 
 def resume(run_id: int) -> None:

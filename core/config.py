@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
+from core.data.mapping import Mapping
 from core.errors import RecipeError, StudioError
 from core.home import assets
 
@@ -87,6 +88,16 @@ class LoraSection(Section):
     )
 
 
+class MixPart(Section):
+    """One dataset of a mix."""
+
+    dataset: str = setting(..., "Dataset", "Name of a dataset in this workspace", min_length=1)
+    weight: float = setting(1.0, "Weight", "How often each row is shown in an epoch", gt=0, le=100)
+    prefix: str = setting(
+        "", "Task prefix", "Begins every first question, to tell tasks apart", max_length=2000
+    )
+
+
 class DataSection(Section):
     """What is learned from."""
 
@@ -100,10 +111,47 @@ class DataSection(Section):
         gt=0,
         le=0.5,
     )
+    split: Literal["random", "stratified", "grouped"] = setting(
+        "random",
+        "Split",
+        "stratified keeps every label's share; grouped keeps a group's rows on one side",
+    )
+    split_column: str = setting(
+        "", "Split column", "Column to stratify or group by; empty means label, or group", max_length=100
+    )
     split_seed: int = setting(42, "Split seed", "Same seed, same held-out rows", ge=0, lt=2**31)
+    mix: tuple[MixPart, ...] = setting(
+        (),
+        "Mix",
+        "Several datasets in place of one; weight 2 shows each row twice an epoch, 0.5 a random half. "
+        "The mixing desk on the Data tab fills this in",
+    )
+    order: Literal["shuffled", "short to long", "long to short", "by column"] = setting(
+        "shuffled", "Order", "A curriculum shows rows in this order in every epoch"
+    )
+    order_column: str = setting("", "Order column", "Column of the order by column", max_length=100)
     max_rows: int | None = setting(
         None, "Row limit", "Train on this many rows only, for a trial; empty means all", ge=1
     )
+    mapping: Mapping | None = setting(
+        None, "Mapping", "Which column is what, when a file is imported with this recipe; empty means guessed"
+    )
+
+    @field_validator("mix", "mapping", mode="before")
+    @classmethod
+    def _from_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """The form gives structured settings as a line of YAML; empty means unset."""
+        if isinstance(value, str):
+            try:
+                value = yaml.safe_load(value)
+            except yaml.YAMLError:
+                return value
+        return (value or ()) if info.field_name == "mix" else (value or None)
+
+    @property
+    def parts(self) -> tuple[MixPart, ...]:
+        """What is trained on: the mix, or the one dataset as a mix of its own."""
+        return self.mix or (MixPart(dataset=self.dataset),)
 
 
 class TrainingSection(Section):
@@ -196,7 +244,8 @@ class RunConfig(Section):
 
     @property
     def display_name(self) -> str:
-        return self.name or f"{self.data.dataset}-r{self.lora.r}"
+        names = "+".join(part.dataset for part in self.data.parts)
+        return self.name or f"{names[:60]}-r{self.lora.r}"
 
     @property
     def accumulation(self) -> int:
@@ -249,6 +298,11 @@ def problems(raw: dict[str, Any]) -> dict[str, str]:
             f"must be a multiple of training.micro_batch ({training.micro_batch}), "
             f"got {training.effective_batch}"
         )
+    names = [part.dataset for part in config.data.mix]
+    if len(set(names)) < len(names):
+        found["data.mix"] = "names one dataset twice; give it a higher weight"
+    if config.data.order == "by column" and not config.data.order_column:
+        found["data.order_column"] = "must name a column when the order is by column"
     return found
 
 

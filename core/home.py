@@ -34,10 +34,6 @@ def run_folder(run_id: int) -> Path:
     return folder("runs", int(run_id))
 
 
-def dataset_folder(dataset_id: int) -> Path:
-    return folder("datasets", int(dataset_id))
-
-
 def export_folder(job_id: int) -> Path:
     return folder("exports", int(job_id))
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.data.xray import prompt_ids
+from core.data.xray import end_tokens, prompt_ids
 from core.errors import StudioError
 from core.evaluation.compare import only, refuse_without_adapter
 from core.evaluation.loss import autocast
@@ -177,7 +177,7 @@ class _Stream:
         self.ids = torch.cat([self.ids, token], dim=1)
         self.pending = token
         self.left -= 1
-        self.done = self.left == 0 or token.item() == self.chat.tokenizer.eos_token_id
+        self.done = self.left == 0 or token.item() in end_tokens(self.chat.tokenizer)
 
     def text(self) -> str:
         return self.chat.tokenizer.decode(self.ids[0, self.prompt_length :], skip_special_tokens=True)
@@ -185,13 +185,10 @@ class _Stream:
 
 def examples(run_id: int, count: int = 3) -> list[str]:
     """Prompts from the held-out rows, to click instead of typing."""
-    from core.data import datasets
+    from core.data import mix
     from core.evaluation.compare import question_and_answer
-    from core.store import datasets as dataset_store
 
-    config = runs.recipe(run_id)
-    dataset = dataset_store.by_name(config.data.dataset)
-    data = config.data
-    held_out = datasets.split(dataset["id"], data.held_out_share, data.split_seed, data.max_rows).held_out
-    tasks = [task for row in held_out[:count] if (task := question_and_answer(row))]
+    chosen = mix.choose(runs.recipe(run_id).data)
+    rows = [row for _, row in mix.held_out_rows(chosen, count)]
+    tasks = [task for row in rows if (task := question_and_answer(row))]
     return [question[-1]["content"] for question, _ in tasks]

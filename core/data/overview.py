@@ -1,42 +1,14 @@
-"""What a whole dataset comes to for a base and a max_length, quick enough to follow a slider."""
+"""What Start would do: figures and checks over everything a recipe learns from, quick enough for a form."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from core.config import RunConfig
-from core.data import datasets
-from core.data.xray import IGNORED, Encoded, Summary, encode, refuse_nothing_to_learn, summarise
-from core.models import hardware, load
-from core.store import datasets as store
-
-SAMPLE = 2000  # rows; a larger dataset is judged by its first ones
-UNCUT = 1 << 30
-
-
-@lru_cache(maxsize=8)
-def _encoded(dataset_id: int, sha256: str, base: str, revision: str | None) -> tuple[Encoded, ...]:
-    """Rows as tokens, uncut. ``sha256`` only tells one content from another."""
-    tokenizer = load.tokenizer(base, revision)
-    return tuple(encode(row, tokenizer, UNCUT) for row in datasets.rows(dataset_id, count=SAMPLE))
-
-
-def cut(row: Encoded, max_length: int) -> Encoded:
-    """The same row at another ``max_length``."""
-    learned = sum(label != IGNORED for label in row.labels[max_length:])
-    return Encoded(row.input_ids[:max_length], row.labels[:max_length], row.input_ids[max_length:], learned)
-
-
-def summary(dataset: dict[str, Any], config: RunConfig) -> Summary:
-    """:param dataset: a row of the store"""
-    model, length = config.model, config.training.max_length
-    return _summary(dataset["id"], dataset["sha256"], model.base, model.revision, length)
-
-
-@lru_cache(maxsize=256)
-def _summary(dataset_id: int, sha256: str, base: str, revision: str | None, max_length: int) -> Summary:
-    rows = _encoded(dataset_id, sha256, base, revision)
-    return summarise([cut(row, max_length) for row in rows], load.tokenizer(base, revision).eos_token_id)
+from core.data import mix, stats
+from core.data.mix import Chosen
+from core.data.stats import Summary
+from core.errors import StudioError
+from core.models import hardware
 
 
 @dataclass(frozen=True)
@@ -59,31 +31,62 @@ class Outlook:
         return any(check.level == "bad" for check in self.checks)
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one dataset of a mix comes to in an epoch; tokens are estimated from its sample."""
+
+    chosen: Chosen
+    summary: Summary
+    rows: int
+    tokens: int
+    supervised: int
+
+
+def shares(config: RunConfig, chosen: list[Chosen] | None = None) -> list[Share]:
+    """Effective rows and tokens of every dataset. :raises StudioError: when one cannot be had"""
+    model, found = config.model, []
+    for one in chosen if chosen is not None else mix.choose(config.data):
+        measured = stats.of_part(one.part, one.dataset, model.base, model.revision)
+        summary = measured.at(config.training.max_length)
+        scale = len(one.train) / max(1, summary.rows)
+        found.append(
+            Share(
+                one, summary, len(one.train), round(summary.tokens * scale), round(summary.supervised * scale)
+            )
+        )
+    return found
+
+
 def outlook(config: RunConfig) -> Outlook:
-    """:raises StudioError: when dataset or base cannot be had at all"""
+    """:raises StudioError: when a dataset or the base cannot be had at all"""
     from core.training.run import total_steps
 
-    dataset = store.by_name(config.data.dataset)
-    counted = summary(dataset, config)
-    scale = dataset["rows"] / counted.rows
-    rows = dataset["rows"]
-    if not dataset["held_out_rows"]:
-        rows -= max(1, round(rows * config.data.held_out_share))
-    rows = min(rows, config.data.max_rows or rows)
-    held_out = dataset["held_out_rows"] or dataset["rows"] - rows
+    chosen = mix.choose(config.data)
+    found = shares(config, chosen)
+    rows = sum(share.rows for share in found)
+    held_out = sum(len(one.held_out) for one in chosen)
+    tokens = sum(share.tokens for share in found)
+    supervised = sum(share.supervised for share in found)
     steps = total_steps(config, max(1, rows))
-    share = counted.supervised / max(counted.tokens, 1)
-    length = config.training.max_length
-    about = "" if scale == 1 else "about "
+    exact = all(share.rows == share.summary.rows for share in found)
     figures = [
         ("Rows", f"{rows:,} train + {held_out:,} held out"),
+        *(_source(share, supervised) for share in found if len(found) > 1),
         ("Steps", f"{steps:,} of {config.training.effective_batch} rows"),
-        ("Tokens", f"{about}{round(counted.tokens * scale):,} per pass"),
-        ("In the loss", f"{share:.0%} of the tokens"),
-        ("Longest row", f"{counted.longest:,} tokens"),
+        ("Tokens", f"{'' if exact else 'about '}{tokens:,} per pass"),
+        ("In the loss", f"{supervised / max(tokens, 1):.0%} of the tokens"),
+        ("Longest row", f"{max(share.summary.longest for share in found):,} tokens"),
         *((name.capitalize(), f"{choice.value} ({choice.why})") for name, choice in _choices(config)),
     ]
-    return Outlook(figures, _checks(counted, length))
+    checks = [check for share in found for check in _checks(share, config, len(found) > 1)]
+    checks += [Check("warning", finding.text) for finding in mix.leaks(chosen)]
+    return Outlook(figures, checks)
+
+
+def _source(share: Share, supervised: int) -> tuple[str, str]:
+    part = share.supervised / max(1, supervised)
+    weight = share.chosen.part.weight
+    return f"· {share.chosen.name}", f"{share.rows:,} rows (× {weight:g}), {part:.0%} of the loss"
 
 
 def _choices(config: RunConfig) -> list[tuple[str, hardware.Choice]]:
@@ -94,31 +97,42 @@ def _choices(config: RunConfig) -> list[tuple[str, hardware.Choice]]:
     ]
 
 
-def _checks(counted: Summary, length: int) -> list[Check]:
+def _checks(share: Share, config: RunConfig, named: bool) -> list[Check]:
+    counted, length = share.summary, config.training.max_length
+    where = f"{share.chosen.name}: " if named else ""
     try:
-        refuse_nothing_to_learn(counted, length)
-    except Exception as error:
-        return [Check("bad", str(error))]
+        stats.refuse_nothing_to_learn(counted, length)
+    except StudioError as error:
+        return [Check("bad", where + error.text)]
     if counted.end_learned_rows == 0:
-        return [Check("bad", "no row teaches the end of a turn: the model would never stop")]
+        return [Check("bad", where + "no row teaches the end of a turn: the model would never stop")]
     checks = []
     if counted.empty_rows:
-        checks.append(
-            Check(
-                "warning",
-                f"{counted.empty_rows} of {counted.rows} rows lose all of their answer at {length} tokens "
-                "and are left out",
-            )
+        text = (
+            f"{counted.empty_rows:,} of {counted.rows:,} rows would train on nothing at {length} tokens and "
+            f"are left out ({_rows(counted.empty_numbers, counted.empty_rows)})"
         )
+        checks.append(Check("warning", where + text))
     else:
-        checks.append(Check("good", "every row has an answer to learn"))
+        checks.append(Check("good", where + "every row has an answer to learn"))
     if counted.cut_rows:
-        checks.append(
-            Check("warning", f"{counted.cut_rows} of {counted.rows} rows are cut at {length} tokens")
-        )
+        text = f"{counted.cut_rows:,} of {counted.rows:,} rows are cut at {length} tokens"
+        checks.append(Check("warning", where + text))
     else:
-        checks.append(Check("good", f"no row is cut at {length} tokens"))
+        checks.append(Check("good", where + f"no row is cut at {length} tokens"))
     ends = counted.end_learned_rows / counted.rows
     level = "good" if ends == 1 else "warning"
-    checks.append(Check(level, f"the end of a turn is learned in {ends:.0%} of the rows"))
+    checks.append(Check(level, where + f"the end of a turn is learned in {ends:.0%} of the rows"))
     return checks
+
+
+def _rows(numbers: tuple[int, ...], count: int, shown: int = 4) -> str:
+    """``rows 1, 3, 7 and 9 more``."""
+    listed = ", ".join(f"{number:,}" for number in numbers[:shown])
+    more = count - len(numbers[:shown])
+    return f"row{'s' if count > 1 else ''} {listed}" + (f" and {more:,} more" if more > 0 else "")
+
+
+def live(dataset: dict[str, Any], part: str, base: str, revision: str | None, max_length: int) -> Summary:
+    """The whole set at a cut, for the slider."""
+    return stats.of_dataset(dataset, part, base, revision).at(max_length)

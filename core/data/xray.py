@@ -1,14 +1,30 @@
-"""From a row to exactly what the model sees: rendered template, tokens and loss mask.
+"""From a row to exactly what the model sees: tokens and loss mask.
 
-`encode` is the only way from text to tokens: the preview, the trainer and the evaluation use it.
+`encode` and `encode_all` are the one way from text to tokens: the preview, the trainer and the
+evaluation use it.
 """
 
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
 from typing import Any, Literal
 
+from core.data.render import Rendered, Renderer, control_tokens
+from core.data.tokenise import tokenise
 from core.errors import StudioError
 
 IGNORED = -100  # torch's cross entropy leaves such labels out
+BATCH = 500  # rows that are tokenised at once
+
+
+class EncodeError(StudioError):
+    """A row that cannot be encoded; ``row`` is its place among the rows given, from 0."""
+
+    def __init__(self, error: StudioError, row: int, beginning: str) -> None:
+        self.row = row
+        super().__init__(error.where, f"{error.what} (in the row that begins {beginning!r})", error.fix)
 
 
 @dataclass(frozen=True)
@@ -28,7 +44,7 @@ class Encoded:
     @property
     def supervised(self) -> int:
         """Tokens in the loss. The first token is never predicted, so it never counts."""
-        return sum(label != IGNORED for label in self.labels[1:])
+        return max(0, len(self.labels) - 1) - self.labels[1:].count(IGNORED)
 
 
 def encode(row: dict[str, Any], tokenizer: Any, max_length: int) -> Encoded:
@@ -37,90 +53,84 @@ def encode(row: dict[str, Any], tokenizer: Any, max_length: int) -> Encoded:
     :param row: ``messages`` or ``text``, as `core.data.shapes` makes it
     :raises StudioError: when the template cannot render the row, or loses the answer
     """
-    if "messages" in row:
-        text, spans = render(row["messages"], tokenizer)
-        ids, offsets = _tokenise(text, tokenizer)
+    return next(encode_all([row], tokenizer, max_length))
+
+
+def encode_all(rows: Iterable[dict[str, Any]], tokenizer: Any, max_length: int) -> Iterator[Encoded]:
+    """`encode` for many rows, in batches.
+
+    :raises EncodeError: for the first row that cannot be encoded; rows of earlier batches were given before
+    :raises StudioError: when no row is at fault: there is no template, or it does not work
+    """
+    renderer = Renderer(tokenizer)
+    numbered = enumerate(rows)
+    while batch := list(islice(numbered, BATCH)):
+        rendered = [_rendered(renderer, number, row) for number, row in batch]
+        for one, (ids, offsets) in zip(rendered, tokenise(rendered, renderer), strict=True):
+            yield _encoded(one, ids, offsets, max_length)
+
+
+def prompt_ids(
+    messages: list[dict[str, Any]], tokenizer: Any, tools: list[dict[str, Any]] | None = None
+) -> list[int]:
+    """Tokens of a conversation that the model is to continue."""
+    renderer = Renderer(tokenizer)
+    return next(tokenise([renderer.prompt(messages, tools)], renderer))[0]
+
+
+def end_tokens(tokenizer: Any) -> frozenset[int]:
+    """The tokens that end what the assistant says: the tokenizer's own, and the template's.
+
+    Many templates end a turn with a token that is not the tokenizer's end of sequence.
+    """
+    ends = {tokenizer.eos_token_id}
+    if tokenizer.chat_template:
+        exchange = [{"role": "user", "content": "Say a."}, {"role": "assistant", "content": "a"}]
         learned = [
-            start < end and any(start >= first and end <= last for first, last in spans)
-            for start, end in offsets
+            label for label in encode({"messages": exchange}, tokenizer, 1 << 20).labels if label != IGNORED
         ]
-    else:
-        ids = tokenizer(row["text"])["input_ids"]
-        if ids[-1:] != [tokenizer.eos_token_id]:
-            ids = [*ids, tokenizer.eos_token_id]
-        learned = [True] * len(ids)
-    labels = [token if on else IGNORED for token, on in zip(ids, learned, strict=True)]
+        control = control_tokens(tokenizer)
+        text = [place for place, token in enumerate(learned) if tokenizer.decode([token]).strip() == "a"]
+        ends |= {token for token in learned[text[-1] if text else 0 :] if token in control}
+    return frozenset(ends)
+
+
+def _rendered(renderer: Renderer, number: int, row: dict[str, Any]) -> Rendered:
+    renderer.check(row)
+    try:
+        rendered = renderer.row(row)
+        rendered.text.encode()
+    except UnicodeEncodeError:
+        error = StudioError("row", "has half a character (a lone surrogate)", "Save the file as UTF-8 again.")
+        raise EncodeError(error, number, _beginning(row)) from None
+    except StudioError as error:
+        raise EncodeError(error, number, _beginning(row)) from error
+    return rendered
+
+
+def _beginning(row: dict[str, Any]) -> str:
+    said = row.get("text") or next((each.get("content") for each in row.get("messages", [])), "") or ""
+    return said[:40].encode(errors="replace").decode()
+
+
+def _encoded(rendered: Rendered, ids: list[int], offsets: list[Any], max_length: int) -> Encoded:
+    labels = [IGNORED] * len(ids)
+    for first, last in rendered.spans:
+        # Every token with a character in the span: one that holds the end of the header and the
+        # beginning of the answer is learned.
+        start = bisect_right(offsets, first, key=itemgetter(1))
+        end = bisect_left(offsets, last, key=itemgetter(0))
+        labels[start:end] = ids[start:end]
+    around = [rendered.before, rendered.after]
+    before, after = ([*tokens] if rendered.spans else [IGNORED] * len(tokens) for tokens in around)
+    ids, labels = [*rendered.before, *ids, *rendered.after], [*before, *labels, *after]
+    cut = labels[max_length:]
     return Encoded(
         input_ids=ids[:max_length],
         labels=labels[:max_length],
         cut=ids[max_length:],
-        cut_supervised=sum(learned[max_length:]),
+        cut_supervised=len(cut) - cut.count(IGNORED),
     )
-
-
-def render(messages: list[dict[str, str]], tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
-    """The template's text and, as character spans, what the assistant says in it.
-
-    Each span is the difference between the text up to the assistant's turn (with the
-    generation prompt) and the text that includes it, so no ``{% generation %}`` is needed.
-    Whitespace after the end-of-turn token belongs to the next turn and is not learned.
-    """
-    text = _apply(messages, tokenizer)
-    spans: list[tuple[int, int]] = []
-    for number, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before = _apply(messages[:number], tokenizer, add_generation_prompt=True)
-        after = _apply(messages[: number + 1], tokenizer)
-        if not (after.startswith(before) and text.startswith(after)):
-            before, after = _by_content(message["content"], text, spans[-1][1] if spans else 0)
-        spans.append((len(before), len(after.rstrip()) if _ends_turn(after, tokenizer) else len(after)))
-    return text, spans
-
-
-def prompt_ids(messages: list[dict[str, str]], tokenizer: Any) -> list[int]:
-    """Tokens of a conversation that the model is to continue."""
-    return _tokenise(_apply(messages, tokenizer, add_generation_prompt=True), tokenizer)[0]
-
-
-def _apply(messages: list[dict[str, str]], tokenizer: Any, add_generation_prompt: bool = False) -> str:
-    if not tokenizer.chat_template:
-        raise StudioError(
-            "model.base",
-            "has no chat template",
-            "Choose an instruction-tuned model, or a dataset of plain text.",
-        )
-    if not messages:
-        # A conversation that opens with the assistant: templates may not render an empty list.
-        return ""
-    try:
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except Exception as error:
-        # Templates raise through jinja, with any message their author chose.
-        raise StudioError("chat template", f"cannot render this conversation: {error}"[:300]) from error
-
-
-def _by_content(content: str, text: str, start: int) -> tuple[str, str]:
-    """Fallback for templates that rewrite earlier turns: find the answer itself."""
-    place = text.find(content.strip(), start)
-    if place < 0:
-        raise StudioError(
-            "chat template", "drops or rewrites an assistant turn", "Choose another base model."
-        )
-    return text[:place], text[: place + len(content.strip())]
-
-
-def _ends_turn(text: str, tokenizer: Any) -> bool:
-    stripped = text.rstrip()
-    return any(stripped.endswith(token) for token in tokenizer.all_special_tokens)
-
-
-def _tokenise(text: str, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]]]:
-    # The template writes its own special tokens, so none are added here.
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return encoded["input_ids"], encoded["offset_mapping"]
 
 
 @dataclass(frozen=True)
@@ -134,7 +144,7 @@ class Token:
 
 def tokens(encoded: Encoded, tokenizer: Any) -> list[Token]:
     """The row's tokens with what becomes of each; ``end`` is an end of turn that is learned."""
-    special = set(tokenizer.all_special_ids)
+    special = control_tokens(tokenizer)
     shown = []
     for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
         kind: Literal["learned", "masked", "end", "cut"] = "masked" if label == IGNORED else "learned"
@@ -157,18 +167,19 @@ class Summary:
     longest: int
 
 
-def summarise(encoded: list[Encoded], end_token: int) -> Summary:
+def summarise(encoded: list[Encoded], ends: int | Collection[int]) -> Summary:
     """Counts over encoded rows; ``empty_rows`` would train on nothing.
 
-    :param end_token: the tokenizer's end-of-sequence token
+    :param ends: the tokens that end a turn, as `end_tokens` gives them
     """
+    ending = {ends} if isinstance(ends, int) else set(ends)
     return Summary(
         rows=len(encoded),
         tokens=sum(len(row.input_ids) for row in encoded),
         supervised=sum(row.supervised for row in encoded),
         cut_rows=sum(bool(row.cut) for row in encoded),
         empty_rows=sum(row.supervised == 0 for row in encoded),
-        end_learned_rows=sum(end_token in row.labels for row in encoded),
+        end_learned_rows=sum(not ending.isdisjoint(row.labels) for row in encoded),
         longest=max((len(row.input_ids) + len(row.cut) for row in encoded), default=0),
     )
 

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from core.config import RunConfig
-from core.data import datasets
-from core.data.xray import Encoded, encode
+from core.data import mix
+from core.data.xray import Encoded, encode_all
 from core.errors import StudioError
 from core.evaluation.generate import answers
 from core.evaluation.loss import held_out_loss
@@ -17,7 +17,6 @@ from core.evaluation.score import exact_match, paired_difference, token_f1
 from core.home import run_folder
 from core.jobs.worker import Job
 from core.models import adapters, load
-from core.store import datasets as dataset_store
 from core.store import evaluations, runs
 
 Task = tuple[list[dict[str, str]], str]  # a conversation, and the answer it should get
@@ -31,15 +30,13 @@ def evaluate(job: Job) -> dict[str, Any]:
     """
     refuse_without_adapter(job.run_id)
     config = runs.recipe(job.run_id)
-    dataset = dataset_store.by_name(config.data.dataset)
+    chosen = mix.choose(config.data)
     tokenizer = load.tokenizer(config.model.base, config.model.revision)
-    data = config.data
-    parts = datasets.split(dataset["id"], data.held_out_share, data.split_seed, data.max_rows)
-    held_out = parts.held_out[: config.evaluation.max_rows]
+    held_out = [row for _, row in mix.held_out_rows(chosen, config.evaluation.max_rows)]
     job.report("loading base and adapter", 0.0)
     model = adapters.opened(load.base_model(config), run_folder(job.run_id) / "artifact")
     job.running()
-    encoded = [encode(row, tokenizer, config.training.max_length) for row in held_out]
+    encoded = list(encode_all(held_out, tokenizer, config.training.max_length))
     tasks = [task for row in held_out if (task := question_and_answer(row))]
 
     sides = {}
@@ -48,7 +45,7 @@ def evaluate(job: Job) -> dict[str, Any]:
             sides[side] = _measure(job, model, tokenizer, config, encoded, tasks, side, turn)
     rows = _rows(tasks, sides)
     result = _result(sides, tasks, rows, len(encoded))
-    evaluation_id = evaluations.add(job.run_id, dataset["id"], job.id, result, rows)
+    evaluation_id = evaluations.add(job.run_id, chosen[0].dataset["id"], job.id, result, rows)
     return {"evaluation": evaluation_id}
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from core.data.xray import prompt_ids
+from core.data.xray import end_tokens, prompt_ids
 from core.evaluation.loss import autocast
 
 
@@ -51,7 +51,7 @@ def _reply(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens:
             temperature=None,
             top_p=None,
             top_k=None,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=sorted(end_tokens(tokenizer)),
             pad_token_id=tokenizer.pad_token_id,
         )
     return [text.strip() for text in tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)]

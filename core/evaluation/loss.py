@@ -6,7 +6,7 @@ it, weighs a token by the company it keeps.)
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from core.data.xray import IGNORED, Encoded
@@ -14,10 +14,14 @@ from core.data.xray import IGNORED, Encoded
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """Loss in nats per supervised token, perplexity = exp(loss), and the tokens it is over."""
+    """Loss in nats per supervised token, perplexity = exp(loss), and the tokens it is over.
+
+    :param by_source: the loss of each dataset's own rows, where there are several
+    """
 
     loss: float
     tokens: int
+    by_source: dict[str, float] = field(default_factory=dict)
 
     @property
     def perplexity(self) -> float:
@@ -30,28 +34,40 @@ def held_out_loss(
     pad_token: int,
     batch: int,
     each_batch: Callable[[int], None] = lambda done: None,
+    sources: list[str] | None = None,
 ) -> HeldOutLoss:
-    """:param each_batch: called with the number of rows done, may raise to stop"""
+    """The loss over all rows.
+
+    :param each_batch: called with the number of rows done, may raise to stop
+    :param sources: the dataset of each row, for a loss by dataset
+    """
     import torch
 
-    total, count = 0.0, 0
+    sums: dict[str, list[float]] = {}
     was_training = model.training
     model.eval()
     # Rows of like length share a batch; the sum does not depend on the order.
-    ordered = sorted((row for row in rows if row.supervised), key=lambda row: len(row.input_ids))
+    named = zip(rows, sources or [""] * len(rows), strict=True)
+    ordered = sorted((pair for pair in named if pair[0].supervised), key=lambda pair: len(pair[0].input_ids))
     try:
         with torch.no_grad(), autocast(model):
             for start in range(0, len(ordered), batch):
                 each_batch(start)
-                loss, tokens = _batch_loss(model, ordered[start : start + batch], pad_token)
-                total, count = total + loss, count + tokens
+                some = ordered[start : start + batch]
+                losses, tokens = _batch_loss(model, [row for row, _ in some], pad_token)
+                for (_, source), loss, count in zip(some, losses, tokens, strict=True):
+                    held = sums.setdefault(source, [0.0, 0])
+                    held[0], held[1] = held[0] + loss, held[1] + count
     finally:
         model.train(was_training)
-    return HeldOutLoss(total / count if count else math.nan, count)
+    total = sum(held[0] for held in sums.values())
+    count = sum(held[1] for held in sums.values())
+    by_source = {name: held[0] / held[1] for name, held in sums.items()} if len(sums) > 1 else {}
+    return HeldOutLoss(total / count if count else math.nan, int(count), by_source)
 
 
-def _batch_loss(model: Any, rows: list[Encoded], pad_token: int) -> tuple[float, int]:
-    """Summed NLL and number of supervised tokens; logits only where a token is supervised."""
+def _batch_loss(model: Any, rows: list[Encoded], pad_token: int) -> tuple[list[float], list[int]]:
+    """Each row's summed NLL and supervised tokens; logits only where a token is supervised."""
     import torch
 
     length = max(len(row.input_ids) for row in rows)
@@ -73,9 +89,9 @@ def _batch_loss(model: Any, rows: list[Encoded], pad_token: int) -> tuple[float,
     )
     wanted = targets[:, positions].to(device)
     loss = torch.nn.functional.cross_entropy(
-        output.logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="sum"
+        output.logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none"
     )
-    return loss.item(), int((wanted != IGNORED).sum())
+    return loss.view(wanted.shape).sum(dim=1).tolist(), (wanted != IGNORED).sum(dim=1).tolist()
 
 
 def autocast(model: Any) -> Any:

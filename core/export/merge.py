@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from core.config import RunConfig
-from core.data import datasets
+from core.data import mix
 from core.data.xray import prompt_ids
 from core.errors import StudioError
 from core.evaluation.compare import question_and_answer, refuse_without_adapter
 from core.home import export_folder, run_folder
 from core.jobs.worker import Job
 from core.models import adapters, load
-from core.store import datasets as dataset_store
 from core.store import runs
 from core.training.checkpoints import sha256_of
 
@@ -84,12 +83,10 @@ def _refuse_full_disk(model: Any, folder: Path) -> None:
 
 
 def _prompts(config: RunConfig, tokenizer: Any) -> list[list[int]]:
-    data = config.data
-    dataset = dataset_store.by_name(data.dataset)
-    held_out = datasets.split(dataset["id"], data.held_out_share, data.split_seed, data.max_rows).held_out
+    held_out = mix.held_out_rows(mix.choose(config.data), PARITY_PROMPTS)
     length = config.training.max_length
     prompts = []
-    for row in held_out[:PARITY_PROMPTS]:
+    for _, row in held_out:
         task = question_and_answer(row)
         ids = prompt_ids(task[0], tokenizer) if task else tokenizer(row["text"])["input_ids"]
         prompts.append(ids[:length])

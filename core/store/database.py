@@ -155,6 +155,17 @@ def m006_events(db: Database) -> None:
     db.table("events").create_index(["run_id"])
 
 
+@migrations()
+def m007_data_desk(db: Database) -> None:
+    datasets = db.table("datasets")
+    datasets.add_column("bytes", int)
+    # How its columns became rows, what its checks found, which columns it kept, where it came from.
+    for name in ("mapping", "findings", "columns", "origin"):
+        datasets.add_column(name, str)
+    db.table("mappings").create({"name": str, "mapping": str, "created_at": float}, pk="name")
+    db.table("jobs").add_column("dataset_id", int)
+
+
 def database_path() -> Path:
     return home() / "plumbline.db"
 

@@ -1,16 +1,45 @@
-"""Dataset rows in the store. The rows themselves are files in the dataset's folder."""
+"""Dataset rows in the store, and saved mappings. The rows themselves are files in a folder."""
 
+import itertools
+import json
+import re
 import time
+import unicodedata
+from pathlib import Path
 from typing import Any
 
 from sqlite_utils.db import NotFoundError
 
 from core.errors import StudioError
+from core.home import folder
 from core.store.database import database, insert
 
 
-def add(values: dict[str, Any]) -> int:
-    return insert("datasets", {**values, "created_at": time.time()})
+def add(name: str, values: dict[str, Any], rows: Path) -> int:
+    """Store a dataset whose rows stand ready in a folder, which becomes its own. :returns: its id
+
+    :param name: as wanted; made free and safe to show, never used as a path
+    """
+    with database().atomic():
+        dataset_id = insert("datasets", {**values, "name": _free(name), "created_at": time.time()})
+        target = folder("datasets") / str(dataset_id)
+        # A crash before the commit leaves a folder without a row: the next dataset of this id replaces it.
+        for old in target.glob("*") if target.exists() else ():
+            old.unlink()
+        target.mkdir(exist_ok=True)
+        for file in rows.iterdir():
+            file.rename(target / file.name)
+    return dataset_id
+
+
+def _free(wanted: str) -> str:
+    """A readable name that no dataset has yet."""
+    clean = unicodedata.normalize("NFC", wanted)
+    clean = re.sub(r"[^\w.-]+", "-", clean).strip("-.")[:60] or "dataset"
+    taken = set(names())
+    if clean not in taken:
+        return clean
+    return next(f"{clean}-{n}" for n in itertools.count(2) if f"{clean}-{n}" not in taken)
 
 
 def get(dataset_id: int) -> dict[str, Any]:
@@ -37,5 +66,36 @@ def listed() -> list[dict[str, Any]]:
     return list(database().table("datasets").rows_where(order_by="id"))
 
 
+def findings(dataset: dict[str, Any]) -> list[dict[str, Any]]:
+    """What its checks found: ``kind``, ``text``, ``part`` and the first ``rows``."""
+    return json.loads(dataset["findings"] or "[]")
+
+
+def set_findings(dataset_id: int, found: list[dict[str, Any]]) -> None:
+    database().table("datasets").update(dataset_id, {"findings": json.dumps(found)})
+
+
+def columns(dataset: dict[str, Any]) -> list[str]:
+    """Columns kept beside its rows, for splits, order and scores."""
+    return json.loads(dataset["columns"] or "[]")
+
+
+def verdict(dataset: dict[str, Any]) -> str:
+    """Its state in words."""
+    count = len(findings(dataset))
+    return "ready" if not count else f"ready, {count} warning{'s' if count > 1 else ''}"
+
+
 def remove(dataset_id: int) -> None:
     database().table("datasets").delete(dataset_id)
+
+
+def save_mapping(name: str, mapping: str) -> None:
+    """Keep a mapping (as JSON) under a name; an older one of that name is replaced."""
+    row = {"name": name, "mapping": mapping, "created_at": time.time()}
+    database().table("mappings").insert(row, replace=True)
+
+
+def mappings() -> dict[str, str]:
+    """Saved mappings by name, as JSON."""
+    return {row["name"]: row["mapping"] for row in database().table("mappings").rows_where(order_by="name")}

@@ -6,13 +6,14 @@ Only adapter parameters are trained; the base's digest is taken before and after
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.config import RunConfig, dumps
-from core.data import datasets
-from core.data.xray import Encoded, encode, refuse_nothing_to_learn, summarise
+from core.data import mix, stats
+from core.data.xray import Encoded, encode_all, end_tokens
 from core.errors import StopRequested, StudioError
 from core.home import run_folder
 from core.jobs.worker import Job
@@ -24,10 +25,11 @@ from core.training import artifact, checkpoints, proof
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows as tokens, ready to train on."""
+    """Rows as tokens, ready to train on; ``sources`` names the dataset of each held-out row."""
 
     train: list[Encoded]
     held_out: list[Encoded]
+    sources: list[str]
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -85,22 +87,21 @@ def train(job: Job) -> dict[str, Any]:
 
 
 def prepare(config: RunConfig, job: Job | None = None) -> Prepared:
-    """Split, render and tokenise the rows of a recipe.
+    """Choose, render and tokenise the rows of a recipe.
 
     :raises StudioError: when nothing would be learned
     """
-    data = config.data
-    dataset = dataset_store.by_name(data.dataset)
-    parts = datasets.split(dataset["id"], data.held_out_share, data.split_seed, data.max_rows)
+    chosen = mix.choose(config.data)
     if job is not None:
         job.report("loading the tokenizer, tokenising")
+        (run_folder(job.run_id) / "data.json").write_text(mix.record(chosen), encoding="utf-8")
     tokenizer = load.tokenizer(config.model.base, config.model.revision)
     length = config.training.max_length
-    train_rows = _encode_all(parts.train, tokenizer, length, job)
-    held_rows = _encode_all(parts.held_out[: config.evaluation.max_rows], tokenizer, length, job)
-    summary = summarise(train_rows, tokenizer.eos_token_id)
-    refuse_nothing_to_learn(summary, length)
-    if not any(row.supervised for row in held_rows):
+    train_rows = list(_encoded(mix.train_rows(config.data, chosen), tokenizer, length, job))
+    held_rows = list(_encoded(mix.held_out_rows(chosen, config.evaluation.max_rows), tokenizer, length, job))
+    summary = stats.measured((row for _, row in train_rows), end_tokens(tokenizer)).at(length)
+    stats.refuse_nothing_to_learn(summary, length)
+    if not any(row.supervised for _, row in held_rows):
         raise StudioError("training.max_length", f"leaves no held-out row an answer at {length}", "Raise it.")
     if job is not None and summary.empty_rows:
         runs.event(
@@ -110,16 +111,25 @@ def prepare(config: RunConfig, job: Job | None = None) -> Prepared:
             job.id,
             "warning",
         )
-    return Prepared([row for row in train_rows if row.supervised], held_rows)
+    learned = [row for _, row in train_rows if row.supervised]
+    return Prepared(learned, [row for _, row in held_rows], [source for source, _ in held_rows])
 
 
-def _encode_all(rows: list[dict[str, Any]], tokenizer: Any, length: int, job: Job | None) -> list[Encoded]:
-    encoded = []
-    for number, row in enumerate(rows):
-        if job is not None and number % 500 == 0:
-            job.check_stop()
-        encoded.append(encode(row, tokenizer, length))
-    return encoded
+def _encoded(
+    rows: Iterator[tuple[str, dict[str, Any]]], tokenizer: Any, length: int, job: Job | None
+) -> Iterator[tuple[str, Encoded]]:
+    """Rows as tokens, each with its dataset's name. :raises StopRequested: when the user pressed Stop"""
+    sources: list[str] = []
+
+    def only_rows() -> Iterator[dict[str, Any]]:
+        for number, (source, row) in enumerate(rows):
+            if job is not None and number % 500 == 0:
+                job.check_stop()
+            sources.append(source)
+            yield row
+
+    for number, encoded in enumerate(encode_all(only_rows(), tokenizer, length)):
+        yield sources[number], encoded
 
 
 def _trainer(
@@ -178,6 +188,8 @@ def _trainer(
         train_dataset=Dataset.from_list(rows),
         processing_class=load.tokenizer(config.model.base, config.model.revision),
         held_out=prepared.held_out,
+        sources=prepared.sources,
+        shuffled=config.data.order == "shuffled",
         eval_batch=config.evaluation.batch,
         keep=training.keep_checkpoints,
         job=job,

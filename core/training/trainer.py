@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
 from trl import SFTTrainer
 
@@ -26,11 +27,20 @@ class Trainer(SFTTrainer):
     processing_class: Any
 
     def __init__(
-        self, *, held_out: list[Encoded], eval_batch: int, keep: int, job: Job, **kwargs: Any
+        self,
+        *,
+        held_out: list[Encoded],
+        sources: list[str],
+        shuffled: bool,
+        eval_batch: int,
+        keep: int,
+        job: Job,
+        **kwargs: Any,
     ) -> None:
         # The dataset only tells transformers that there is something to evaluate.
         super().__init__(eval_dataset=kwargs["train_dataset"].select(range(1)), **kwargs)
         self.held_out, self.eval_batch, self.keep, self.job = held_out, eval_batch, keep, job
+        self.sources, self.shuffled = sources, shuffled
         # TRL puts the adapter of a 4-bit base in bfloat16; see core.models.adapters.attach.
         for parameter in self.model.parameters():
             if parameter.requires_grad:
@@ -45,11 +55,21 @@ class Trainer(SFTTrainer):
             self.processing_class.pad_token_id,
             self.eval_batch,
             each_batch=lambda done: self.job.check_stop(),
+            sources=self.sources,
         )
         metrics = {f"{metric_key_prefix}_loss": result.loss}
+        # One curve a dataset of a mix: a rising one hides in the sum.
+        metrics |= {f"{metric_key_prefix}_loss/{name}": loss for name, loss in result.by_source.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """A curriculum is kept in its order; transformers would shuffle it."""
+        if self.shuffled:
+            return super()._get_train_sampler(train_dataset)
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        return SequentialSampler(rows)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """transformers writes into the final folder file by file; here it is staged."""

@@ -105,7 +105,7 @@ def start_run(raw: dict[str, Any], token: str) -> int:
     config = schema.validated(raw)
     if not is_shared_id(config.model.base):
         raise StudioError("Base model", "must be 'starter' or a Hub id like org/name")
-    dataset = datasets.by_name(config.data.dataset)
+    dataset = datasets.by_name(config.data.parts[0].dataset)
     for job in queue.with_token(token):
         return job["run_id"]
     run_id = runs.add(config, dataset["id"])
@@ -116,7 +116,7 @@ def start_run(raw: dict[str, Any], token: str) -> int:
 def _check(keys: list[str], values: list[Any]) -> tuple[Any, ...]:
     """The panel, the button (which says what is missing) and the recipe."""
     raw = forms.raw(keys, values)
-    if not raw["data"]["dataset"]:
+    if not raw["data"]["dataset"] and not raw["data"]["mix"]:
         return _panel(empty("Add a dataset on the Data tab.")), _disabled("Choose a dataset"), ""
     try:
         config = schema.validated(raw)

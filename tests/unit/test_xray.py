@@ -1,17 +1,25 @@
 """The loss mask: what the assistant says and its end of turn, nothing else."""
 
 import copy
-from pathlib import Path
+import json
 from typing import Any
 
 import pytest
 
-from core.data import datasets
-from core.data.overview import cut
-from core.data.xray import IGNORED, encode, refuse_nothing_to_learn, summarise, tokens
+from core.data.xray import (
+    IGNORED,
+    EncodeError,
+    encode,
+    encode_all,
+    end_tokens,
+    prompt_ids,
+    refuse_nothing_to_learn,
+    summarise,
+    tokens,
+)
 from core.errors import StudioError
+from core.home import assets
 from core.models.load import tokenizer
-from core.store import datasets as store
 
 TALK = [
     {"role": "system", "content": "Be kind."},
@@ -37,17 +45,15 @@ def learned_text(messages: list[dict[str, str]], chosen: Any) -> str:
     return chosen.decode([label for label in encoded.labels if label != IGNORED])
 
 
-def test_the_mask_equals_the_templates_own_generation_marks(samples: Path) -> None:
+def sample_rows(name: str, count: int) -> list[dict[str, Any]]:
+    lines = (assets() / "samples" / name / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines[:count]]
+
+
+def test_the_mask_equals_the_templates_own_generation_marks() -> None:
     chosen = tokenizer("starter")
-    talks = [
-        TALK,
-        *(
-            row["messages"]
-            for name in ("cited-answers", "plain-style")
-            for row in datasets.rows(store.by_name(name)["id"], count=50)
-        ),
-    ]
-    for talk in talks:
+    samples = [*sample_rows("cited-answers", 50), *sample_rows("plain-style", 50)]
+    for talk in [TALK, *(row["messages"] for row in samples)]:
         marked = chosen.apply_chat_template(talk, return_dict=True, return_assistant_tokens_mask=True)
         encoded = encode({"messages": talk}, chosen, 10_000)
         assert encoded.input_ids == marked["input_ids"]
@@ -93,6 +99,8 @@ def test_cutting_counts_what_is_lost() -> None:
     short = encode({"messages": TALK}, chosen, 20)
     assert len(short.input_ids) == 20 and short.input_ids + short.cut == whole.input_ids
     assert short.cut_supervised == sum(label != IGNORED for label in whole.labels[20:]) > 0
+    from core.data.overview import cut
+
     assert cut(whole, 20) == short
 
 

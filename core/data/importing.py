@@ -1,0 +1,379 @@
+"""Import: files in, a checked and stored dataset out, or a message with every line that is wrong.
+
+Memory stays flat whatever the size: rows go through in blocks, large files through one child
+process a core. An import either stores everything or nothing.
+"""
+
+import hashlib
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy
+
+from core.data import check, files
+from core.data.convert import converter
+from core.data.errors import KEPT_PROBLEMS, DataError, Problem, RowError
+from core.data.files import File, Reading, Source
+from core.data.jsonread import Record, line_ranges
+from core.data.mapping import Mapping
+from core.data.part import Counted, Part
+from core.data.read import line_blocks, reads_lines, records
+from core.data.rows import INDEX
+from core.data.shapes import Guess, recognise
+from core.errors import StudioError
+from core.home import folder
+from core.store import datasets as store
+
+SAMPLE = 200  # records that the guess is made from
+PARALLEL_FROM = 32 * 1024**2  # bytes; below, starting children costs more than they save
+RANGE = 8 * 1024**2
+MOST_CHILDREN = 4
+Report = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an import is done. ``mapping`` None means the guess is taken."""
+
+    name: str = ""
+    mapping: Mapping | None = None
+    reading: Reading = Reading()
+    leave_out: bool = False
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What an import would do, seen from a file's first records.
+
+    :param columns: each column with a few of its values, as text
+    :param rows: the first rows, or for each record that cannot be one, why
+    """
+
+    file: str
+    shape: str
+    mapping: Mapping
+    columns: dict[str, list[str]]
+    rows: list[dict[str, Any] | Problem]
+    problem: str = ""
+
+
+def preview(source: Source, options: Options = Options(), count: int = 20) -> Preview:  # noqa: B008 (frozen)
+    """The guess, the columns and the first rows of a file, without storing anything.
+
+    When the columns are not known, ``problem`` says so and the mapping is an empty one to fill in.
+
+    :raises StudioError: when the file cannot be read at all
+    """
+    with files.opened(source, options.reading) as file:
+        sample = list(islice(records(file), SAMPLE))
+    good = [record for record in sample if isinstance(record, Record)]
+    columns: dict[str, list[str]] = {}
+    for one in good[:count]:
+        for name, value in one.value.items():
+            columns.setdefault(name, []).append(
+                value if isinstance(value, str) else json.dumps(value, default=str)
+            )
+    problem = ""
+    try:
+        guess = _guess(file, sample, options.mapping)
+    except DataError:
+        raise
+    except StudioError as error:
+        guess, problem = Guess("", Mapping()), error.text
+    rows: list[dict[str, Any] | Problem] = []
+    if not guess.mapping.missing():
+        convert = converter(guess.mapping)
+        for record in sample[:count]:
+            rows += _rows(convert, record)
+    return Preview(file.name, guess.shape, guess.mapping, columns, rows[:count], problem)
+
+
+def _rows(convert: Any, record: Record | Problem) -> list[dict[str, Any] | Problem]:
+    if isinstance(record, Problem):
+        return [record]
+    try:
+        made = convert(record.value)
+    except RowError as error:
+        return [Problem(record.line, str(error))]
+    return made if isinstance(made, list) else [made]
+
+
+def _guess(file: File, sample: Sequence[Record | Problem], mapping: Mapping | None) -> Guess:
+    """The shape of a file. :raises StudioError: when it has no rows, or none of a known shape"""
+    good = [record.value for record in sample if isinstance(record, Record)]
+    if not sample:
+        raise StudioError(file.name, "has no rows", "Choose a file with at least one row.")
+    if not good:
+        bad = [problem for problem in sample if isinstance(problem, Problem)]
+        raise DataError([file.name], bad, "Mend the file.")
+    if mapping is None:
+        return recognise(good, file.name)
+    if missing := mapping.missing():
+        raise StudioError("mapping", f"does not say which column is {' and '.join(missing)}", "Choose one.")
+    return Guess(f"mapped {mapping.kind}", mapping)
+
+
+def add(
+    sources: Sequence[Source],
+    held_out: Sequence[Source] = (),
+    options: Options = Options(),  # noqa: B008 (frozen)
+    report: Report = lambda share, text: None,
+    origin: dict[str, Any] | None = None,
+) -> int:
+    """Check files and store them as one dataset. :returns: its id
+
+    :param held_out: files whose rows are held out from training
+    :param report: told the share done, and what is being done
+    :param origin: where the files came from, when not from the user's disk
+    :raises StudioError: with file, line and field of everything wrong; nothing is stored then
+    """
+    if not sources:
+        raise StudioError("import", "has no file", "Choose at least one.")
+    staging = Path(tempfile.mkdtemp(prefix="import-", dir=folder("staging")))
+    try:
+        train = _part(sources, "train", options, staging, report)
+        held = _part(held_out, "held_out", options, staging, report) if held_out else None
+        if held and held.guess.mapping != train.guess.mapping:
+            raise StudioError(
+                held_out[0].name,
+                f"has the shape {held.guess.shape}, {sources[0].name} has {train.guess.shape}",
+                "Use one shape, or a mapping for both.",
+            )
+        found = check.findings("train", train.index, train.counted)
+        if held:
+            found += check.findings("held_out", held.index, held.counted)
+            found += check.leaks(train.index, held.index)
+        name = options.name or _stem(sources[0].name)
+        values = {
+            "shape": train.guess.shape,
+            "rows": train.counted.rows,
+            "held_out_rows": held.counted.rows if held else 0,
+            "sha256": hashlib.sha256((train.sha256 + (held.sha256 if held else "")).encode()).hexdigest(),
+            "source": ", ".join(source.name for source in (*sources, *held_out))[:1000],
+            "left_out": str(train.counted.problem_count + (held.counted.problem_count if held else 0)),
+            "bytes": train.counted.bytes + (held.counted.bytes if held else 0),
+            "mapping": train.guess.mapping.model_dump_json(exclude_defaults=True),
+            "findings": json.dumps([asdict(finding) for finding in found]),
+            "columns": json.dumps(_columns(train.counted)),
+            "origin": json.dumps(origin or {}),
+        }
+        return store.add(name, values, staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _stem(name: str) -> str:
+    name = name.replace("\\", "/").rsplit("/", 1)[-1]
+    return Path(name.removesuffix(".gz")).stem
+
+
+def _columns(counted: Counted) -> list[str]:
+    """Columns that splits, order and scores can use."""
+    found = [name for name, counter in (("label", counted.labels), ("group", counted.groups)) if counter]
+    return found + sorted(counted.columns)
+
+
+@dataclass
+class _Imported:
+    guess: Guess
+    counted: Counted
+    index: Any
+    sha256: str
+
+
+def _part(sources: Sequence[Source], part: str, options: Options, staging: Path, report: Report) -> _Imported:
+    """Read, convert, check and write one part. :raises StudioError: unless all is well"""
+    with ExitStack() as stack:
+        opened = [stack.enter_context(files.opened(source, options.reading)) for source in sources]
+        guesses = [_guess(file, list(islice(records(file), SAMPLE)), options.mapping) for file in opened]
+        for file, guess in zip(opened, guesses, strict=True):
+            if guess.mapping != guesses[0].mapping:
+                what = f"has the shape {guess.shape}, {opened[0].name} has {guesses[0].shape}"
+                raise StudioError(file.name, what, "Import them one by one.")
+        writer = _Writer(staging / f"{part}.jsonl")
+        with writer:
+            for number, file in enumerate(opened):
+                size = file.path.stat().st_size
+                if reads_lines(file) and size >= PARALLEL_FROM and _cores() > 1:
+                    _parallel(file, number, guesses[0].mapping, writer, staging, report)
+                else:
+                    _serial(file, number, guesses[0].mapping, writer, report)
+    counted = writer.counted
+    if counted.problem_count and (not options.leave_out or not counted.rows):
+        fix = "Mend the file" + (", or choose to leave bad rows out." if counted.rows else ".")
+        raise DataError([file.name for file in opened], counted.problems, fix, counted.problem_count)
+    if not counted.rows:
+        raise StudioError(sources[0].name, "has no rows", "Choose a file with at least one row.")
+    index = writer.indexed()
+    numpy.save(staging / f"{part}.npy", index)
+    return _Imported(guesses[0], counted, index, writer.sha256)
+
+
+def _cores() -> int:
+    return min(os.cpu_count() or 1, MOST_CHILDREN)
+
+
+@dataclass
+class _Writer:
+    """The rows file as it grows: appended to, hashed and counted, part after part."""
+
+    path: Path
+    counted: Counted = field(default_factory=Counted)
+    index: list[Any] = field(default_factory=list)
+
+    def __enter__(self) -> None:
+        self._file = open(self.path, "wb")  # noqa: SIM115 (closed in __exit__)
+        self._hash = hashlib.sha256()
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def write(self, block: bytes) -> int:
+        self._hash.update(block)
+        return self._file.write(block)
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def add(self, part: Counted, index: Any, first_line: int = 0) -> None:
+        """Take over what a part counted. :param first_line: lines of the file before this part"""
+        counted = self.counted
+        index["offset"] += numpy.uint64(counted.bytes)
+        index["line"] += numpy.uint32(first_line)
+        self.index.append(index)
+        for kind, (count, rows) in part.hits.items():
+            old, first = counted.hits.get(kind, (0, []))
+            shown = (first + [counted.rows + row for row in rows])[: check.SHOWN]
+            counted.hits[kind] = (old + count, shown)
+        room = KEPT_PROBLEMS - len(counted.problems)
+        counted.problems += [p._replace(line=p.line + first_line) for p in part.problems[:room]]
+        counted.problem_count += part.problem_count
+        counted.records += part.records
+        counted.rows += part.rows
+        counted.bytes += part.bytes
+        counted.labels.update(part.labels)
+        counted.groups.update(part.groups)
+        counted.columns.update(part.columns)
+
+    def indexed(self) -> Any:
+        return numpy.concatenate(self.index) if self.index else numpy.empty(0, INDEX)
+
+
+def _serial(file: File, number: int, mapping: Mapping, writer: _Writer, report: Report) -> None:
+    part = Part(mapping, writer, number)  # type: ignore[arg-type]
+
+    def note(count: int) -> None:
+        _refuse_too_many(file.name, writer.counted.records + count)
+        report(0.0, f"{file.name}: {count:,} rows")
+
+    def watched() -> Iterator[Record | Problem]:
+        for count, record in enumerate(records(file), start=1):
+            if count % 5000 == 0:
+                note(count)
+            yield record
+
+    if reads_lines(file):
+        for first, block in line_blocks(file):
+            part.take_lines(block, first)
+            note(part.counted.records)
+    else:
+        part.take(watched())
+    writer.add(part.counted, part.indexed())
+    _refuse_too_many(file.name, writer.counted.records)
+
+
+def _refuse_too_many(name: str, count: int) -> None:
+    if count > files.max_rows():
+        raise StudioError(name, f"has more than {files.max_rows():,} rows", "Split it, or raise the limit.")
+
+
+def _parallel(
+    file: File, number: int, mapping: Mapping, writer: _Writer, staging: Path, report: Report
+) -> None:
+    """Byte ranges through child processes; their parts are joined in the file's order."""
+    tasks = [
+        {
+            "path": str(file.path),
+            "begin": begin,
+            "end": end,
+            "out": str(staging / f"part-{position}.jsonl"),
+            "mapping": mapping.model_dump(mode="json"),
+            "file": number,
+        }
+        for position, (begin, end) in enumerate(line_ranges(file.path, file.name, RANGE))
+    ]
+    lines = 0
+    with _children() as work, ThreadPoolExecutor(_cores()) as threads:
+        waiting = [threads.submit(work, task) for task in tasks]
+        try:
+            for position, (task, answer) in enumerate(zip(tasks, waiting, strict=True), start=1):
+                result = answer.result()
+                out = Path(str(task["out"]))
+                with open(out, "rb") as rows:
+                    while block := rows.read(RANGE):
+                        writer.write(block)
+                index = numpy.load(out.with_suffix(".npy"))
+                out.unlink()
+                out.with_suffix(".npy").unlink()
+                count = result.pop("lines")
+                problems = [Problem(*problem) for problem in result.pop("problems")]
+                hits = {kind: (found[0], found[1]) for kind, found in result.pop("hits").items()}
+                part = Counted(problems=problems, hits=hits, **result)
+                writer.add(part, index, lines)
+                _refuse_too_many(file.name, writer.counted.records)
+                lines += count
+                report(position / len(tasks), f"{file.name}: {writer.counted.rows:,} rows")
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@contextmanager
+def _children() -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
+    """A function that gives a task to a free child and waits for its answer."""
+    root = str(Path(__file__).resolve().parents[2])
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    }
+    command = [sys.executable, "-m", "core.data.part"]
+    started = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
+        for _ in range(_cores())
+    ]
+    free: queue.Queue[Any] = queue.Queue()
+    for child in started:
+        free.put(child)
+
+    def work(task: dict[str, Any]) -> dict[str, Any]:
+        child = free.get()
+        try:
+            child.stdin.write(json.dumps(task) + "\n")
+            child.stdin.flush()
+            answer = child.stdout.readline()
+        finally:
+            free.put(child)
+        if not answer:
+            raise RuntimeError(f"a process that reads the file ended with code {child.wait()}")
+        return json.loads(answer)
+
+    try:
+        yield work
+    finally:
+        for child in started:
+            child.kill()
+            child.communicate()

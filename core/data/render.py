@@ -1,0 +1,217 @@
+"""From a row to the text its chat template writes, and which characters of it are learned.
+
+A template's own ``{% generation %}`` marks decide where it has them, else `core.data.spoken` asks it.
+Control tokens that a row merely quotes never become control tokens.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from core.data import probe
+from core.data.spoken import Message, Span, Turns, called, is_bare_call, lost
+from core.errors import StudioError
+
+_MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_PLANES = (0xF0000, 0x100000)  # private-use characters, 65,534 in each
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A row as text; ``spans`` are the characters that are learned.
+
+    Control tokens that the row quotes stand in ``text`` as private-use characters, one for each of
+    theirs; ``plain`` (for ``str.translate``) gives them back, and is empty when there are none.
+    ``before`` and ``after`` are tokens around the text. A chat template writes its own.
+    """
+
+    text: str
+    spans: list[Span]
+    plain: dict[int, str]
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+
+def render(row: dict[str, Any], tokenizer: Any) -> tuple[str, list[Span]]:
+    """The row's text and its learned spans.
+
+    :param row: ``messages`` (with ``tools``, ``desirable``) or ``text``
+    :raises StudioError: when the template cannot render the row, or loses what is to be learned
+    """
+    rendered = Renderer(tokenizer).row(row)
+    return rendered.text.translate(rendered.plain), rendered.spans
+
+
+def control_tokens(tokenizer: Any) -> dict[int, str]:
+    """The tokens that text must not be able to spell, by id."""
+    named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    added = tokenizer.added_tokens_decoder.items()
+    found = {**dict(named), **{number: token.content for number, token in added if token.special}}
+    return {number: content for number, content in found.items() if content.strip()}
+
+
+class Renderer:
+    """One tokenizer's template and control tokens, looked up once for many rows."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.control = control_tokens(tokenizer)
+        longest_first = sorted(self.control.values(), key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._templates: dict[bool, str] = {}
+        # What the tokenizer itself puts around text, and an end, which not all of them put.
+        self._before = tuple(token for token in tokenizer("").input_ids if token != tokenizer.eos_token_id)
+        self._after = (tokenizer.eos_token_id,)
+
+    def check(self, row: dict[str, Any]) -> None:
+        """:raises StudioError: when the template for such rows is missing or does not work"""
+        if "messages" in row:
+            self._template(row.get("tools"))
+
+    def row(self, row: dict[str, Any]) -> Rendered:
+        """:raises StudioError: when the template cannot render the row, or loses what is to be learned"""
+        learned = row.get("desirable") is not False
+        if "messages" not in row:
+            text, plain = self._disguised(self._without_ends(row["text"]))
+            spans = [(0, len(text))] if learned else []
+            return Rendered(text, spans, plain, self._before, self._after)
+        given, plain = self._disguised([row["messages"], row.get("tools")])
+        text, spans = self._conversation(given[0], given[1], learned)
+        return Rendered(text, spans, plain)
+
+    def prompt(self, messages: list[Message], tools: list[dict[str, Any]] | None = None) -> Rendered:
+        """A conversation that the model is to continue; nothing of it is learned."""
+        given, plain = self._disguised([messages, tools])
+        return Rendered(self._write(_cleaned(given[0]), given[1], prompt=True)[0], [], plain)
+
+    def _without_ends(self, text: str) -> str:
+        # A text may bring the tokens that are put around it anyway.
+        start = "".join(self.control.get(token, "") for token in self._before)
+        return text.removeprefix(start).removesuffix(self.tokenizer.eos_token)
+
+    def _conversation(self, messages: list[Message], tools: Any, learned: bool) -> tuple[str, list[Span]]:
+        wanted = [
+            turn
+            for turn, message in enumerate(messages)
+            if learned and message["role"] == "assistant" and message.get("learn") is not False
+        ]
+        refusals: list[StudioError] = []
+        for spelled in _spellings(_cleaned(messages)):
+            try:
+                return self._learned(spelled, tools, wanted)
+            except StudioError as error:
+                refusals.append(error)
+        raise refusals[0]
+
+    def _learned(self, messages: list[Message], tools: Any, wanted: list[int]) -> tuple[str, list[Span]]:
+        marked = bool(_MARKS.search(self._template(tools)))
+        text, marks = self._write(messages, tools, marks=marked)
+        turns = Turns(messages, lambda part, prompt=False: self._write(part, tools, prompt)[0], self._control)
+        spans = _kept(marks, turns, wanted, text) if marked else [turns.span(turn, text) for turn in wanted]
+        said = "".join(text[start:end] for start, end in spans)
+        calls = [call for turn in wanted for call in messages[turn].get("tool_calls") or []]
+        if any(called(call) not in said for call in calls):
+            raise lost("leaves out a tool call of the assistant")
+        return text, spans
+
+    def _write(
+        self, messages: list[Message], tools: Any, prompt: bool = False, marks: bool = False
+    ) -> tuple[str, list[Span]]:
+        """What the template writes and, when asked for, the spans that it marks itself."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        template = self._template(tools)
+        try:
+            texts, marked = render_jinja_template(
+                conversations=[messages],
+                tools=tools or None,
+                chat_template=template,
+                add_generation_prompt=prompt,
+                return_assistant_tokens_mask=marks,
+                **self.tokenizer.special_tokens_map,
+            )
+        except Exception as error:
+            # Templates raise through jinja, with any message their author chose.
+            raise StudioError("chat template", f"cannot render this conversation: {error}"[:300]) from error
+        return texts[0], marked[0] if marks else []
+
+    def _template(self, tools: Any) -> str:
+        """The template's source, checked before anything is rendered with it."""
+        if bool(tools) not in self._templates:
+            self._templates[bool(tools)] = probe.check_template(self.tokenizer, bool(tools))
+        return self._templates[bool(tools)]
+
+    def _disguised(self, value: Any) -> tuple[Any, dict[int, str]]:
+        """The value with quoted control tokens as private-use characters, and the way back."""
+        if not any(self._control.search(text) for text in _texts(value)):
+            return value, {}
+        used = max("".join(_texts(value)), default="")
+        plane = _PLANES[_PLANES[0] <= ord(used) < _PLANES[1]]  # one that the row does not use itself
+        alphabet = enumerate(sorted(set("".join(self.control.values()))), plane)
+        plain = dict(alphabet)
+        hide = {character: number for number, character in plain.items()}
+
+        def disguise(text: str) -> str:
+            return self._control.sub(
+                lambda found: "".join(chr(hide[character]) for character in found[0]), text
+            )
+
+        return _each_text(value, disguise), plain
+
+
+def _kept(marks: list[Span], turns: Turns, wanted: list[int], text: str) -> list[Span]:
+    """The template's marks without those in a turn that is not to be learned."""
+    if not wanted:
+        return []
+    masked = [
+        turns.span(turn, text)
+        for turn, message in enumerate(turns.messages)
+        if message["role"] == "assistant" and turn not in wanted
+    ]
+    return [
+        (start, end)
+        for start, end in marks
+        if start < end and not any(start < last and end > first for first, last in masked)
+    ]
+
+
+def _cleaned(messages: list[Message]) -> list[Message]:
+    """As templates expect them: no keys of ours, and no key without a value."""
+
+    def means_something(key: str, value: Any) -> bool:
+        return key != "learn" and value is not None and (key != "tool_calls" or bool(value))
+
+    return [{key: value for key, value in each.items() if means_something(key, value)} for each in messages]
+
+
+def _spellings(messages: list[Message]) -> Iterator[list[Message]]:
+    """The conversation, then with other words for "says nothing" beside a tool call.
+
+    Some templates look for content that is missing, or None, or empty, before they write the call.
+    """
+    yield messages
+    if any(is_bare_call(message) for message in messages):
+        yield [_without_content(each) if is_bare_call(each) else each for each in messages]
+        for nothing in ("", None):
+            yield [{**each, "content": nothing} if is_bare_call(each) else each for each in messages]
+
+
+def _without_content(message: Message) -> Message:
+    return {key: value for key, value in message.items() if key != "content"}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _each_text(each, change) for key, each in value.items()}
+    return [_each_text(each, change) for each in value] if isinstance(value, (list, tuple)) else value

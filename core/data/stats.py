@@ -1,0 +1,211 @@
+"""Figures of a dataset: lengths in tokens, the effect of a cut, turns, roles and scripts.
+
+Measured on up to SAMPLE rows, drawn with a fixed seed from larger sets; ``exact`` says which.
+"""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy
+
+from core.config import MixPart
+from core.data import mix, rows
+from core.data.xray import IGNORED, Encoded, encode_all, end_tokens
+from core.errors import StudioError
+from core.models import load
+
+SAMPLE = 10_000
+UNCUT = 1 << 30
+SHOWN = 20  # rows that a summary names
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a set of rows comes to at one ``max_length``; ``empty`` rows would train on nothing.
+
+    :param empty_numbers: the first of the rows with nothing to learn, from 1
+    :param cut_numbers: the first of the rows that are cut, from 1
+    """
+
+    rows: int
+    tokens: int
+    supervised: int
+    cut_rows: int
+    cut_tokens: int
+    empty_rows: int
+    end_learned_rows: int
+    longest: int
+    empty_numbers: tuple[int, ...] = ()
+    cut_numbers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Rows as lengths and learned stretches, so that any cut is arithmetic.
+
+    ``lengths`` and ``ends`` have one entry a row: its tokens, and the position of the first end of
+    turn that is learned. ``row``, ``start`` and ``stop`` are the learned stretches of all rows.
+    ``numbers`` are the rows' numbers in their dataset, from 0; ``total`` is how many it has.
+    """
+
+    lengths: Any
+    ends: Any
+    row: Any
+    start: Any
+    stop: Any
+    numbers: Any
+    total: int
+
+    @property
+    def exact(self) -> bool:
+        return len(self.lengths) == self.total
+
+    def at(self, max_length: int) -> Summary:
+        """Counts at a cut. The first token of a row is never predicted, so it never counts."""
+        kept = numpy.minimum(self.lengths, max_length)
+        learned = (numpy.minimum(self.stop, max_length) - numpy.maximum(self.start, 1)).clip(0)
+        by_row = numpy.bincount(self.row, learned, len(self.lengths))
+        empty, cut = by_row == 0, self.lengths > max_length
+        return Summary(
+            rows=len(self.lengths),
+            tokens=int(kept.sum()),
+            supervised=int(by_row.sum()),
+            cut_rows=int(cut.sum()),
+            cut_tokens=int((self.lengths - kept).sum()),
+            empty_rows=int(empty.sum()),
+            end_learned_rows=int((self.ends < max_length).sum()),
+            longest=int(self.lengths.max(initial=0)),
+            empty_numbers=tuple((self.numbers[empty][:SHOWN] + 1).tolist()),
+            cut_numbers=tuple((self.numbers[cut][:SHOWN] + 1).tolist()),
+        )
+
+
+def measured(
+    encoded: Iterable[Encoded], ends: Iterable[int], numbers: Any = None, total: int = 0
+) -> Measured:
+    """Measure rows that are encoded uncut (or cut, to count what is left of them)."""
+    ending = numpy.array(sorted(ends))
+    lengths: list[int] = []
+    first_end: list[int] = []
+    row: list[Any] = []
+    start: list[Any] = []
+    stop: list[Any] = []
+    for number, one in enumerate(encoded):
+        labels = numpy.array(one.labels, numpy.int64)
+        lengths.append(len(labels) + len(one.cut))
+        edges = numpy.flatnonzero(
+            numpy.diff(numpy.concatenate([[0], labels != IGNORED, [0]]).astype(numpy.int8))
+        )
+        start.append(edges[::2])
+        stop.append(edges[1::2])
+        row.append(numpy.full(len(edges) // 2, number))
+        at = numpy.flatnonzero(numpy.isin(labels, ending))
+        first_end.append(int(at[0]) if len(at) else UNCUT)
+    numbers = numpy.arange(len(lengths)) if numbers is None else numbers
+    return Measured(
+        lengths=numpy.array(lengths, int),
+        ends=numpy.array(first_end, int),
+        row=_joined(row),
+        start=_joined(start),
+        stop=_joined(stop),
+        numbers=numbers,
+        total=total or len(lengths),
+    )
+
+
+def _joined(arrays: list[Any]) -> Any:
+    return numpy.concatenate(arrays) if arrays else numpy.zeros(0, int)
+
+
+def refuse_nothing_to_learn(summary: Summary, max_length: int) -> None:
+    """:raises StudioError: when no row has a token to learn within ``max_length``"""
+    if summary.supervised == 0:
+        raise StudioError(
+            "training.max_length",
+            f"all {summary.rows:,} rows have no answer tokens within {max_length} tokens",
+            f"The longest row has {summary.longest:,} tokens: raise max_length.",
+        )
+
+
+def sample(total: int) -> Any:
+    """Row numbers, from 0, that stand for all."""
+    if total <= SAMPLE:
+        return numpy.arange(total)
+    return numpy.sort(numpy.random.default_rng(0).choice(total, SAMPLE, replace=False))
+
+
+def of_dataset(
+    dataset: dict[str, Any], part: str, base: str, revision: str | None, prefix: str = ""
+) -> Measured:
+    """:param dataset: a row of the store"""
+    return _of_dataset(dataset["id"], dataset["sha256"], part, base, revision, prefix)
+
+
+@lru_cache(maxsize=32)
+def _of_dataset(
+    dataset_id: int, sha256: str, part: str, base: str, revision: str | None, prefix: str
+) -> Measured:
+    """``sha256`` only tells one content from another."""
+    tokenizer = load.tokenizer(base, revision)
+    total = len(rows.index(dataset_id, part))
+    numbers = sample(total)
+    found = (mix.prefixed(row, prefix) for row in rows.at(dataset_id, part, numbers))
+    return measured(encode_all(found, tokenizer, UNCUT), end_tokens(tokenizer), numbers, total)
+
+
+def of_part(part: MixPart, dataset: dict[str, Any], base: str, revision: str | None) -> Measured:
+    return of_dataset(dataset, "train", base, revision, part.prefix)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What rows look like before any tokenizer: shares are of rows, but for scripts of letters."""
+
+    rows: int
+    turns: Counter[int]
+    roles: Counter[str]
+    scripts: list[tuple[str, float]]
+
+
+def profile(dataset: dict[str, Any], part: str) -> Profile:
+    """:param dataset: a row of the store"""
+    return _profile(dataset["id"], dataset["sha256"], part)
+
+
+@lru_cache(maxsize=32)
+def _profile(dataset_id: int, sha256: str, part: str) -> Profile:
+    turns: Counter[int] = Counter()
+    roles: Counter[str] = Counter()
+    letters: Counter[str] = Counter()
+    numbers = sample(len(rows.index(dataset_id, part)))
+    for row in rows.at(dataset_id, part, numbers):
+        messages = row.get("messages", [])
+        turns[len(messages) if messages else 1] += 1
+        roles.update({message["role"] for message in messages} or {"text"})
+        for message in messages:
+            letters.update(message["content"])
+        letters.update(row.get("text", ""))
+    return Profile(len(numbers), turns, roles, _scripts(letters))
+
+
+def _scripts(letters: Counter[str]) -> list[tuple[str, float]]:
+    """Writing systems by their share of all letters, the larger first."""
+    found: Counter[str] = Counter()
+    for letter, count in letters.items():
+        if letter.isalpha():
+            found[_script(letter)] += count
+    total = sum(found.values()) or 1
+    return [(name, count / total) for name, count in found.most_common(6) if count / total >= 0.001]
+
+
+_JOINED = {"cjk": "Chinese characters", "hiragana": "Japanese kana", "katakana": "Japanese kana"}
+
+
+def _script(letter: str) -> str:
+    """A letter's writing system, by the first word of its Unicode name."""
+    word = unicodedata.name(letter, "other").split(" ")[0].lower()
+    return _JOINED.get(word.split("-")[0], word.capitalize())

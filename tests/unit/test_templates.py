@@ -1,0 +1,368 @@
+"""Twelve families of chat templates: the loss mask equals TRL's, with generation marks and without."""
+
+import copy
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tokenizers import AddedToken
+
+from core.data import probe
+from core.data.render import render
+from core.data.xray import IGNORED, Encoded, encode, end_tokens
+from core.errors import StudioError
+from core.models.load import tokenizer
+
+FOLDER = Path(__file__).parent / "templates"
+LONG = 100_000
+_MARK = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A template and the tokenizer that goes with it; ``lacks`` names conversations it refuses."""
+
+    control: str
+    bos: str
+    eos: str
+    end: str
+    lacks: tuple[str, ...] = ()
+    words: str = ""  # added tokens that are not control tokens
+
+
+ALTERNATING = ("opening", "twice")
+TOOLS_OF = {"llama3", "mistral", "qwen3", "gptoss"}
+FAMILIES = {
+    "chatml": Family("<|im_start|> <|im_end|>", "<|endoftext|>", "<|im_end|>", "<|im_end|>"),
+    "llama2": Family("<s> </s>", "<s>", "</s>", "</s>", ALTERNATING),
+    "llama3": Family(
+        "<|begin_of_text|> <|start_header_id|> <|end_header_id|> <|eot_id|>",
+        "<|begin_of_text|>",
+        "<|eot_id|>",
+        "<|eot_id|>",
+    ),
+    "mistral": Family(
+        "<s> </s> [INST] [/INST] [TOOL_CALLS] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS]",
+        "<s>",
+        "</s>",
+        "</s>",
+        ALTERNATING,
+    ),
+    "gemma": Family(
+        "<bos> <eos> <start_of_turn> <end_of_turn>",
+        "<bos>",
+        "<eos>",
+        "<end_of_turn>",
+        ("system", "in the system prompt", *ALTERNATING),
+    ),
+    "phi3": Family(
+        "<s> <|endoftext|> <|system|> <|user|> <|assistant|> <|end|>", "<s>", "<|endoftext|>", "<|end|>"
+    ),
+    "qwen3": Family(
+        "<|im_start|> <|im_end|>",
+        "<|endoftext|>",
+        "<|im_end|>",
+        "<|im_end|>",
+        words="<think> </think> <tool_call> </tool_call>",
+    ),
+    "olmo2": Family("", "<|endoftext|>", "<|endoftext|>", "<|endoftext|>"),
+    "zephyr": Family("<s> </s>", "<s>", "</s>", "</s>"),
+    "command_r": Family(
+        "<BOS_TOKEN> <|START_OF_TURN_TOKEN|> <|END_OF_TURN_TOKEN|> <|USER_TOKEN|> <|SYSTEM_TOKEN|> <|CHATBOT_TOKEN|>",
+        "<BOS_TOKEN>",
+        "<|END_OF_TURN_TOKEN|>",
+        "<|END_OF_TURN_TOKEN|>",
+        ALTERNATING,
+    ),
+    "gptoss": Family(
+        "<|start|> <|message|> <|channel|> <|end|> <|return|> <|call|>",
+        "<|start|>",
+        "<|return|>",
+        "<|return|>",
+    ),
+    "deepseek_r1": Family(
+        "<｜begin▁of▁sentence｜> <｜end▁of▁sentence｜>",
+        "<｜begin▁of▁sentence｜>",
+        "<｜end▁of▁sentence｜>",
+        "<｜end▁of▁sentence｜>",
+        words="<｜User｜> <｜Assistant｜> <think> </think>",
+    ),
+}
+
+
+def talk(*contents: str, system: str = "", first: str = "user") -> list[dict[str, Any]]:
+    roles = ["user", "assistant"] if first == "user" else ["assistant", "user"]
+    turns = [{"role": roles[number % 2], "content": said} for number, said in enumerate(contents)]
+    return [*([{"role": "system", "content": system}] if system else []), *turns]
+
+
+def call(content: str, **arguments: Any) -> dict[str, Any]:
+    function = {"name": "weather", "arguments": arguments}
+    calls = [{"type": "function", "id": "call12345", "function": function}]
+    return {"role": "assistant", "content": content, "tool_calls": calls}
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather of a city.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
+]
+RAIN = {"role": "tool", "name": "weather", "content": "rain"}
+TALKS: dict[str, list[dict[str, Any]]] = {
+    "single": talk("Hi there", "Hello, you!"),
+    "many turns": talk("Hi", "Hello!", "How are you?", "I am well.", "And now?", "Now too."),
+    "system": talk("Hi", "Hello!", "Bye", "See you.", system="Be kind."),
+    "space around": talk(" Hi \n", "\n  Hello!  \n", "Bye ", " See you. "),
+    "the answer is the question": talk("Hello", "Hello", "Hello", "Hello"),
+    "in the system prompt": talk("Say yes", "yes", "Once more", "yes", system="Say yes, only yes."),
+    "nothing but space": talk("Hi", "Hello!", "Say nothing", " "),
+    "not English": talk("日本語は？", "はい 😀", "é?", "ß 👩‍👩‍👧"),
+    "opening": talk("Welcome!", "Hi", "Hello!", "Bye", first="assistant")[:3],
+    "twice": [*talk("Hi", "Hello!"), {"role": "assistant", "content": "Are you there?"}],
+    "thinking": talk(
+        "Hi", "<think>\nA greeting.\n</think>\n\nHello!", "Bye", "<think>\nGone\n</think>\n\nSee you."
+    ),
+}
+TOOL_TALKS: dict[str, list[dict[str, Any]]] = {
+    "tool": [*talk("Rain in Rome?"), call("", city="Rome"), RAIN, *talk("Yes.", first="assistant")],
+    "tool, late": [
+        *talk("Hi", "Hello!", "Rain in Rome?"),
+        call("", city="Rome", days=2),
+        RAIN,
+        *talk("Yes.", "Thanks", first="assistant"),
+        *talk("Gladly.", first="assistant"),
+    ],
+    "tool, last": [*talk("Rain in Rome?"), call("", city="Rome")],
+}
+CASES = [
+    (family, name)
+    for family, facts in FAMILIES.items()
+    for name in [*TALKS, *(TOOL_TALKS if family in TOOLS_OF else [])]
+    if name not in facts.lacks
+]
+
+
+@lru_cache
+def model_of(family: str, marked: bool) -> Any:
+    """The starter's tokenizer with the family's tokens and template."""
+    facts, chosen = FAMILIES[family], copy.deepcopy(tokenizer("starter"))
+    # Phi's tokens swallow the whitespace that follows them.
+    control = [AddedToken(token, special=True, rstrip=family == "phi3") for token in facts.control.split()]
+    chosen.add_tokens(control, special_tokens=True)
+    chosen.add_tokens([AddedToken(token, special=False) for token in facts.words.split()])
+    chosen.bos_token, chosen.eos_token = facts.bos, facts.eos
+    source = (FOLDER / f"{family}.jinja").read_text(encoding="utf-8")
+    chosen.chat_template = source if marked else _MARK.sub("", source)
+    return chosen
+
+
+def row_of(name: str) -> dict[str, Any]:
+    return {"messages": TALKS[name]} if name in TALKS else {"messages": TOOL_TALKS[name], "tools": TOOLS}
+
+
+def as_trl_does(row: dict[str, Any], chosen: Any) -> dict[str, Any]:
+    from trl.data_utils import _tokenize
+
+    return _tokenize(
+        chosen,
+        row["messages"],
+        return_assistant_tokens_mask=True,
+        chat_template=None,
+        tools=row.get("tools"),
+    )
+
+
+def mask(encoded: Encoded) -> list[int]:
+    return [int(label != IGNORED) for label in encoded.labels]
+
+
+def learned(family: str, messages: list[dict[str, Any]], tools: Any = None) -> str:
+    chosen = model_of(family, False)
+    encoded = encode({"messages": messages, "tools": tools}, chosen, LONG)
+    return chosen.decode([label for label in encoded.labels if label != IGNORED])
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No child process for each of the many variants; one test checks every family's template."""
+    monkeypatch.setattr(probe, "_problem", lambda *task: None)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_template_passes_the_check(family: str) -> None:
+    assert probe.check_template(model_of(family, False)) == model_of(family, False).chat_template
+
+
+@pytest.mark.parametrize(("family", "name"), CASES)
+def test_with_marks_tokens_and_mask_are_those_of_trl(unchecked: None, family: str, name: str) -> None:
+    chosen, row = model_of(family, True), row_of(name)
+    theirs, encoded = as_trl_does(row, chosen), encode(row, chosen, LONG)
+    assert encoded.input_ids == theirs["input_ids"]
+    assert mask(encoded) == theirs["assistant_masks"]
+
+
+@pytest.mark.parametrize(("family", "name"), CASES)
+def test_without_marks_tokens_and_mask_are_the_same(unchecked: None, family: str, name: str) -> None:
+    row, chosen = row_of(name), model_of(family, False)
+    encoded = encode(row, chosen, LONG)
+    assert encoded.input_ids == chosen(render(row, chosen)[0], add_special_tokens=False).input_ids
+    assert encoded == encode(row, model_of(family, True), LONG)
+
+
+@pytest.mark.parametrize(("family", "name"), [case for case in CASES if case[1] != "tool, last"])
+def test_the_end_of_every_turn_is_learned(unchecked: None, family: str, name: str) -> None:
+    chosen, row = model_of(family, False), row_of(name)
+    text, spans = render(row, chosen)
+    ends = tuple({FAMILIES[family].end, FAMILIES[family].eos, "<|end|>", "<|call|>"})
+    assert len(spans) == sum(message["role"] == "assistant" for message in row["messages"])
+    assert all(text[start:end].endswith(ends) for start, end in spans)
+    assert FAMILIES[family].end in [chosen.decode([number]) for number in end_tokens(chosen)]
+
+
+LEARNED = {
+    "chatml": "Hello!<|im_end|>See you.<|im_end|>",
+    "llama2": " Hello! </s> See you. </s>",
+    "llama3": "Hello!<|eot_id|>See you.<|eot_id|>",
+    "mistral": " Hello!</s> See you.</s>",
+    "gemma": "Hello!<end_of_turn>See you.<end_of_turn>",
+    "phi3": "Hello!<|end|>See you.<|end|><|endoftext|>",
+    "qwen3": "Hello!<|im_end|><think>\n\n</think>\n\nSee you.<|im_end|>",
+    "olmo2": "Hello!<|endoftext|>See you.<|endoftext|>",
+    "zephyr": "Hello!</s>See you.</s>",
+    "command_r": "Hello!<|END_OF_TURN_TOKEN|>See you.<|END_OF_TURN_TOKEN|>",
+    "gptoss": "<|channel|>final<|message|>Hello!<|end|><|channel|>final<|message|>See you.<|return|>",
+    "deepseek_r1": "Hello!<｜end▁of▁sentence｜>See you.<｜end▁of▁sentence｜>",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_learned_is_the_answers_and_their_ends(unchecked: None, family: str) -> None:
+    assert learned(family, talk("Hi", "Hello!", "Bye", "See you.")) == LEARNED[family]
+
+
+def test_a_thought_is_learned_where_the_template_keeps_it(unchecked: None) -> None:
+    thought = talk(
+        "Hi", "<think>\nA greeting.\n</think>\n\nHello!", "Bye", "<think>\nGone.\n</think>\n\nSee you."
+    )
+    qwen = "Hello!<|im_end|><think>\nGone.\n</think>\n\nSee you.<|im_end|>"
+    assert learned("qwen3", thought) == qwen
+    harmony = talk("Hi", "Hello!", "Bye")
+    harmony.append({"role": "assistant", "content": "See you.", "thinking": "Gone."})
+    assert learned("gptoss", harmony) == (
+        "<|channel|>final<|message|>Hello!<|end|><|channel|>analysis<|message|>Gone.<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>See you.<|return|>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        (
+            "llama3",
+            'Hello!<|eot_id|>{"name": "weather", "parameters": {"city": "Rome", "days": 2}}<|eot_id|>'
+            "Yes.<|eot_id|>Gladly.<|eot_id|>",
+        ),
+        (
+            "mistral",
+            ' Hello!</s>[TOOL_CALLS] [{"name": "weather", "arguments": {"city": "Rome", "days": 2}, '
+            '"id": "call12345"}]</s> Yes.</s> Gladly.</s>',
+        ),
+        (
+            "qwen3",
+            'Hello!<|im_end|><tool_call>\n{"name": "weather", "arguments": {"city": "Rome", "days": 2}}\n'
+            "</tool_call><|im_end|>Yes.<|im_end|><think>\n\n</think>\n\nGladly.<|im_end|>",
+        ),
+        (
+            "gptoss",
+            "<|channel|>final<|message|>Hello!<|end|> to=functions.weather<|channel|>commentary json<|message|>"
+            '{"city": "Rome", "days": 2}<|call|><|channel|>final<|message|>Yes.<|end|>'
+            "<|channel|>final<|message|>Gladly.<|return|>",
+        ),
+    ],
+)
+def test_a_tool_call_is_learned_and_its_result_is_not(unchecked: None, family: str, expected: str) -> None:
+    assert learned(family, TOOL_TALKS["tool, late"], TOOLS) == expected
+
+
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_turn_that_is_not_to_be_learned_is_masked(unchecked: None, family: str, marked: bool) -> None:
+    messages = talk("Hi", "Hello!", "Bye", "See you.")
+    messages[1]["learn"] = False
+    chosen = model_of(family, marked)
+    encoded = encode({"messages": messages}, chosen, LONG)
+    said = chosen.decode([label for label in encoded.labels if label != IGNORED])
+    assert "Hello!" not in said and LEARNED[family].endswith(said) and "See you." in said
+    whole = encode({"messages": talk("Hi", "Hello!", "Bye", "See you.")}, chosen, LONG)
+    assert encoded.input_ids == whole.input_ids
+
+
+def test_an_undesirable_row_has_nothing_to_learn(unchecked: None) -> None:
+    for marked in (True, False):
+        row = {"messages": TALKS["single"], "desirable": False}
+        assert encode(row, model_of("llama3", marked), LONG).supervised == 0
+
+
+def test_a_tool_call_that_the_template_leaves_out_is_an_error(unchecked: None) -> None:
+    with pytest.raises(StudioError, match="leaves out a tool call|drops"):
+        encode(row_of("tool"), model_of("zephyr", False), LONG)
+
+
+def test_the_text_begins_with_one_bos(unchecked: None) -> None:
+    for family in ("llama2", "llama3", "gemma", "mistral", "command_r"):
+        chosen = model_of(family, False)
+        ids = encode(row_of("single"), chosen, LONG).input_ids
+        assert ids[0] == chosen.bos_token_id and ids.count(chosen.bos_token_id) == 1
+
+
+def test_trls_trainer_prepares_the_same_labels(unchecked: None) -> None:
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    rows = [{"messages": messages} for messages in TALKS.values()]
+    settings = SFTConfig(assistant_only_loss=True, max_length=None, report_to=[], use_cpu=True)
+    for family in ("chatml", "qwen3", "phi3"):
+        chosen = model_of(family, True)
+        trainer = SimpleNamespace(_tokenizer=chosen, chat_template=None, completion_only_loss=False)
+        theirs = SFTTrainer._prepare_dataset(
+            trainer, Dataset.from_list(rows), chosen, settings, False, None, "train"
+        )
+        ours = [encode(row, model_of(family, False), LONG) for row in rows]
+        assert [each.input_ids for each in ours] == theirs["input_ids"]
+        assert [each.labels for each in ours] == theirs["labels"]
+
+
+@pytest.mark.parametrize(
+    "name", ["llama3", "gemma", "gemma3", "phi3", "qwen2_5", "qwen3_instruct_2507", "cohere"]
+)
+def test_published_templates_give_the_mask_of_trls_training_templates(unchecked: None, name: str) -> None:
+    """But for whitespace, which they learn after a turn or before it, as a header of their own."""
+    import trl
+
+    folder = Path(trl.__file__).parent / "chat_templates"
+    stock, marked = (copy.deepcopy(tokenizer("starter")) for _ in range(2))
+    stock.chat_template = (folder / f"{name}.jinja").read_text(encoding="utf-8")
+    training = (folder / f"{name}_training.jinja").read_text(encoding="utf-8")
+    for chosen in (stock, marked):
+        control = sorted(
+            set(re.findall(r"<\|?\w+\|?>", training)) - {"<tools>", "<tool_call>", "<args-json-object>"}
+        )
+        chosen.add_tokens([AddedToken(token, special=True) for token in control], special_tokens=True)
+    marked.chat_template = training
+    for talk_name in ("single", "many turns", "the answer is the question", "not English"):
+        row = row_of(talk_name)
+        encoded, theirs = encode(row, stock, LONG), as_trl_does(row, marked)
+        assert encoded.input_ids == theirs["input_ids"]
+        pairs = zip(encoded.input_ids, mask(encoded), theirs["assistant_masks"], strict=True)
+        differing = {stock.decode([token]).strip() for token, ours, other in pairs if ours != other}
+        assert differing <= {""}, json.dumps(sorted(differing))
