@@ -5,8 +5,10 @@ Control tokens that a row merely quotes never become control tokens.
 """
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from core.data import probe
@@ -14,7 +16,10 @@ from core.data.spoken import Message, Span, Turns, called, is_bare_call, lost
 from core.errors import StudioError
 
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_COMMENTS = re.compile(r"\{#.*?#\}", re.DOTALL)
 _PLANES = (0xF0000, 0x100000)  # private-use characters, 65,534 in each
+# transformers keeps one compiled template for all threads, and in it what was marked so far.
+_one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,10 @@ class Renderer:
         longest_first = sorted(self.control.values(), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._templates: dict[bool, str] = {}
-        # What the tokenizer itself puts around text, and an end, which not all of them put.
-        self._before = tuple(token for token in tokenizer("").input_ids if token != tokenizer.eos_token_id)
+        # What the tokenizer itself puts before text; and an end, which not all of them put.
+        alone, whole = tokenizer("a", add_special_tokens=False).input_ids, tokenizer("a").input_ids
+        starts = (n for n in range(len(whole)) if whole[n : n + len(alone)] == alone)
+        self._before = tuple(whole[: next(starts, 0)])
         self._after = (tokenizer.eos_token_id,)
 
     def check(self, row: dict[str, Any]) -> None:
@@ -105,7 +112,7 @@ class Renderer:
         raise refusals[0]
 
     def _learned(self, messages: list[Message], tools: Any, wanted: list[int]) -> tuple[str, list[Span]]:
-        marked = bool(_MARKS.search(self._template(tools)))
+        marked = _is_marked(self._template(tools))
         text, marks = self._write(messages, tools, marks=marked)
         turns = Turns(messages, lambda part, prompt=False: self._write(part, tools, prompt)[0], self._control)
         spans = _kept(marks, turns, wanted, text) if marked else [turns.span(turn, text) for turn in wanted]
@@ -123,17 +130,19 @@ class Renderer:
 
         template = self._template(tools)
         try:
-            texts, marked = render_jinja_template(
-                conversations=[messages],
-                tools=tools or None,
-                chat_template=template,
-                add_generation_prompt=prompt,
-                return_assistant_tokens_mask=marks,
-                **self.tokenizer.special_tokens_map,
-            )
+            with _one_at_a_time:
+                written: Any = render_jinja_template(
+                    conversations=[messages],
+                    tools=tools or None,
+                    chat_template=template,
+                    add_generation_prompt=prompt,
+                    return_assistant_tokens_mask=marks,
+                    **self.tokenizer.special_tokens_map,
+                )
         except Exception as error:
             # Templates raise through jinja, with any message their author chose.
             raise StudioError("chat template", f"cannot render this conversation: {error}"[:300]) from error
+        texts, marked = written
         return texts[0], marked[0] if marks else []
 
     def _template(self, tools: Any) -> str:
@@ -158,6 +167,11 @@ class Renderer:
             )
 
         return _each_text(value, disguise), plain
+
+
+@lru_cache(maxsize=16)
+def _is_marked(template: str) -> bool:
+    return bool(_MARKS.search(_COMMENTS.sub("", template)))
 
 
 def _kept(marks: list[Span], turns: Turns, wanted: list[int], text: str) -> list[Span]:

@@ -7,11 +7,12 @@ evaluation use it.
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from operator import itemgetter
 from typing import Any, Literal
 
-from core.data.render import Rendered, Renderer, control_tokens
+from core.data.render import Rendered, Renderer, control_tokens, render
 from core.data.tokenise import tokenise
 from core.errors import StudioError
 
@@ -83,16 +84,21 @@ def end_tokens(tokenizer: Any) -> frozenset[int]:
 
     Many templates end a turn with a token that is not the tokenizer's end of sequence.
     """
-    ends = {tokenizer.eos_token_id}
-    if tokenizer.chat_template:
-        exchange = [{"role": "user", "content": "Say a."}, {"role": "assistant", "content": "a"}]
-        learned = [
-            label for label in encode({"messages": exchange}, tokenizer, 1 << 20).labels if label != IGNORED
-        ]
-        control = control_tokens(tokenizer)
-        text = [place for place, token in enumerate(learned) if tokenizer.decode([token]).strip() == "a"]
-        ends |= {token for token in learned[text[-1] if text else 0 :] if token in control}
-    return frozenset(ends)
+    try:
+        return _closing(tokenizer) | {tokenizer.eos_token_id}
+    except StudioError:
+        return frozenset({tokenizer.eos_token_id})  # no template that works: there is only plain text
+
+
+@lru_cache(maxsize=8)
+def _closing(tokenizer: Any) -> frozenset[int]:
+    """The control tokens that the template writes between an answer and the end of its turn."""
+    answer = "As you like it"
+    exchange = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": answer}]
+    text, spans = render({"messages": exchange}, tokenizer)
+    said = "".join(text[start:end] for start, end in spans)
+    closing = said.rpartition(answer)[2] if answer in said else ""
+    return frozenset(token for token, written in control_tokens(tokenizer).items() if written in closing)
 
 
 def _rendered(renderer: Renderer, number: int, row: dict[str, Any]) -> Rendered:

@@ -47,7 +47,8 @@ FAMILIES = {
         "<|eot_id|>",
     ),
     "mistral": Family(
-        "<s> </s> [INST] [/INST] [TOOL_CALLS] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] [TOOL_RESULTS] [/TOOL_RESULTS]",
+        "<s> </s> [INST] [/INST] [TOOL_CALLS] [AVAILABLE_TOOLS] [/AVAILABLE_TOOLS] "
+        "[TOOL_RESULTS] [/TOOL_RESULTS]",
         "<s>",
         "</s>",
         "</s>",
@@ -73,7 +74,8 @@ FAMILIES = {
     "olmo2": Family("", "<|endoftext|>", "<|endoftext|>", "<|endoftext|>"),
     "zephyr": Family("<s> </s>", "<s>", "</s>", "</s>"),
     "command_r": Family(
-        "<BOS_TOKEN> <|START_OF_TURN_TOKEN|> <|END_OF_TURN_TOKEN|> <|USER_TOKEN|> <|SYSTEM_TOKEN|> <|CHATBOT_TOKEN|>",
+        "<BOS_TOKEN> <|START_OF_TURN_TOKEN|> <|END_OF_TURN_TOKEN|> "
+        "<|USER_TOKEN|> <|SYSTEM_TOKEN|> <|CHATBOT_TOKEN|>",
         "<BOS_TOKEN>",
         "<|END_OF_TURN_TOKEN|>",
         "<|END_OF_TURN_TOKEN|>",
@@ -226,7 +228,6 @@ def test_the_end_of_every_turn_is_learned(unchecked: None, family: str, name: st
     ends = tuple({FAMILIES[family].end, FAMILIES[family].eos, "<|end|>", "<|call|>"})
     assert len(spans) == sum(message["role"] == "assistant" for message in row["messages"])
     assert all(text[start:end].endswith(ends) for start, end in spans)
-    assert FAMILIES[family].end in [chosen.decode([number]) for number in end_tokens(chosen)]
 
 
 LEARNED = {
@@ -248,6 +249,12 @@ LEARNED = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_learned_is_the_answers_and_their_ends(unchecked: None, family: str) -> None:
     assert learned(family, talk("Hi", "Hello!", "Bye", "See you.")) == LEARNED[family]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generation_stops_where_the_template_ends_a_turn(unchecked: None, family: str) -> None:
+    chosen, facts = model_of(family, False), FAMILIES[family]
+    assert set(chosen.convert_ids_to_tokens(sorted(end_tokens(chosen)))) == {facts.end, facts.eos}
 
 
 def test_a_thought_is_learned_where_the_template_keeps_it(unchecked: None) -> None:
@@ -284,7 +291,8 @@ def test_a_thought_is_learned_where_the_template_keeps_it(unchecked: None) -> No
         ),
         (
             "gptoss",
-            "<|channel|>final<|message|>Hello!<|end|> to=functions.weather<|channel|>commentary json<|message|>"
+            "<|channel|>final<|message|>Hello!<|end|>"
+            " to=functions.weather<|channel|>commentary json<|message|>"
             '{"city": "Rome", "days": 2}<|call|><|channel|>final<|message|>Yes.<|end|>'
             "<|channel|>final<|message|>Gladly.<|return|>",
         ),
@@ -305,6 +313,59 @@ def test_a_turn_that_is_not_to_be_learned_is_masked(unchecked: None, family: str
     assert "Hello!" not in said and LEARNED[family].endswith(said) and "See you." in said
     whole = encode({"messages": talk("Hi", "Hello!", "Bye", "See you.")}, chosen, LONG)
     assert encoded.input_ids == whole.input_ids
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{% for m in messages %}\n{{ m.content }", "fails in line 2: unexpected '}'"),
+        ("{{ messages[0].content }}\n\n{{ nothing.here }}", "fails in line 3: 'nothing' is undefined"),
+        ("{{ raise_exception('not today') }}", "fails in line 1: not today"),
+        ("{{ messages[0].content }}", "drops what the assistant says"),
+        ("{% for m in messages %}{{ m.content ~ m.content }}{% endfor %}", "repeats what the assistant says"),
+        ("{{ 'a' * 900000000 }}", "needs more than 512 MB"),
+        ("{{ 'a' * 300000000 }}{{ 'b' * 300000000 }}{{ 'c' * 300000000 }}", "needs more|did not finish"),
+        ("{{ 'a' * 9000000 }}", "writes 9,000,000 characters"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "did not finish"),
+        ("{{ 9 ** 99999999 }}", "did not finish"),
+    ],
+)
+def test_a_template_that_fails_loops_or_explodes_is_stopped_and_explained(template: str, why: str) -> None:
+    chosen = copy.deepcopy(tokenizer("starter"))
+    chosen.chat_template = template
+    with pytest.raises(StudioError, match=why) as caught:
+        encode(row_of("single"), chosen, LONG)
+    assert caught.value.where == "chat template" and caught.value.fix
+
+
+def test_the_check_keeps_what_it_found_and_spares_the_starter(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = copy.deepcopy(tokenizer("starter"))
+    chosen.chat_template = "{# kept #}{{ messages[0].content }}"
+    with pytest.raises(StudioError, match="drops"):
+        probe.check_template(chosen)
+    monkeypatch.setattr(probe.subprocess, "Popen", None)
+    with pytest.raises(StudioError, match="drops"):
+        probe.check_template(chosen)
+    assert probe.check_template(tokenizer("starter")) == tokenizer("starter").chat_template
+
+
+def test_a_template_may_have_a_sister_for_tools(unchecked: None) -> None:
+    chosen = copy.deepcopy(model_of("qwen3", False))
+    chosen.chat_template = {"default": "{{ raise_exception('no tools') }}", "tool_use": chosen.chat_template}
+    assert encode(row_of("tool"), chosen, LONG) == encode(row_of("tool"), model_of("qwen3", False), LONG)
+    with pytest.raises(StudioError, match="no tools"):
+        encode(row_of("single"), chosen, LONG)
+
+
+def test_a_turn_without_end_token_is_learned_to_the_next_header(unchecked: None) -> None:
+    chosen = copy.deepcopy(tokenizer("starter"))
+    chosen.chat_template = (
+        "{% for m in messages %}{{ '### ' + m.role + ':\n' }}"
+        "{{ '(old) ' if m.role == 'assistant' and not loop.last }}{{ m.content + '\n\n' }}{% endfor %}"
+        "{{ '### assistant:\n' if add_generation_prompt }}"
+    )
+    text, spans = render({"messages": talk("Hi", "Hello!", "Bye", "See you.")}, chosen)
+    assert [text[start:end] for start, end in spans] == ["(old) Hello!\n\n", "See you.\n\n"]
 
 
 def test_an_undesirable_row_has_nothing_to_learn(unchecked: None) -> None:
