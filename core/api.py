@@ -1,31 +1,138 @@
 """Plumbline from Python: each function does one job and returns when it has ended.
 
+```python
 from core import api, config
-run = api.train(config.preset("starter"))
+
+dataset = api.add_data("answers.csv", mapping={"prompt": "question", "answer": "reply"})
+print(api.check(dataset)["repeated"])
+run = api.train(config.preset("starter"), dataset)
 print(api.evaluate(run)["adapter"]["perplexity"])
 print(api.merge(run))
+```
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from core.config import RunConfig
-from core.data import datasets, importing
-from core.data.files import Source
+from core.data import datasets, hub, importing
+from core.data.files import Reading, Source
 from core.data.importing import Options
+from core.data.mapping_text import mapping_of, refuse_missing_columns
 from core.errors import StudioError
 from core.home import export_folder
+from core.jobs import check as check_job
 from core.jobs import queue
 from core.jobs.wait import until_ended
+from core.jobs.words import dataset_name
 from core.jobs.worker import recover
 from core.store import datasets as dataset_store
 from core.store import evaluations, runs
 
+Files = str | Path | Sequence[str | Path]
+COLUMNS_FROM = 200  # rows of a file that its columns are known from
 
-def train(recipe: RunConfig, data: Path | None = None) -> int:
+
+def add_data(
+    files: Files,
+    held_out: Files = (),
+    report: importing.Report = lambda share, text: None,
+    **options: Any,
+) -> int:
+    """Check files and store them as one dataset. :returns: its id
+
+    :param held_out: files whose rows are held out from training
+    :param report: told the share done, and what is being done
+    :param options: as `import_options` takes them
+    :raises StudioError: with file, line and field of everything wrong; nothing is stored then
+    """
+    datasets.ensure_samples()
+    chosen, train = import_options(**options), sources(files)
+    if chosen.mapping:
+        preview(train[0], chosen)
+    return importing.add(train, sources(held_out), chosen, report)
+
+
+def add_hub(
+    dataset: str,
+    config: str | None = None,
+    split: str | None = None,
+    held_out_split: str | None = None,
+    revision: str | None = None,
+    report: hub.Report | None = None,
+    **options: Any,
+) -> int:
+    """Download a split of a dataset on the Hugging Face Hub and store it. :returns: its id
+
+    :param dataset: its name there, like ``org/name``
+    :param held_out_split: a second split, held out from training
+    :param report: told what is being done, and the share done where it is known
+    :param options: as `import_options` takes them
+    :raises StudioError: when it cannot be had, or with everything wrong in it; nothing is stored then
+    """
+    datasets.ensure_samples()
+    chosen = import_options(**options)
+    return hub.add(dataset, config, split, held_out_split, revision, chosen, report)
+
+
+def preview(source: Source, options: Options) -> importing.Preview:
+    """What an import would do, seen from a file's first rows; nothing is stored.
+
+    :raises StudioError: when the file cannot be read, or lacks a column that the mapping names
+    """
+    seen = importing.preview(source, options, COLUMNS_FROM)
+    if options.mapping:
+        refuse_missing_columns(options.mapping, list(seen.columns), seen.file)
+    return seen
+
+
+def import_options(
+    name: str = "",
+    mapping: Any = None,
+    leave_out: bool = False,
+    encoding: str = "utf-8",
+    delimiter: str = "",
+    header: bool | None = None,
+) -> Options:
+    """How an import is done.
+
+    :param mapping: a `Mapping`, its parts as a dict, ``prompt=question,answer=reply``, a file, or the name
+        of a saved one; None takes the guess
+    :param leave_out: store the good rows although some are bad
+    :param delimiter: of CSV, when it is not recognised
+    :param header: whether the first CSV line names the columns, when that is not recognised
+    :raises StudioError: when the mapping is none
+    """
+    return Options(name, mapping_of(mapping), Reading(encoding, delimiter, header), leave_out)
+
+
+def sources(files: Files) -> list[Source]:
+    """:raises StudioError: with the first path that is no file"""
+    paths = [Path(file) for file in ([files] if isinstance(files, (str, Path)) else files)]
+    for path in paths:
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "is not there"
+            raise StudioError(str(path), what, "Give the path of a data file.")
+    return [Source(path, path.name) for path in paths]
+
+
+def check(dataset: int | str, threshold: float = check_job.THRESHOLD) -> dict[str, Any]:
+    """Look for training rows that say nearly the same; the finding is kept with the dataset.
+
+    :param dataset: its id or name
+    :param threshold: how alike rows are that count as nearly the same, from 0.7 to 1
+    :returns: how many ``rows``, ``groups`` and ``repeated`` rows there are, and the ``first`` of these
+    :raises StudioError: when there is no such dataset, or the job does not complete
+    """
+    dataset_id = dataset if isinstance(dataset, int) else dataset_store.by_name(dataset)["id"]
+    return _finish(check_job.start(dataset_id, threshold))["result"]
+
+
+def train(recipe: RunConfig, data: int | Files | None = None) -> int:
     """Train a new run. :returns: its id
 
-    :param data: a file to import and train on, in place of the recipe's dataset
+    :param data: a dataset's id, or files to import, to train on in place of the recipe's datasets
     :raises StudioError: when the run does not complete
     """
     run_id = add(recipe, data)
@@ -33,18 +140,23 @@ def train(recipe: RunConfig, data: Path | None = None) -> int:
     return run_id
 
 
-def add(recipe: RunConfig, data: Path | None = None, leave_out: bool = False) -> int:
+def add(recipe: RunConfig, data: int | Files | None = None, leave_out: bool = False) -> int:
     """Store a run without starting it. :returns: its id
 
-    :param leave_out: import the good rows of ``data`` although some are bad
+    :param data: a dataset's id, or files, which are imported with the recipe's mapping
+    :param leave_out: import the good rows of files although some are bad
     """
     datasets.ensure_samples()
     if data is not None:
-        options = Options(mapping=recipe.data.mapping, leave_out=leave_out)
-        added = dataset_store.get(importing.add([Source(data, data.name)], options=options))
-        section = recipe.data.model_copy(update={"dataset": added["name"], "mix": ()})
-        recipe = recipe.model_copy(update={"data": section})
-    return runs.add(recipe, dataset_store.by_name(recipe.data.parts[0].dataset)["id"])
+        known = data if isinstance(data, int) else _imported(recipe, data, leave_out)
+        named = {"dataset": dataset_store.get(known)["name"], "mix": ()}
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=named)})
+    parts = [dataset_store.by_name(part.dataset) for part in recipe.data.parts]
+    return runs.add(recipe, parts[0]["id"])
+
+
+def _imported(recipe: RunConfig, files: Files, leave_out: bool) -> int:
+    return add_data(files, mapping=recipe.data.mapping, leave_out=leave_out)
 
 
 def resume(run_id: int) -> None:
@@ -72,5 +184,6 @@ def merge(run_id: int) -> Path:
 def _finish(job_id: int) -> dict[str, Any]:
     job = until_ended(job_id)
     if job["state"] != "completed":
-        raise StudioError(f"{job['kind']} of run {job['run_id']}", job["error"] or f"was {job['state']}")
+        owner = dataset_name(job) if job["kind"] == "check" else f"run {job['run_id']}"
+        raise StudioError(f"{job['kind']} of {owner}", job["error"] or f"was {job['state']}")
     return job

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -11,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from core import cli_data
 from core import config as schema
 from core.errors import StudioError, message_of
+from core.terminal import clipped, safe, say, watch
 
 Serve = Callable[[str, int, int | None], None]
 
@@ -20,13 +23,20 @@ Serve = Callable[[str, int, int | None], None]
 def main(argv: list[str], serve: Serve) -> int:
     """:returns: the exit code: 0 well, 1 a job failed or was stopped, 2 wrong use"""
     arguments = _parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
     try:
         return _VERBS[arguments.verb](arguments, serve)
     except StudioError as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
+        print(f"error: {safe(message_of(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # The reader, such as head, has seen enough; Python must not complain of it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,8 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     _serving_options(quickstart)
     train = verbs.add_parser("train", help="train from a YAML recipe")
     train.add_argument("recipe", type=Path, help="a recipe file, or the name of a preset")
-    train.add_argument("--data", type=Path, help="a data file to import and train on")
+    train.add_argument(
+        "--data", action="append", metavar="FILE", help="a data file to import and train on; may come again"
+    )
     train.add_argument("--leave-bad-rows-out", action="store_true", help="train on the rows that are good")
+    cli_data.add_parser(verbs)
     resume = verbs.add_parser("resume", help="go on with a stopped, interrupted or failed run")
     evaluate = verbs.add_parser("evaluate", help="compare a run's adapter with its base")
     merge = verbs.add_parser("merge", help="merge a run's adapter into its 16-bit base")
@@ -110,20 +123,28 @@ def _print_result(evaluation: dict[str, Any]) -> None:
         if key in base:
             print(f"{label:<28}{form.format(base[key]):>10}{form.format(adapter[key]):>10}")
     for row in evaluations.answers(evaluation["id"])[:3]:
-        print(f"\n  {row['prompt'].splitlines()[-1]}")
-        print(f"    reference: {row['reference']}")
-        print(f"    base:      {' '.join(row['base_answer'].split())[:90]}")
-        print(f"    adapter:   {' '.join(row['adapter_answer'].split())[:90]}")
+        say("", f"  {clipped((row['prompt'].splitlines() or [''])[-1], 98)}")
+        for name, answer in (
+            ("reference", "reference"),
+            ("base", "base_answer"),
+            ("adapter", "adapter_answer"),
+        ):
+            say(f"    {name + ':':<11}{clipped(row[answer], 85)}")
 
 
 def _train(arguments: argparse.Namespace, serve: Serve) -> int:
     from core import api
+    from core.store import runs
 
     name = str(arguments.recipe)
     recipe = schema.preset(name) if name in schema.preset_names() else schema.read_recipe(arguments.recipe)
     run_id = api.add(recipe, arguments.data, arguments.leave_bad_rows_out)
-    print(f"Run {run_id}: {recipe.display_name}")
+    say(f"Run {run_id}: {runs.get(run_id)['name']}")
     return 0 if _do("train", run_id) == "completed" else 1
+
+
+def _data(arguments: argparse.Namespace, serve: Serve) -> int:
+    return cli_data.run(arguments)
 
 
 def _resume(arguments: argparse.Namespace, serve: Serve) -> int:
@@ -131,7 +152,7 @@ def _resume(arguments: argparse.Namespace, serve: Serve) -> int:
     from core.jobs.worker import recover
 
     recover()
-    return 0 if _watch(queue.resume_run(arguments.run)) == "completed" else 1
+    return 0 if watch(queue.resume_run(arguments.run))["state"] == "completed" else 1
 
 
 def _evaluate(arguments: argparse.Namespace, serve: Serve) -> int:
@@ -156,7 +177,7 @@ def _export(arguments: argparse.Namespace, serve: Serve) -> int:
     runs.get(arguments.run)
     kind: queue.Kind = "merge" if arguments.verb == "merge" else "adapter"
     job_id = queue.enqueue(kind, arguments.run)
-    if _watch(job_id) != "completed":
+    if watch(job_id)["state"] != "completed":
         return 1
     print(export_folder(job_id) / queue.get(job_id)["result"]["file"])
     return 0
@@ -175,9 +196,9 @@ def _runs(arguments: argparse.Namespace, serve: Serve) -> int:
     for run in listed:
         step = f"{run['step'] or 0}/{run['total_steps'] or '?'}"
         loss = f"{run['eval_loss']:.3f}" if run["eval_loss"] is not None else "-"
-        print(f"{run['id']:>4}  {run['state']:<12}{step:>12}  {loss:>8}  {run['base']:<24}{run['name']}")
+        say(f"{run['id']:>4}  {run['state']:<12}{step:>12}  {loss:>8}  {run['base']:<24}{run['name']}")
         if run["error"]:
-            print(f"      {run['error']}")
+            say(f"      {run['error']}")
     return 0
 
 
@@ -196,33 +217,14 @@ def _test(arguments: argparse.Namespace, serve: Serve) -> int:
 def _do(kind: Any, run_id: int) -> str:
     from core.jobs import queue
 
-    return _watch(queue.enqueue(kind, run_id))
-
-
-def _watch(job_id: int) -> str:
-    """Wait for a job with a progress bar. :returns: the state in which it ended"""
-    from tqdm import tqdm
-
-    from core.jobs.wait import until_ended
-
-    with tqdm(total=100, bar_format="{desc:<44.44}{bar:24} {percentage:3.0f} % {elapsed}") as bar:
-
-        def look(job: dict[str, Any]) -> None:
-            waiting = job["state"] == "queued" and "waiting for another job"
-            bar.set_description_str(waiting or job["phase"] or job["state"], refresh=False)
-            bar.n = round(100 * (job["progress"] or 0))
-            bar.refresh()
-
-        job = until_ended(job_id, look)
-    if job["state"] != "completed":
-        print(f"{job['kind']} {job['state']}. {job['error'] or ''}".strip(), file=sys.stderr)
-    return str(job["state"])
+    return str(watch(queue.enqueue(kind, run_id))["state"])
 
 
 _VERBS: dict[str, Callable[[argparse.Namespace, Serve], int]] = {
     "studio": _studio,
     "quickstart": _quickstart,
     "train": _train,
+    "data": _data,
     "resume": _resume,
     "evaluate": _evaluate,
     "merge": _export,

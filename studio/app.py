@@ -7,13 +7,12 @@ import gradio as gr
 from core.data import datasets
 from core.jobs import queue
 from core.store import runs
-from studio.live import Page, View
+from studio.live import RESIZE, Page, View
 from studio.status import strip
 from studio.tabs import chat, data, evaluate, export, train
 from studio.tabs import runs as runs_tab
 
 TICK_SECONDS = 2.0
-RESIZE = "() => { setTimeout(() => window.dispatchEvent(new Event('resize')), 100); }"
 # Hints and the accent at a contrast of at least 4.5 on both grounds (WCAG AA).
 THEME = gr.themes.Default(primary_hue="amber", neutral_hue="slate").set(
     block_info_text_color="*neutral_500",
@@ -49,7 +48,6 @@ def build() -> gr.Blocks:
                 data.build(page)
             with gr.Tab("Runs", id="runs", render_children=True) as runs_shown:
                 runs_tab.build(page)
-            # Charts that were drawn while their tab was hidden have not measured their box.
             runs_shown.select(None, None, None, js=RESIZE)
             chosen = []
             for title, build_tab in (
@@ -87,6 +85,8 @@ def _follow(page: Page, run: gr.State, seen: gr.State, chosen: list[gr.Dropdown]
 
     def show_active(run_id: int | None) -> tuple[Any, Any]:
         job = queue.active()
+        if job and job["kind"] == "check":
+            return run_id, gr.Tabs(selected="data")
         return (job["run_id"] if job else run_id), gr.Tabs(selected="runs")
 
     live = [seen, *page.outputs]

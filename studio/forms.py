@@ -4,6 +4,7 @@ import types
 from typing import Any, Literal, Union, get_args, get_origin
 
 import gradio as gr
+import yaml
 from pydantic.fields import FieldInfo
 
 from core import config as schema
@@ -21,6 +22,8 @@ SECTIONS = {
 }
 # Shown as text, because 2e-4 reads better than 0.0002 and number boxes rewrite it.
 AS_TEXT = {"training.learning_rate"}
+# Shown as a line of YAML: other parts of the page, or a recipe, fill them in.
+AS_YAML = {"data.mix", "data.mapping"}
 SIMPLE_ROWS = (
     ("model.base", "data.dataset"),
     ("training.epochs", "training.learning_rate", "training.max_length"),
@@ -42,7 +45,7 @@ def component(setting: Setting, default: Any) -> Any:
     if setting.key == "data.dataset":
         names = datasets.names()
         return gr.Dropdown(names, value=default if default in names else next(iter(names), None), **common)
-    if setting.key in AS_TEXT:
+    if setting.key in AS_TEXT or setting.key in AS_YAML:
         return gr.Textbox(default, **common)
     if get_origin(kind) is Literal:
         return gr.Dropdown(list(get_args(kind)), value=default, **common)
@@ -109,8 +112,21 @@ def values(config: RunConfig, keys: list[str]) -> list[Any]:
         value = getattr(getattr(config, section), name) if section else getattr(config, name)
         if key in AS_TEXT:
             value = f"{value:g}"
+        if key in AS_YAML:
+            value = _line_of_yaml(value)
         shown.append(list(value) if isinstance(value, tuple) else value)
     return shown
+
+
+def _line_of_yaml(value: Any) -> str:
+    """A structured setting as one line; empty when it is unset."""
+    if not value:
+        return ""
+    plain = [part.model_dump(exclude_defaults=True) for part in value] if isinstance(value, tuple) else None
+    plain = value.model_dump(exclude_defaults=True) if plain is None else plain
+    return yaml.safe_dump(
+        plain, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6
+    ).strip()
 
 
 def label(key: str) -> str:

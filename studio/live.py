@@ -10,6 +10,8 @@ from typing import Any
 
 import gradio as gr
 
+# Charts that were drawn while their tab was hidden have not measured their box.
+RESIZE = "() => { setTimeout(() => window.dispatchEvent(new Event('resize')), 100); }"
 Signature = Callable[[int | None], Any]
 Render = Callable[[int | None], list[Any]]
 

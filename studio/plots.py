@@ -117,6 +117,43 @@ def perplexity(points: Points, base_loss: float | None, height: int = 330) -> An
     return figure
 
 
+def lengths(tokens: Any, max_length: int, cut_share: float, height: int = 280) -> Any:
+    """How many rows have how many tokens, with the cut as a line."""
+    import numpy
+    import plotly.graph_objects as go
+
+    figure = _figure("rows", height)
+    counts, edges = numpy.histogram(tokens, bins=40)
+    centres = (edges[:-1] + edges[1:]) / 2
+    names = [f"{low:,.0f} to {high:,.0f} tokens" for low, high in zip(edges, edges[1:], strict=False)]
+    figure.add_trace(
+        go.Bar(
+            x=centres.tolist(),
+            y=counts.tolist(),
+            width=float(edges[1] - edges[0]),
+            marker={"color": TRAIN, "line": {"width": 0}},
+            customdata=names,
+            hovertemplate="%{customdata}: %{y:,} rows<extra></extra>",
+        )
+    )
+    # Beyond the longest row the line would only squeeze the bars.
+    if max_length <= 1.5 * float(tokens.max()):
+        text = f"max_length {max_length}: {cut_share:.1%} of rows cut"
+        figure.add_vline(max_length, line={"color": HELD_OUT, "dash": "dash", "width": 2})
+        right = max_length > float(tokens.max()) / 2
+        figure.add_annotation(
+            x=max_length,
+            y=1.08,
+            yref="paper",
+            text=text,
+            showarrow=False,
+            xanchor="right" if right else "left",
+        )
+    figure.update_layout(showlegend=False, hovermode="closest", bargap=0)
+    figure.update_xaxes(title="tokens a row")
+    return figure
+
+
 def small(points: Points, name: str, title: str, height: int = 210) -> Any:
     """One quantity over the steps."""
     import plotly.graph_objects as go

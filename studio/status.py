@@ -2,8 +2,10 @@
 
 import math
 from html import escape
+from typing import Any
 
 from core.jobs import queue
+from core.jobs.words import dataset_name
 from core.models.hardware import memory_total_gb
 from core.store import datasets, runs
 from studio.messages import bar, duration
@@ -15,12 +17,11 @@ def strip() -> str:
     waiting = queue.waiting()
     if job is None:
         return _wrap("", f"<b>{escape(_next_step(waiting))}</b>" + _fact("queue", str(waiting)))
-    run = runs.get(job["run_id"])
-    name = f"{run['name']} (run {run['id']})"
-    title = name if job["kind"] == "train" else f"{job['kind']} of {name}"
-    facts = f"<b>{escape(title)}</b><span class='pl-muted'>{escape(job['phase'] or job['state'])}</span>"
+    facts = f"<b>{escape(_title(job))}</b>"
+    facts += f"<span class='pl-muted'>{escape(job['phase'] or job['state'])}</span>"
     facts += bar(job["progress"] or 0.0)
     if job["kind"] == "train":
+        run = runs.get(job["run_id"])
         facts += _fact("step", f"{run['step'] or 0:,} / {run['total_steps'] or '?'}")
         facts += _fact("loss", "-" if run["loss"] is None else f"{run['loss']:.3f}")
         loss = run["eval_loss"]
@@ -33,8 +34,16 @@ def strip() -> str:
     return _wrap("wait" if job["state"] == "stopping" else "live", facts)
 
 
+def _title(job: dict[str, Any]) -> str:
+    if job["kind"] == "check":
+        return f"checking {dataset_name(job)} for near-duplicates"
+    run = runs.get(job["run_id"])
+    name = f"{run['name']} (run {run['id']})"
+    return name if job["kind"] == "train" else f"{job['kind']} of {name}"
+
+
 def _wrap(dot: str, inside: str) -> str:
-    return f'<div class="pl-strip" title="Show the run"><span class="pl-dot {dot}"></span>{inside}</div>'
+    return f'<div class="pl-strip" title="Show the work"><span class="pl-dot {dot}"></span>{inside}</div>'
 
 
 def _fact(name: str, value: str) -> str:

@@ -17,6 +17,7 @@ from core.home import run_folder
 from core.jobs import queue
 from core.models import adapters, hardware, load
 from core.store import runs
+from core.training.artifact import refuse_other_tokenizer
 
 SIDES = ("base", "adapter")
 
@@ -65,7 +66,7 @@ _loaded: Loaded | None = None
 def opened(run_id: int) -> Loaded:
     """The chat model of a run, loaded when another one (or none) was.
 
-    :raises StudioError: when the run has no adapter, or a job holds the GPU
+    :raises StudioError: when the run has no adapter, its tokenizer has changed, or a job holds the GPU
     """
     global _loaded
     refuse_without_adapter(run_id)
@@ -83,8 +84,10 @@ def opened(run_id: int) -> Loaded:
             )
         _loaded = None
         config = runs.recipe(run_id)
+        tokenizer = load.tokenizer(config.model.base, config.model.revision)
+        refuse_other_tokenizer(folder, tokenizer)
         model = adapters.opened(load.base_model(config), folder)
-        _loaded = Loaded(run_id, stamp, model, load.tokenizer(config.model.base, config.model.revision))
+        _loaded = Loaded(run_id, stamp, model, tokenizer)
         return _loaded
 
 

@@ -9,8 +9,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import orjson
-
 from core.data.errors import RowError, kind_of
 from core.data.mapping import Mapping, fill, lookup
 from core.data.shapes import turns_of
@@ -54,12 +52,22 @@ def _keep(row: Row, record: dict[str, Any], mapping: Mapping, used: set[str]) ->
         if column and (value := lookup(record, column)) is not None:
             row[part] = label_text(value, column)
     others = {
-        name: value if type(value) is str else orjson.dumps(value).decode()
+        name: value if type(value) is str else plain_text(value)
         for name, value in record.items()
-        if name not in used and type(value) in (str, int, bool, float) and len(str(value)) <= KEPT_LENGTH
+        if name not in used and _is_kept(value) and len(str(value)) <= KEPT_LENGTH
     }
     if others:
         row["columns"] = others
+
+
+def _is_kept(value: Any) -> bool:
+    # A whole number of more than 64 bits arrives as a float, with other digits than the file's.
+    return type(value) in (str, int, bool) or (type(value) is float and abs(value) < 2**63)
+
+
+def plain_text(value: float) -> str:
+    """A number or truth value as JSON spells it."""
+    return str(value).lower()
 
 
 def label_text(value: Any, column: str) -> str:
@@ -67,7 +75,7 @@ def label_text(value: Any, column: str) -> str:
     if type(value) is str:
         return value
     if type(value) is int or type(value) is bool:
-        return orjson.dumps(value).decode()
+        return plain_text(value)
     raise RowError(f"{column} is {kind_of(value)}, expected a text")
 
 

@@ -7,8 +7,10 @@ from core.data.files import Source
 from core.data.importing import Options, add
 from core.errors import StudioError
 from core.home import assets, home
+from core.jobs import queue
 from core.store import datasets as store
 from core.store import runs
+from core.store.database import writing
 
 
 def ensure_samples() -> None:
@@ -22,13 +24,18 @@ def ensure_samples() -> None:
 
 
 def remove(dataset_id: int) -> None:
-    """Delete a dataset. :raises StudioError: while a run refers to it"""
+    """Delete a dataset; its queued checks are stopped.
+
+    :raises StudioError: while a run refers to it, or a check of it is being worked on
+    """
     name = store.get(dataset_id)["name"]
-    users = [run for run in runs.listed() if dataset_id == run["dataset_id"] or _in_mix(name, run)]
+    users = [run for run in runs.listed(limit=-1) if dataset_id == run["dataset_id"] or _in_mix(name, run)]
     if users:
         listed = ", ".join(f"{run['name']} (run {run['id']})" for run in users[:5])
         raise StudioError(f"dataset {name!r}", f"is used by {listed}", "Its runs need it to be reproduced.")
-    store.remove(dataset_id)
+    with writing():
+        queue.let_go(dataset_id, name)
+        store.remove(dataset_id)
     # By renaming first, nobody reads a folder that is half gone.
     folder = home() / "datasets" / str(dataset_id)
     trash = home() / "staging" / f"deleted-{dataset_id}"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, TextIO
 
 import yaml
@@ -9,9 +10,11 @@ import yaml
 from core.data.errors import Problem, kind_of
 from core.data.files import File
 from core.data.jsonread import Record
+from core.data.limits import MAX_LINE
 from core.errors import StudioError
 
 MAX_YAML = 64 * 1024**2
+_HELD = 1024**2  # characters of a paragraph that are looked at together
 _HEADING = re.compile(r"#{1,6}\s")
 
 
@@ -33,7 +36,11 @@ def parse_yaml(file: File) -> Iterator[Record | Problem]:
     """
     if file.path.stat().st_size > MAX_YAML:
         raise StudioError(file.name, f"is YAML of more than {MAX_YAML // 1024**2} MB", "Save it as JSONL.")
-    loader = _TextLoader(file.path.read_text(encoding="utf-8-sig"))
+    text = file.path.read_text(encoding="utf-8-sig")
+    if not text.strip():
+        return
+    _refuse_controls(text, file.name)
+    loader = _TextLoader(text)
     try:
         documents = []
         while loader.check_node():
@@ -55,6 +62,14 @@ def parse_yaml(file: File) -> Iterator[Record | Problem]:
         raise StudioError(file.name, "is nested too deeply", "Flatten it.") from None
     finally:
         loader.dispose()
+
+
+def _refuse_controls(text: str, name: str) -> None:
+    """:raises StudioError: at a character that YAML only takes as an escape"""
+    if found := yaml.reader.Reader.NON_PRINTABLE.search(text):
+        line = text.count("\n", 0, found.start()) + 1
+        what = f"holds the character U+{ord(found[0]):04X}, which YAML does not allow"
+        raise StudioError(f"{name} line {line}", what, "Write it as an escape, or take it out.")
 
 
 def _items(documents: list[Any], name: str) -> list[Any]:
@@ -83,14 +98,14 @@ def parse_text(file: File) -> Iterator[Record]:
     longer is divided, at a line, a sentence or a word. Together they are the whole text.
     """
     with open(file.path, encoding="utf-8-sig") as text:
-        for line, piece in pieces(text, file.reading.chunk):
+        for line, piece in _pieces(_paragraphs(text, file.name), file.reading.chunk):
             yield Record(line, {"text": piece})
 
 
-def pieces(text: TextIO, limit: int) -> Iterator[tuple[int, str]]:
+def _pieces(paragraphs: Iterator[tuple[int, str]], limit: int) -> Iterator[tuple[int, str]]:
     """Pieces with the line each begins on; blank pieces are passed over."""
-    held, began, number = "", 1, 0
-    for number, paragraph in _paragraphs(text):
+    held, began = "", 1
+    for number, paragraph in paragraphs:
         for part in _divided(paragraph, limit):
             heading = bool(_HEADING.match(part)) and len(held) > limit // 4
             if held.strip() and (len(held) + len(part) > limit or heading):
@@ -103,32 +118,37 @@ def pieces(text: TextIO, limit: int) -> Iterator[tuple[int, str]]:
         yield began, held
 
 
-def _paragraphs(text: TextIO) -> Iterator[tuple[int, str]]:
-    """Paragraphs with the blank lines after them, and the line each begins on."""
+def _paragraphs(text: TextIO, name: str) -> Iterator[tuple[int, str]]:
+    """Paragraphs with the blank lines after them, and the line each begins on.
+
+    :raises StudioError: at a line longer than MAX_LINE
+    """
     lines: list[str] = []
-    began, blank = 1, False
-    for number, line in enumerate(text, start=1):
-        if blank and line.strip():
+    began, held, blank = 1, 0, False
+    for number, line in enumerate(iter(partial(text.readline, MAX_LINE + 1), ""), start=1):
+        if len(line) > MAX_LINE:
+            what = f"is longer than {MAX_LINE // 1024**2} MB"
+            raise StudioError(f"{name} line {number}", what, "Break it into paragraphs.")
+        if lines and ((blank and line.strip()) or held + len(line) > _HELD):
             yield began, "".join(lines)
-            lines, began = [], number
-        blank = not line.strip()
+            lines, began, held = [], number, 0
         lines.append(line)
-        if len(lines) >= 2000:
-            yield began, "".join(lines)
-            lines, began = [], number + 1
+        held += len(line)
+        blank = not line.strip()
     if lines:
         yield began, "".join(lines)
 
 
 def _divided(paragraph: str, limit: int) -> Iterator[str]:
-    while len(paragraph) > limit:
-        window = paragraph[:limit]
+    start = 0
+    while len(paragraph) - start > limit:
+        window = paragraph[start : start + limit]
         cut = max(window.rfind("\n") + 1, 0)
         for mark in (". ", "? ", "! ", "。", " "):
             if cut >= limit // 2:
                 break
             cut = max(cut, window.rfind(mark) + len(mark)) if mark in window else cut
         cut = cut if cut >= limit // 4 else limit
-        yield paragraph[:cut]
-        paragraph = paragraph[cut:]
-    yield paragraph
+        yield window[:cut]
+        start += cut
+    yield paragraph[start:]

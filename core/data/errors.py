@@ -9,11 +9,20 @@ KEPT_PROBLEMS = 1000
 
 
 class Problem(NamedTuple):
-    """Why one record cannot be used. ``line`` counts from 1; for Parquet it is the row."""
+    """Why one record cannot be used.
+
+    ``line`` counts from 1; for Parquet it is the row. ``row`` counts records, 0 where nobody counted.
+    """
 
     line: int
     what: str
     file: int = 0
+    row: int = 0
+
+    @property
+    def place(self) -> str:
+        """``line 7``, and the row where the two differ, as in a table with line breaks in its cells."""
+        return f"line {self.line}" + (f" (row {self.row})" if self.row not in (0, self.line) else "")
 
 
 class DataError(StudioError):
@@ -27,11 +36,11 @@ class DataError(StudioError):
         self.count = len(problems) if count is None else count
         if self.count == 1:
             first = problems[0]
-            super().__init__(f"{names[first.file]} line {first.line}", first.what, fix)
+            super().__init__(f"{names[first.file]} {first.place}", first.what, fix)
             return
         many = len(names) > 1
         listed = "".join(
-            f"\n{names[p.file] + ' ' if many else ''}line {p.line}: {p.what}"
+            f"\n{names[p.file] + ' ' if many else ''}{p.place}: {p.what}"
             for p in problems[:SHOWN_PROBLEMS]
         )
         more = f"\nand {self.count - SHOWN_PROBLEMS:,} more" if self.count > SHOWN_PROBLEMS else ""

@@ -6,16 +6,19 @@ and read in another encoding only when the user names one.
 
 import codecs
 import gzip
-import os
 import tempfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Literal
 
+from core.data import encoding, jsonread
+from core.data.encoding import ENCODINGS as ENCODINGS
+from core.data.limits import CHUNK, max_bytes
 from core.errors import StudioError
 from core.home import folder
 
@@ -37,10 +40,9 @@ KINDS: dict[str, Kind] = {
     ".markdown": "text",
 }
 SUFFIXES = (*KINDS, ".gz")
-ENCODINGS = ("utf-8", "utf-16", "windows-1252", "iso-8859-1", "iso-8859-15", "windows-1251", "shift_jis",
-             "euc-jp", "gb18030", "big5", "euc-kr", "macroman")  # fmt: skip
-MAX_LINE = 16 * 1024**2
-CHUNK = 4 * 1024**2
+LONGEST_NAME = 100
+_TURNING = frozenset(("LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"))
+_GZIP = b"\x1f\x8b"
 MAX_RATIO = 100  # of unpacked to packed bytes; real text stays below 30
 
 # What the first bytes say about files that hold no rows of text, and what to do about each.
@@ -50,9 +52,7 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"GIF8", "is a GIF picture", "Text is what is learned from here."),
     (b"RIFF", "is a sound, video or picture file", "Text is what is learned from here."),
     (b"ID3", "is a sound file", "Text is what is learned from here."),
-    (b"\x00\x00\x00\x18ftyp", "is a video", "Text is what is learned from here."),
-    (b"\x00\x00\x00\x20ftyp", "is a video", "Text is what is learned from here."),
-    (b"%PDF", "is a PDF", "Save its text as .txt or .md."),
+    (b"%PDF-", "is a PDF", "Save its text as .txt or .md."),
     (b"{\\rtf", "is a Rich Text document", "Save it as plain text."),
     (b"\xd0\xcf\x11\xe0", "is an old Office document", "Save it as CSV or plain text."),
     (b"SQLite format 3", "is an SQLite database", "Export the table as CSV."),
@@ -79,11 +79,25 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
 class Source:
     """A file that a user brought: where it is, and what they call it.
 
-    The name says the format and stands in messages; it is never used as a path.
+    The name says the format and stands in messages; it is never used as a path. Characters that
+    would change how a message reads stand in it as marks.
     """
 
     path: Path
     name: str
+
+    def __post_init__(self) -> None:
+        name = "".join(map(_shown, self.name)).rstrip(". ") or "file"
+        shown = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 20]}…{name[-19:]}"
+        object.__setattr__(self, "name", shown)
+
+
+def _shown(character: str) -> str:
+    """A character of a name; a control or direction-changing one as its mark."""
+    number = ord(character)
+    if unicodedata.category(character) == "Cs" or unicodedata.bidirectional(character) in _TURNING:
+        return "␦"
+    return chr(0x2400 + number) if number < 0x20 else "␡" if 0x7F <= number < 0xA0 else character
 
 
 @dataclass(frozen=True)
@@ -104,22 +118,16 @@ class Reading:
 
 @dataclass(frozen=True)
 class File:
-    """A file ready to read. ``path`` holds UTF-8 for every kind but Parquet and Arrow."""
+    """A file ready to read. ``path`` should hold UTF-8 for every kind but Parquet and Arrow.
+
+    :param lines: whether it is one JSON object a line, so that parts of it can be read on their own
+    """
 
     path: Path
     name: str
     kind: Kind
     reading: Reading
-
-
-def max_bytes() -> int:
-    """Largest file, unpacked. PLUMBLINE_MAX_BYTES changes it."""
-    return int(os.environ.get("PLUMBLINE_MAX_BYTES", 20 * 1024**3))
-
-
-def max_rows() -> int:
-    """Most rows of one dataset. PLUMBLINE_MAX_ROWS changes it."""
-    return int(os.environ.get("PLUMBLINE_MAX_ROWS", 10_000_000))
+    lines: bool = False
 
 
 @contextmanager
@@ -136,30 +144,30 @@ def opened(source: Source, reading: Reading = Reading()) -> Iterator[File]:  # n
         raise StudioError(
             name, f"has {size:,} bytes, the limit is {max_bytes():,}", "Split it, or raise the limit."
         )
-    with open(path, "rb") as file:
-        head = file.read(4096)
-    packed = head[:2] == b"\x1f\x8b"
-    staging = tempfile.TemporaryDirectory(dir=folder("staging"))
-    try:
+    with tempfile.TemporaryDirectory(dir=folder("staging")) as staging:
+        head = _head(path)
+        packed = head[:2] == _GZIP
         if packed:
-            path = _unpacked(path, name, Path(staging.name) / "unpacked")
-            with open(path, "rb") as file:
-                head = file.read(4096)
-            if head[257:262] == b"ustar":
-                raise StudioError(name, "is a tar archive", "Unpack it and choose the files in it.")
-            if not head:
-                raise StudioError(name, "is empty inside", "Choose a file with at least one row.")
+            path = _unpacked(path, name, Path(staging) / "unpacked")
+            head = _head(path)
         _refuse_hopeless(path, name, head)
         kind = _kind(name, head, packed)
         if kind not in ("parquet", "arrow"):
-            path = _as_utf8(path, name, reading.encoding, head, Path(staging.name) / "utf8")
-        yield File(path, name, kind, reading)
-    finally:
-        staging.cleanup()
+            if reading.encoding != "utf-8":
+                path = encoding.recoded(path, name, reading.encoding, Path(staging) / "utf8")
+            else:
+                encoding.refuse_utf16(name, head)
+        lines = kind in ("jsonl", "json") and jsonread.holds_lines(path, kind)
+        yield File(path, name, kind, reading, lines)
+
+
+def _head(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(4096)
 
 
 def _kind(name: str, head: bytes, packed: bool) -> Kind:
-    suffixes = [suffix.lower() for suffix in Path(name).suffixes]
+    suffixes = [suffix.lower() for suffix in Path(f"file{name}").suffixes]
     if packed and suffixes[-1:] == [".gz"]:
         suffixes.pop()
     suffix = suffixes[-1] if suffixes else ""
@@ -177,10 +185,19 @@ def _kind(name: str, head: bytes, packed: bool) -> Kind:
 
 
 def _refuse_hopeless(path: Path, name: str, head: bytes) -> None:
+    if not head:
+        raise StudioError(name, "is empty inside", "Choose a file with at least one row.")
+    binary = b"\x00" in head or not head[:64].isascii()
     for magic, what, fix in _MAGIC:
-        # Two letters are also how a text may begin; a program's header holds zero bytes too.
-        if head.startswith(magic) and (len(magic) > 3 or b"\x00" in head or not head[:64].isascii()):
+        # Few letters are also how a text may begin.
+        if head.startswith(magic) and (binary or len(magic) > 4):
             raise StudioError(name, what, fix)
+    if head[4:8] == b"ftyp" and binary:
+        raise StudioError(name, "is a video", "Text is what is learned from here.")
+    if head[257:262] == b"ustar" and binary:
+        raise StudioError(name, "is a tar archive", "Unpack it and choose the files in it.")
+    if head[:2] == _GZIP:
+        raise StudioError(name, "is packed twice", "Unpack it once.")
     if head[:4] == b"PK\x03\x04" or head[:4] == b"PK\x05\x06":
         raise StudioError(name, _zip(path), "Unpack it and choose the files in it.")
 
@@ -217,83 +234,3 @@ def _unpacked(path: Path, name: str, target: Path) -> Path:
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise StudioError(name, f"is not a whole gzip file ({error})"[:200], "Pack it again.") from None
     return target
-
-
-def _as_utf8(path: Path, name: str, encoding: str, head: bytes, target: Path) -> Path:
-    """The path of the same text in UTF-8: the file itself when it is UTF-8 already.
-
-    :raises StudioError: with line and byte of what is not text in that encoding
-    """
-    if encoding not in ENCODINGS:
-        raise StudioError(
-            name, f"cannot be read as {encoding!r}", f"Known encodings: {', '.join(ENCODINGS)}."
-        )
-    if encoding == "utf-8":
-        if (
-            head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-            or head[:200].count(b"\x00") > len(head[:200]) // 4
-        ):
-            raise StudioError(
-                f"{name} line 1", "looks like UTF-16", "Choose that encoding, or save it as UTF-8."
-            )
-        _check_utf8(path, name)
-        return path
-    decoder = codecs.getincrementaldecoder(encoding)()
-    line = 1
-    with open(path, "rb") as source, open(target, "wb") as out:
-        while True:
-            block = source.read(CHUNK)
-            try:
-                text = decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                line += error.object[: error.start].count(b"\n")
-                raise StudioError(
-                    f"{name} line {line}", f"is not {encoding}", "Choose another encoding."
-                ) from None
-            line += text.count("\n")
-            out.write(text.encode("utf-8", "strict"))
-            if not block:
-                return target
-
-
-def _check_utf8(path: Path, name: str) -> None:
-    """:raises StudioError: with line, byte and a likely encoding of what is not UTF-8"""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    line, line_bytes = 1, 0
-    with open(path, "rb") as source:
-        while True:
-            block = source.read(CHUNK)
-            try:
-                decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                data = error.object
-                before = data[: error.start]
-                line += before.count(b"\n")
-                column = (
-                    error.start - before.rfind(b"\n") if b"\n" in before else line_bytes + error.start + 1
-                )
-                # Bytes that the decoder held back belong to the block before.
-                column -= (len(data) - len(block)) if b"\n" not in before else 0
-                raise StudioError(
-                    f"{name} line {line}, byte {column}",
-                    f"0x{data[error.start]:02x} is not UTF-8; the file looks like {_likely(source, data)}",
-                    "Choose that encoding, or save the file as UTF-8.",
-                ) from None
-            if not block:
-                return
-            line += block.count(b"\n")
-            line_bytes = len(block) - block.rfind(b"\n") - 1 if b"\n" in block else line_bytes + len(block)
-
-
-def _likely(source: BinaryIO, data: bytes) -> str:
-    """A name for the encoding, for the message only: multi-byte ones are strict enough to tell."""
-    sample = data[-256 * 1024 :]
-    high = sum(byte >= 0x80 for byte in sample[:4096]) / max(1, len(sample[:4096]))
-    if high > 0.2:
-        for encoding in ("shift_jis", "gb18030", "euc-kr", "big5", "windows-1251"):
-            try:
-                codecs.getincrementaldecoder(encoding)().decode(sample)
-            except UnicodeDecodeError:
-                continue
-            return encoding
-    return "windows-1252"

@@ -5,15 +5,19 @@ run. Where the Hub is, and the token, come from the environment alone (HF_ENDPOI
 """
 
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from core.data import hub_files
+from core.data import hub_files, importing
+from core.data.files import Source
 from core.data.hub_errors import explained, is_cut
+from core.data.importing import Options
 from core.errors import StudioError
+from core.home import folder as workspace_folder
 
 HUB_SECONDS = 15.0
 ATTEMPTS = 3  # to download one file
@@ -230,3 +234,29 @@ def _download(found: HubDataset, name: str, folder: Path, progress: _Progress) -
         else:
             progress.reached(before + size, name)
             return
+
+
+def add(
+    repo_id: str,
+    config: str | None = None,
+    split: str | None = None,
+    held_out_split: str | None = None,
+    revision: str | None = None,
+    options: Options = Options(),  # noqa: B008 (frozen)
+    report: Report | None = None,
+) -> int:
+    """Download a split and import it like any upload. :returns: the dataset's id
+
+    :raises StudioError: as `fetch` and `core.data.importing.add` do
+    """
+    with tempfile.TemporaryDirectory(prefix="hub-", dir=workspace_folder("staging")) as target:
+        got = fetch(repo_id, Path(target), config, split, revision, report, held_out_split=held_out_split)
+        origin = {"hub": repo_id, "config": got.config, "split": got.split, "revision": got.revision}
+        train, held_out = ([Source(path, path.name) for path in part] for part in (got.files, got.held_out))
+        named = replace(options, name=options.name or repo_id.split("/")[-1])
+
+        def told(share: float, text: str) -> None:
+            if report is not None:
+                report(text, share)
+
+        return importing.add(train, held_out, named, told, origin)

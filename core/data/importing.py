@@ -21,15 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import orjson
 
 from core.data import check, files
 from core.data.convert import converter
 from core.data.errors import KEPT_PROBLEMS, DataError, Problem, RowError
 from core.data.files import File, Reading, Source
 from core.data.jsonread import Record, line_ranges
+from core.data.limits import max_rows
 from core.data.mapping import Mapping
-from core.data.part import Counted, Part
-from core.data.read import line_blocks, reads_lines, records
+from core.data.part import Counted, Part, reason
+from core.data.read import line_blocks, records
 from core.data.rows import INDEX
 from core.data.shapes import Guess, recognise
 from core.errors import StudioError
@@ -82,9 +84,8 @@ def preview(source: Source, options: Options = Options(), count: int = 20) -> Pr
     columns: dict[str, list[str]] = {}
     for one in good[:count]:
         for name, value in one.value.items():
-            columns.setdefault(name, []).append(
-                value if isinstance(value, str) else json.dumps(value, default=str)
-            )
+            text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+            columns.setdefault(_whole(name), []).append(_whole(text))
     problem = ""
     try:
         guess = _guess(file, sample, options.mapping)
@@ -100,13 +101,19 @@ def preview(source: Source, options: Options = Options(), count: int = 20) -> Pr
     return Preview(file.name, guess.shape, guess.mapping, columns, rows[:count], problem)
 
 
+def _whole(text: str) -> str:
+    """Text without halves of characters, which a page could not show."""
+    return text.encode(errors="replace").decode()
+
+
 def _rows(convert: Any, record: Record | Problem) -> list[dict[str, Any] | Problem]:
     if isinstance(record, Problem):
         return [record]
     try:
         made = convert(record.value)
-    except RowError as error:
-        return [Problem(record.line, str(error))]
+        orjson.dumps(made)
+    except (RowError, TypeError) as error:
+        return [Problem(record.line, reason(error))]
     return made if isinstance(made, list) else [made]
 
 
@@ -206,7 +213,7 @@ def _part(sources: Sequence[Source], part: str, options: Options, staging: Path,
         with writer:
             for number, file in enumerate(opened):
                 size = file.path.stat().st_size
-                if reads_lines(file) and size >= PARALLEL_FROM and _cores() > 1:
+                if file.lines and size >= PARALLEL_FROM and _cores() > 1:
                     _parallel(file, number, guesses[0].mapping, writer, staging, report)
                 else:
                     _serial(file, number, guesses[0].mapping, writer, report)
@@ -250,18 +257,21 @@ class _Writer:
     def sha256(self) -> str:
         return self._hash.hexdigest()
 
-    def add(self, part: Counted, index: Any, first_line: int = 0) -> None:
-        """Take over what a part counted. :param first_line: lines of the file before this part"""
+    def add(self, part: Counted, index: Any, lines: int = 0, records: int = 0) -> None:
+        """Take over what a part counted; ``lines`` and ``records`` of the file came before it."""
         counted = self.counted
         index["offset"] += numpy.uint64(counted.bytes)
-        index["line"] += numpy.uint32(first_line)
+        index["line"] += numpy.uint32(lines)
         self.index.append(index)
         for kind, (count, rows) in part.hits.items():
             old, first = counted.hits.get(kind, (0, []))
             shown = (first + [counted.rows + row for row in rows])[: check.SHOWN]
             counted.hits[kind] = (old + count, shown)
         room = KEPT_PROBLEMS - len(counted.problems)
-        counted.problems += [p._replace(line=p.line + first_line) for p in part.problems[:room]]
+        counted.problems += [
+            problem._replace(line=problem.line + lines, row=problem.row + records)
+            for problem in part.problems[:room]
+        ]
         counted.problem_count += part.problem_count
         counted.records += part.records
         counted.rows += part.rows
@@ -287,7 +297,7 @@ def _serial(file: File, number: int, mapping: Mapping, writer: _Writer, report: 
                 note(count)
             yield record
 
-    if reads_lines(file):
+    if file.lines:
         for first, block in line_blocks(file):
             part.take_lines(block, first)
             note(part.counted.records)
@@ -298,8 +308,8 @@ def _serial(file: File, number: int, mapping: Mapping, writer: _Writer, report: 
 
 
 def _refuse_too_many(name: str, count: int) -> None:
-    if count > files.max_rows():
-        raise StudioError(name, f"has more than {files.max_rows():,} rows", "Split it, or raise the limit.")
+    if count > max_rows():
+        raise StudioError(name, f"has more than {max_rows():,} rows", "Split it, or raise the limit.")
 
 
 def _parallel(
@@ -317,7 +327,7 @@ def _parallel(
         }
         for position, (begin, end) in enumerate(line_ranges(file.path, file.name, RANGE))
     ]
-    lines = 0
+    lines = taken = 0
     with _children() as work, ThreadPoolExecutor(_cores()) as threads:
         waiting = [threads.submit(work, task) for task in tasks]
         try:
@@ -334,9 +344,9 @@ def _parallel(
                 problems = [Problem(*problem) for problem in result.pop("problems")]
                 hits = {kind: (found[0], found[1]) for kind, found in result.pop("hits").items()}
                 part = Counted(problems=problems, hits=hits, **result)
-                writer.add(part, index, lines)
+                writer.add(part, index, lines, taken)
                 _refuse_too_many(file.name, writer.counted.records)
-                lines += count
+                lines, taken = lines + count, taken + part.records
                 report(position / len(tasks), f"{file.name}: {writer.counted.rows:,} rows")
         finally:
             for future in waiting:

@@ -1,21 +1,18 @@
-"""JSON to records: one object a line, a list of objects, or an object that holds such a list.
-
-Every record keeps the line it began on. Memory holds one block, whatever the size of the file.
-"""
+"""JSON lines to records: one object a line, read in blocks that can be worked on side by side."""
 
 import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import orjson
 
+from core.data import encoding
 from core.data.errors import Problem, kind_of
-from core.data.files import CHUNK, MAX_LINE
+from core.data.limits import CHUNK, MAX_DEPTH, MAX_LINE
 from core.errors import StudioError
 
-MAX_DEPTH = 32
 
 
 class Record(NamedTuple):
@@ -102,7 +99,7 @@ def parse_lines(block: bytes, first: int = 1) -> Iterator[Record | Problem]:
         try:
             value = loads(line)
         except orjson.JSONDecodeError as error:
-            yield Problem(number, explain(error, line))
+            yield Problem(number, encoding.explain(line) or explain(error, line))
             continue
         if type(value) is not dict:
             yield Problem(number, f"is {kind_of(value)}, expected an object")
@@ -172,166 +169,17 @@ def explain(error: json.JSONDecodeError, line: bytes) -> str:
     return f"is not valid JSON at column {error.colno}: {what}"
 
 
-def parse_document(path: Path, name: str) -> Iterator[Record | Problem]:
-    """A .json file: a list of objects, an object that holds one, or one object a line after all.
-
-    :raises StudioError: when it is not JSON, with line and column, or holds no list of objects
-    """
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        stream = _Stream(file, name)
-        start = stream.peek()
-        if start == "[":
-            yield from stream.items()
-        elif start == "{":
-            yield from stream.lists()
-        else:
-            raise StudioError(
-                f"{name} line {stream.line}", "is not valid JSON: expected [ or {", "See its first line."
-            )
-        if stream.peek():
-            raise stream.broken(json.JSONDecodeError("text after the end", stream.text, stream.at))
-
-
-def holds_lines(path: Path) -> bool:
-    """Whether a file called .json holds one object a line, as many do."""
+def holds_lines(path: Path, kind: str) -> bool:
+    """Whether a file is one object a line: .jsonl unless it begins like a document, .json where it is after all."""
     with open(path, "rb") as file:
-        first = file.readline(MAX_LINE).removeprefix(codecs.BOM_UTF8)
+        first = b"\n"
+        while first and not first.strip():
+            first = file.readline(MAX_LINE).removeprefix(codecs.BOM_UTF8)
         second = file.read(4096)
+    # A bracket alone is how a list or an object over many lines begins.
+    if kind == "jsonl":
+        return first.lstrip()[:1] != b"[" and first.strip() != b"{"
     try:
         return type(orjson.loads(first)) is dict and bool(second.strip())
     except orjson.JSONDecodeError:
         return False
-
-
-class _Stream:
-    """JSON text read a block at a time; parses one value after the other at its position."""
-
-    def __init__(self, file: TextIO, name: str) -> None:
-        self.file, self.name = file, name
-        self.text, self.at, self.line = "", 0, 1
-        self.decoder = json.JSONDecoder(object_pairs_hook=unique)
-        self.whole = False
-
-    def fill(self) -> bool:
-        """Read on; False at the end of the file. What was parsed is forgotten."""
-        block = self.file.read(CHUNK)
-        self.text, self.at = self.text[self.at :] + block, 0
-        self.whole = not block
-        return bool(block)
-
-    def skip(self, count: int) -> None:
-        self.line += self.text.count("\n", self.at, self.at + count)
-        self.at += count
-
-    def peek(self, separators: str = "") -> str:
-        """The next character that is not space; empty at the end."""
-        while True:
-            while self.at < len(self.text):
-                character = self.text[self.at]
-                if character not in " \t\r\n" + separators:
-                    return character
-                self.skip(1)
-            if not self.fill():
-                return ""
-
-    def value(self) -> Any:
-        """The value at the position. :raises StudioError: with line and column"""
-        while True:
-            try:
-                value, end = self.decoder.raw_decode(self.text, self.at)
-                # A number may go on in the next block.
-                if end < len(self.text) or self.whole or not self.fill():
-                    self.skip(end - self.at)
-                    return value
-            except DuplicateKey as error:
-                raise StudioError(
-                    f"{self.name} line {self.line}", f"names the key {str(error)!r} twice"
-                ) from None
-            except RecursionError:
-                what = f"is nested deeper than {MAX_DEPTH}"
-                raise StudioError(f"{self.name} line {self.line}", what, "Flatten it.") from None
-            except json.JSONDecodeError as error:
-                if len(self.text) - self.at > MAX_LINE:
-                    what = f"begins a record longer than {MAX_LINE // 1024**2} MB"
-                    raise StudioError(f"{self.name} line {self.line}", what, "Break it into rows.") from None
-                if not self.fill():
-                    raise self.broken(error) from None
-
-    def broken(self, error: json.JSONDecodeError) -> StudioError:
-        line = self.line + self.text.count("\n", self.at, error.pos)
-        column = error.pos - self.text.rfind("\n", 0, error.pos)
-        cut = (
-            " (file cut off?)" if error.pos >= len(self.text.rstrip()) or "Unterminated" in error.msg else ""
-        )
-        return StudioError(
-            f"{self.name} line {line}",
-            f"is not valid JSON at column {column}: {error.msg}{cut}",
-            "Mend that line; a file with one object per line should end in .jsonl.",
-        )
-
-    def expect(self, character: str) -> None:
-        if self.peek() != character:
-            raise self.broken(json.JSONDecodeError(f"expected {character!r}", self.text, self.at))
-        self.skip(1)
-
-    def items(self) -> Iterator[Record | Problem]:
-        """The objects of the list at the position."""
-        self.expect("[")
-        first = True
-        while (character := self.peek()) != "]":
-            if not character:
-                raise self.broken(json.JSONDecodeError("the list does not end", self.text, self.at))
-            if not first:
-                self.expect(",")
-                if self.peek() == "]":
-                    raise self.broken(json.JSONDecodeError("a comma before ]", self.text, self.at))
-            first = False
-            self.peek()
-            line, value = self.line, self.value()
-            if type(value) is dict:
-                yield Record(line, value)
-            else:
-                yield Problem(line, f"is {kind_of(value)}, expected an object")
-        self.skip(1)
-
-    def lists(self) -> Iterator[Record | Problem]:
-        """The one list of objects that an object holds; what else it holds is passed over.
-
-        :raises StudioError: when there is none, or more than one
-        """
-        self.expect("{")
-        found: list[str] = []
-        columns: dict[str, list[Any]] = {}
-        while (character := self.peek(",")) != "}":
-            if character != '"':
-                raise self.broken(json.JSONDecodeError("expected a name in quotes", self.text, self.at))
-            key = self.value()
-            self.expect(":")
-            if self.peek() == "[" and self._holds_objects():
-                found.append(key)
-                if len(found) == 1:
-                    yield from self.items()
-                    continue
-                what = f"holds several lists of objects ({', '.join(found)})"
-                raise StudioError(self.name, what, "Save each as a file of its own.")
-            value = self.value()
-            if isinstance(value, list) and value:
-                columns[key] = value
-        self.skip(1)
-        if found:
-            return
-        if len(columns) > 1 and len({len(column) for column in columns.values()}) == 1:
-            for number, cells in enumerate(zip(*columns.values(), strict=True), start=1):
-                yield Record(number, dict(zip(columns, cells, strict=True)))
-            return
-        raise StudioError(
-            f"{self.name} line 1",
-            "is one object, expected a list of objects (or an object that holds one)",
-            "Wrap the rows in [ ], or write one object per line as .jsonl.",
-        )
-
-    def _holds_objects(self) -> bool:
-        rest = self.text[self.at + 1 : self.at + 4096].lstrip()
-        while not rest and self.fill():
-            rest = self.text[self.at + 1 : self.at + 4096].lstrip()
-        return rest[:1] == "{"

@@ -23,6 +23,7 @@ LONGEST = 50_000  # characters; a longer row is compared by its beginning
 COMPARED = 1000  # groups that a row is compared with; only rows of boilerplate share bands with more
 DOUBT = 0.12  # four standard deviations of what a signature says about the similarity
 SEED = 1
+READ, PAIRED = 0.7, 0.75  # of all the work, once rows are read and once candidates are known
 # Scripts that put no spaces between words: Thai, Lao, Burmese, Khmer, kana, Han.
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
@@ -48,6 +49,7 @@ def near_duplicates(
     threshold: float = 0.85,
     report: Report | None = None,
     check_stop: CheckStop | None = None,
+    total: int = 0,
 ) -> Near:
     """Groups of rows that are near-duplicates, exact duplicates included. The same rows, the same groups.
 
@@ -56,16 +58,28 @@ def near_duplicates(
 
     :param texts: row numbers and texts, read once
     :param threshold: at least 0.7; pairs below that are rarely candidates
-    :param report: called with a phase and the share that is done, at most twice a second
+    :param report: called with a phase and the share of all the work that is done, at most twice a second
     :param check_stop: called as often; raises to end the work
+    :param total: how many rows there are, where it is known: then reading has a share too
     """
-    told = _Told(report, check_stop)
+    told = _Told(report, check_stop, total)
     with tempfile.TemporaryFile(dir=folder("staging")) as file:
         kept = _Kept(file)
         hashes, marks = _signed(texts, kept, told)
         groups = _grouped(_buckets(hashes, told), marks, kept, threshold, told)
     numbered = [[kept.numbers[place] for place in group] for group in groups]
     return Near(kept.seen, sorted(numbered, key=lambda group: (-len(group), group[0])))
+
+
+def text_of(row: dict[str, Any]) -> str:
+    """What a stored row is compared by: everything that is said in it but by the system.
+
+    One long system message in all rows would make every two of them alike.
+    """
+    if "text" in row:
+        return row["text"]
+    said = [*row["messages"], *row.get("rejected", [])]
+    return "\n".join(turn["content"] for turn in said if turn["role"] != "system" and turn["content"])
 
 
 def shingles(text: str) -> list[str]:
@@ -82,8 +96,8 @@ def shingles(text: str) -> list[str]:
 class _Told:
     """Where progress goes and Stop comes from, at most twice a second."""
 
-    def __init__(self, report: Report | None, check_stop: CheckStop | None) -> None:
-        self.report, self.check_stop, self.last = report, check_stop, 0.0
+    def __init__(self, report: Report | None, check_stop: CheckStop | None, total: int) -> None:
+        self.report, self.check_stop, self.total, self.last = report, check_stop, total, 0.0
 
     def __call__(self, phase: str, share: float | None = None) -> None:
         if time.monotonic() - self.last < 0.5:
@@ -132,7 +146,7 @@ def _signed(texts: Iterable[tuple[int, str]], kept: _Kept, told: _Told) -> tuple
         if size >= BLOCK or len(block) >= BLOCK // 500:
             parts.append(_sign(block))
             block, size = [], 0
-        told(f"reading rows: {kept.seen:,}")
+        told(f"reading rows: {kept.seen:,}", READ * min(1, kept.seen / told.total) if told.total else None)
     parts.append(_sign(block))
     return np.concatenate([hashes for hashes, _ in parts]), np.concatenate([marks for _, marks in parts])
 
@@ -160,7 +174,7 @@ def _buckets(hashes: Any, told: _Told) -> Any:
     buckets = np.full(hashes.shape, -1, np.int32)
     total = 0
     for column in range(hashes.shape[1]):
-        told("finding candidates", column / hashes.shape[1])
+        told("finding candidates", READ + (PAIRED - READ) * column / hashes.shape[1])
         _, place, count = np.unique(hashes[:, column], return_inverse=True, return_counts=True)
         shared = count > 1
         number = np.where(shared, np.cumsum(shared) - 1 + total, -1).astype(np.int32)
@@ -179,7 +193,8 @@ def _grouped(buckets: Any, marks: Any, kept: _Kept, threshold: float, told: _Tol
     groups: dict[int, list[int]] = {}
     candidates = np.flatnonzero((buckets >= 0).any(axis=1)).tolist()
     for turn, place in enumerate(candidates):
-        told(f"comparing candidates: {turn:,} of {len(candidates):,}", turn / len(candidates))
+        share = PAIRED + (1 - PAIRED) * turn / len(candidates)
+        told(f"comparing candidates: {turn:,} of {len(candidates):,}", share)
         shared = [(column, bucket) for column, bucket in enumerate(buckets[place].tolist()) if bucket >= 0]
         firsts = _firsts(shared, newest, before)
         if firsts:

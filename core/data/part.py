@@ -134,16 +134,8 @@ class Part:
                 for row in made if isinstance(made, list) else (made,):
                     self._note(row)
                     self._add(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE), row, number)
-            except RowError as error:
-                self._refuse(Problem(number, str(error)))
-            except TypeError as error:
-                # orjson's word for half of a surrogate pair, or a number past 64 bits.
-                what = (
-                    "holds half of a surrogate pair"
-                    if "surrogate" in str(error)
-                    else f"cannot be stored: {error}"
-                )
-                self._refuse(Problem(number, what))
+            except (RowError, TypeError) as error:
+                self._refuse(Problem(number, reason(error)))
         if self._lines:
             self.flush()
 
@@ -165,7 +157,7 @@ class Part:
     def _refuse(self, problem: Problem) -> None:
         self.counted.problem_count += 1
         if len(self.counted.problems) < KEPT_PROBLEMS:
-            self.counted.problems.append(problem._replace(file=self.file))
+            self.counted.problems.append(problem._replace(file=self.file, row=self.counted.records))
 
     def flush(self) -> None:
         """Write what is held."""
@@ -195,6 +187,15 @@ class Part:
     def indexed(self) -> Any:
         """The index as one array."""
         return numpy.concatenate(self.index) if self.index else numpy.empty(0, INDEX)
+
+
+def reason(error: Exception) -> str:
+    """Why a record cannot be stored. TypeError is orjson's for half a character, or a number past 64 bits."""
+    if isinstance(error, RowError):
+        return str(error)
+    if "surrogate" in str(error):
+        return "holds half of a surrogate pair"
+    return f"cannot be stored: {error}"
 
 
 def main() -> None:

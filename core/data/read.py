@@ -3,21 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from core.data import documents, jsonread, tables
+from core.data import documents, encoding, jsondoc, jsonread, tables
 from core.data.errors import Problem
-from core.data.files import CHUNK, File
+from core.data.files import File
+from core.data.limits import CHUNK
 from core.data.jsonread import Record
-
-
-def reads_lines(file: File) -> bool:
-    """Whether the file is one JSON object a line, so that parts of it can be read on their own."""
-    if file.kind not in ("jsonl", "json"):
-        return False
-    with open(file.path, "rb") as opened:
-        start = opened.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    if start == b"[":
-        return False
-    return file.kind == "jsonl" or jsonread.holds_lines(file.path)
 
 
 def records(file: File) -> Iterator[Record | Problem]:
@@ -25,10 +15,18 @@ def records(file: File) -> Iterator[Record | Problem]:
 
     :raises StudioError: when the file as a whole is unusable
     """
-    if reads_lines(file):
+    try:
+        yield from _reader(file)
+    except UnicodeDecodeError:
+        encoding.refuse_other(file.path, file.name)
+        raise
+
+
+def _reader(file: File) -> Iterator[Record | Problem]:
+    if file.lines:
         return _lines(file)
     if file.kind in ("jsonl", "json"):
-        return jsonread.parse_document(file.path, file.name)
+        return jsondoc.parse_document(file.path, file.name)
     if file.kind == "csv":
         return tables.parse_csv(file)
     if file.kind == "parquet":

@@ -14,9 +14,10 @@ import numpy
 
 from core.config import MixPart
 from core.data import mix, rows
-from core.data.xray import IGNORED, Encoded, encode_all, end_tokens
+from core.data.xray import IGNORED, EncodeError, Encoded, encode_all, end_tokens
 from core.errors import StudioError
 from core.models import load
+from core.store import datasets as store
 
 SAMPLE = 10_000
 UNCUT = 1 << 30
@@ -154,11 +155,22 @@ def _of_dataset(
     total = len(rows.index(dataset_id, part))
     numbers = sample(total)
     found = (mix.prefixed(row, prefix) for row in rows.at(dataset_id, part, numbers))
-    return measured(encode_all(found, tokenizer, UNCUT), end_tokens(tokenizer), numbers, total)
+    try:
+        return measured(encode_all(found, tokenizer, UNCUT), end_tokens(tokenizer), numbers, total)
+    except EncodeError as error:
+        number = int(numbers[error.row])
+        line = int(rows.index(dataset_id, part)[number]["line"])
+        where = f"dataset {store.get(dataset_id)['name']!r} row {number + 1} (line {line} of its file)"
+        raise StudioError(where, f"{error.where} {error.what}", error.fix) from error
 
 
 def of_part(part: MixPart, dataset: dict[str, Any], base: str, revision: str | None) -> Measured:
     return of_dataset(dataset, "train", base, revision, part.prefix)
+
+
+def percentiles(lengths: Any) -> list[float]:
+    """Mean, p50, p90, p99 and the longest, in tokens."""
+    return [float(lengths.mean()), *numpy.percentile(lengths, [50, 90, 99]).tolist(), float(lengths.max())]
 
 
 @dataclass(frozen=True)
@@ -168,6 +180,7 @@ class Profile:
     rows: int
     turns: Counter[int]
     roles: Counter[str]
+    labels: Counter[str]
     scripts: list[tuple[str, float]]
 
 
@@ -180,16 +193,18 @@ def profile(dataset: dict[str, Any], part: str) -> Profile:
 def _profile(dataset_id: int, sha256: str, part: str) -> Profile:
     turns: Counter[int] = Counter()
     roles: Counter[str] = Counter()
+    labels: Counter[str] = Counter()
     letters: Counter[str] = Counter()
     numbers = sample(len(rows.index(dataset_id, part)))
     for row in rows.at(dataset_id, part, numbers):
         messages = row.get("messages", [])
         turns[len(messages) if messages else 1] += 1
+        labels.update([row["label"]] if "label" in row else [])
         roles.update({message["role"] for message in messages} or {"text"})
         for message in messages:
             letters.update(message["content"])
         letters.update(row.get("text", ""))
-    return Profile(len(numbers), turns, roles, _scripts(letters))
+    return Profile(len(numbers), turns, roles, labels, _scripts(letters))
 
 
 def _scripts(letters: Counter[str]) -> list[tuple[str, float]]:

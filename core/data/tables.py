@@ -4,19 +4,22 @@ import csv
 import json
 import re
 import struct
+import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from core.data.errors import Problem
-from core.data.files import MAX_LINE, File
+from core.data.files import File
 from core.data.jsonread import Record
+from core.data.limits import MAX_COLUMNS, MAX_LINE
 from core.errors import StudioError
 
-MAX_COLUMNS = 256
 MAX_FOOTER = 64 * 1024**2
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _SNIFFED = 256 * 1024
+_NUL_IS_READ = sys.version_info >= (3, 11)
 
 
 def parse_csv(file: File) -> Iterator[Record | Problem]:
@@ -27,27 +30,45 @@ def parse_csv(file: File) -> Iterator[Record | Problem]:
     csv.field_size_limit(MAX_LINE)
     delimiter, header = dialect(file)
     with open(file.path, encoding="utf-8-sig", newline="") as text:
-        reader = csv.reader(_without_nul(text), delimiter=delimiter, strict=True)
-        start = 1
-        try:
-            for cells in reader:
-                line, start = start, reader.line_num + 1
-                if not cells:
-                    continue
-                if len(header) == 0:
-                    header = _header(cells, file.name)
-                    continue
-                if len(cells) != len(header):
-                    yield Problem(line, f"has {len(cells)} cells, the header has {len(header)}")
-                    continue
+        reader = csv.reader(_lines(text, file.name), delimiter=delimiter, strict=True)
+        while True:
+            line = reader.line_num + 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if "expected after" not in str(error):
+                    raise _unclosed(file.name, line, error) from None
+                yield Problem(line, f"is not valid CSV: {error}")
+                continue
+            if not cells:
+                continue
+            if not header:
+                header = _header(cells, file.name)
+            elif len(cells) != len(header):
+                count = f"{len(cells)} cell{'s' if len(cells) > 1 else ''}"
+                yield Problem(line, f"has {count}, the header has {len(header)}")
+            else:
                 yield Record(line, dict(zip(header, cells, strict=True)))
-        except csv.Error as error:
-            yield Problem(start, f"is not valid CSV: {error}")
 
 
-def _without_nul(lines: Iterator[str]) -> Iterator[str]:
-    # csv refuses a NUL only in some Python versions; JSON and Parquet let it through with a warning.
-    return (line.replace("\x00", "\ufffd") if "\x00" in line else line for line in lines)
+def _unclosed(name: str, line: int, error: csv.Error) -> StudioError:
+    """A quote that takes in the rest of the file: no row after it can be told from its text."""
+    if "end of data" in str(error) or "limit" in str(error):
+        what = "opens a quote that is never closed"
+        return StudioError(f"{name} line {line}", what, "Close it, or double the quotes inside a cell.")
+    return StudioError(f"{name} line {line}", f"is not valid CSV: {error}", "Mend that line.")
+
+
+def _lines(text: TextIO, name: str) -> Iterator[str]:
+    """Lines as they are. :raises StudioError: at one longer than MAX_LINE"""
+    for number, line in enumerate(iter(partial(text.readline, MAX_LINE + 1), ""), start=1):
+        if len(line) > MAX_LINE:
+            what = f"is longer than {MAX_LINE // 1024**2} MB"
+            raise StudioError(f"{name} line {number}", what, "Break it into rows.")
+        # Before Python 3.11 csv refuses a NUL.
+        yield line if _NUL_IS_READ or "\x00" not in line else line.replace("\x00", "\ufffd")
 
 
 def dialect(file: File) -> tuple[str, list[str]]:
@@ -184,10 +205,10 @@ def _check_footer(path: Path, name: str) -> None:
         tail = file.read(8)
     if tail[4:] == b"PARE":
         raise StudioError(name, "is encrypted Parquet", "Save it without encryption.")
-    if tail[4:] != b"PAR1":
+    footer = struct.unpack("<I", tail[:4])[0] if tail[4:] == b"PAR1" else size
+    if footer > size - 12:
         raise StudioError(name, "is not whole Parquet (its end is missing)", "Copy or write it again.")
-    footer = struct.unpack("<I", tail[:4])[0]
-    if footer > min(MAX_FOOTER, size):
+    if footer > MAX_FOOTER:
         raise StudioError(name, f"has {footer:,} bytes of metadata", "Write it again with fewer row groups.")
 
 

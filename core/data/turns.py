@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from core.data.errors import RowError, kind_of
-from core.data.jsonread import MAX_DEPTH
+from core.data.limits import MAX_DEPTH
 from core.data.shapes import PAIRS, turns_of
 
 ROLES = frozenset(("system", "user", "assistant", "tool"))

@@ -18,6 +18,7 @@ from core.home import run_folder
 from core.jobs.worker import Job
 from core.models import adapters, load
 from core.store import evaluations, runs
+from core.training.artifact import refuse_other_tokenizer
 
 Task = tuple[list[dict[str, str]], str]  # a conversation, and the answer it should get
 
@@ -26,7 +27,7 @@ def evaluate(job: Job) -> dict[str, Any]:
     """Evaluate a run's adapter beside its base and store the result with every answer.
 
     :returns: ``{"evaluation": id}``
-    :raises StudioError: when the run has no adapter yet
+    :raises StudioError: when the run has no adapter yet, or its tokenizer has changed
     """
     refuse_without_adapter(job.run_id)
     config = runs.recipe(job.run_id)
@@ -34,7 +35,9 @@ def evaluate(job: Job) -> dict[str, Any]:
     tokenizer = load.tokenizer(config.model.base, config.model.revision)
     held_out = [row for _, row in mix.held_out_rows(chosen, config.evaluation.max_rows)]
     job.report("loading base and adapter", 0.0)
-    model = adapters.opened(load.base_model(config), run_folder(job.run_id) / "artifact")
+    artifact = run_folder(job.run_id) / "artifact"
+    refuse_other_tokenizer(artifact, tokenizer)
+    model = adapters.opened(load.base_model(config), artifact)
     job.running()
     encoded = list(encode_all(held_out, tokenizer, config.training.max_length))
     tasks = [task for row in held_out if (task := question_and_answer(row))]

@@ -8,8 +8,9 @@ from core.errors import StudioError
 from core.evaluation.compare import refuse_without_adapter
 from core.home import export_folder, run_folder
 from core.jobs.worker import Job
+from core.models import load
 from core.store import runs
-from core.training.artifact import broken_files
+from core.training.artifact import broken_files, refuse_other_tokenizer
 from core.training.checkpoints import sha256_of
 
 
@@ -17,7 +18,7 @@ def export_adapter(job: Job) -> dict[str, Any]:
     """Zip a run's artifact.
 
     :returns: ``file`` (its name in the export's folder), ``bytes`` and ``sha256``
-    :raises StudioError: when there is no adapter, or a file is not what its checksum says
+    :raises StudioError: when there is no adapter, a file is not what its checksum says, or the tokenizer changed
     """
     refuse_without_adapter(job.run_id)
     job.running()
@@ -28,6 +29,8 @@ def export_adapter(job: Job) -> dict[str, Any]:
         raise StudioError(
             f"run {job.run_id}", f"its {', '.join(broken)} changed after training", "Train it again."
         )
+    model = runs.recipe(job.run_id).model
+    refuse_other_tokenizer(source, load.tokenizer(model.base, model.revision))
     name = f"run-{job.run_id}-adapter.zip"
     final = export_folder(job.id) / name
     staged = final.with_suffix(".new")

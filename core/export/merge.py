@@ -19,6 +19,7 @@ from core.home import export_folder, run_folder
 from core.jobs.worker import Job
 from core.models import adapters, load
 from core.store import runs
+from core.training.artifact import refuse_other_tokenizer
 from core.training.checkpoints import sha256_of
 
 PARITY_PROMPTS = 8
@@ -30,7 +31,7 @@ def merge(job: Job) -> dict[str, Any]:
     :returns: ``folder`` and ``file`` (a zip of it) in the export's folder, ``bytes``, ``sha256``,
         and ``parity``: the largest difference of a next-token logit, and how many of the prompts
         get the same next token, merged against base + adapter
-    :raises StudioError: when the run has no adapter or the disk has no room
+    :raises StudioError: when the run has no adapter, its tokenizer has changed, or the disk has no room
     """
     refuse_without_adapter(job.run_id)
     job.running()
@@ -39,7 +40,9 @@ def merge(job: Job) -> dict[str, Any]:
     sixteen_bit = config.model_copy(update={"quantisation": whole})
     job.report("loading the base in 16 bits", 0.05)
     tokenizer = load.tokenizer(config.model.base, config.model.revision)
-    model = adapters.opened(load.base_model(sixteen_bit), run_folder(job.run_id) / "artifact")
+    artifact = run_folder(job.run_id) / "artifact"
+    refuse_other_tokenizer(artifact, tokenizer)
+    model = adapters.opened(load.base_model(sixteen_bit), artifact)
     _refuse_full_disk(model, export_folder(job.id))
     job.check_stop()
     prompts = _prompts(config, tokenizer)

@@ -1,6 +1,7 @@
-"""The queue in SQLite: train, evaluate, merge and export all wait here and are told to stop here.
+"""The queue in SQLite: train, evaluate, merge, export and check all wait here and are told to stop here.
 
-A run's state is its newest training job's state; only this module changes either.
+A run's state is its newest training job's state; only this module changes either. A check belongs to
+a dataset and has no run; every other job has one.
 """
 
 import json
@@ -10,21 +11,31 @@ from typing import Any, Literal
 from sqlite_utils.db import NotFoundError
 
 from core.errors import StudioError
+from core.jobs.words import subject
 from core.store import runs
-from core.store.database import database, insert
+from core.store.database import database, insert, writing
 
-Kind = Literal["train", "evaluate", "merge", "adapter"]
+Kind = Literal["train", "evaluate", "merge", "adapter", "check"]
 ACTIVE = ("preparing", "running", "stopping")
 ENDED = ("completed", "stopped", "failed", "interrupted")
 
 
-def enqueue(kind: Kind, run_id: int, token: str | None = None, **payload: Any) -> int:
+def enqueue(
+    kind: Kind,
+    run_id: int | None,
+    token: str | None = None,
+    *,
+    dataset_id: int | None = None,
+    **payload: Any,
+) -> int:
     """Put a job in the queue and return its id.
 
+    :param run_id: the run that it belongs to; None for a check, which has a ``dataset_id`` instead
     :param token: names one click; a second click with the same token gets the same job back
     """
-    db = database()
-    with db.atomic():
+    if (dataset_id if kind == "check" else run_id) is None:
+        raise ValueError(f"a {kind} job needs {'a dataset' if kind == 'check' else 'a run'}")
+    with writing() as db:
         if token is not None:
             for row in db.table("jobs").rows_where("token = ?", [token]):
                 return row["id"]
@@ -33,6 +44,7 @@ def enqueue(kind: Kind, run_id: int, token: str | None = None, **payload: Any) -
             {
                 "kind": kind,
                 "run_id": run_id,
+                "dataset_id": dataset_id,
                 "state": "queued",
                 "progress": 0.0,
                 "payload": json.dumps(payload),
@@ -40,7 +52,7 @@ def enqueue(kind: Kind, run_id: int, token: str | None = None, **payload: Any) -
                 "created_at": time.time(),
             },
         )
-        if kind == "train":
+        if kind == "train" and run_id is not None:
             db.table("runs").update(
                 run_id, {"state": "queued", "error": None, "finished_at": None, "seconds_left": None}
             )
@@ -48,16 +60,32 @@ def enqueue(kind: Kind, run_id: int, token: str | None = None, **payload: Any) -
 
 
 def get(job_id: int) -> dict[str, Any]:
-    """:raises StudioError: when there is no such job"""
+    """A job; the ``phase`` of a queued one says what it waits for.
+
+    :raises StudioError: when there is no such job
+    """
     try:
         row = database().table("jobs").get(job_id)
     except NotFoundError:
         raise StudioError(f"job {job_id}", "does not exist") from None
     return {
         **row,
+        "phase": _awaited(row) if row["state"] == "queued" else row["phase"],
         "payload": json.loads(row["payload"] or "{}"),
         "result": json.loads(row["result"]) if row["result"] else None,
     }
+
+
+def _awaited(job: dict[str, Any]) -> str:
+    """``waiting behind run 3 and 2 more``: the job that is being worked on, then those queued earlier."""
+    marks = ",".join("?" * len(ACTIVE))
+    where = f"state in ({marks}) or (state = 'queued' and id < ?)"
+    order = "state = 'queued', id"
+    ahead = list(database().table("jobs").rows_where(where, [*ACTIVE, job["id"]], order_by=order))
+    if not ahead:
+        return "waiting for the worker"
+    more = f" and {len(ahead) - 1} more" if len(ahead) > 1 else ""
+    return f"waiting behind {subject(ahead[0])}{more}"
 
 
 def next_queued() -> dict[str, Any] | None:
@@ -81,20 +109,25 @@ def waiting() -> int:
 
 def latest(run_id: int, kind: Kind) -> dict[str, Any] | None:
     """The newest job of a kind for a run, or None."""
-    found = (
-        database()
-        .table("jobs")
-        .rows_where("run_id = ? and kind = ?", [run_id, kind], order_by="id desc", limit=1)
-    )
-    for row in found:
+    return _newest("run_id = ? and kind = ?", [run_id, kind])
+
+
+def latest_check(dataset_id: int | None = None) -> dict[str, Any] | None:
+    """The newest check of a dataset, or of any that still exists; None when there was none."""
+    if dataset_id is None:
+        return _newest("kind = 'check' and dataset_id is not null", [])
+    return _newest("kind = 'check' and dataset_id = ?", [dataset_id])
+
+
+def _newest(where: str, values: list[Any]) -> dict[str, Any] | None:
+    for row in database().table("jobs").rows_where(where, values, order_by="id desc", limit=1):
         return get(row["id"])
     return None
 
 
 def claim(job_id: int) -> bool:
     """Take a queued job up; False when it was stopped, or taken, in between."""
-    db = database()
-    with db.atomic():
+    with writing() as db:
         change = db.execute("update jobs set state = 'preparing' where id = ? and state = 'queued'", [job_id])
         if change.rowcount == 0:
             return False
@@ -104,13 +137,12 @@ def claim(job_id: int) -> bool:
 
 def set_state(job_id: int, state: str, error: str | None = None, result: Any = None) -> None:
     """Move a job, and its run when it is a training job, to another state in one transaction."""
-    db = database()
     change: dict[str, Any] = {"state": state}
     if state == "preparing":
         change["started_at"] = time.time()
     if state in ENDED:
         change["finished_at"] = time.time()
-    with db.atomic():
+    with writing() as db:
         job = db.table("jobs").get(job_id)
         more = {"error": error, "result": json.dumps(result) if result is not None else None}
         db.table("jobs").update(job_id, change | (more if state in ENDED else {}))
@@ -134,8 +166,7 @@ def set_progress(job_id: int, phase: str, progress: float | None = None) -> None
 
 def stop(job_id: int) -> None:
     """Ask a job to stop: a queued one ends at once, a running one at its next safe point."""
-    db = database()
-    with db.atomic():
+    with writing() as db:
         job = db.table("jobs").get(job_id)
         if job["state"] in ENDED:
             return
@@ -144,6 +175,28 @@ def stop(job_id: int) -> None:
             set_state(job_id, "stopped")
         else:
             set_state(job_id, "stopping")
+
+
+def let_go(dataset_id: int, name: str) -> None:
+    """Stop the queued checks of a dataset that is about to be deleted; ended ones forget it.
+
+    Call inside of the transaction that deletes it: no check of it starts until that has ended.
+
+    :raises StudioError: while one is being worked on
+    """
+    db = database()
+    waiting = "dataset_id = ? and kind = 'check' and state = 'queued'"
+    db.execute(
+        f"update jobs set state = 'stopped', control = 'stop', finished_at = ? where {waiting}",
+        [time.time(), dataset_id],
+    )
+    marks = ",".join("?" * len(ACTIVE))
+    if db.table("jobs").count_where(f"dataset_id = ? and state in ({marks})", [dataset_id, *ACTIVE]):
+        raise StudioError(
+            f"dataset {name!r}", "is being checked for near-duplicates", "Stop that, or wait for its end."
+        )
+    # The next dataset may get this id: an old check must not look like one of it.
+    db.execute("update jobs set dataset_id = null where dataset_id = ?", [dataset_id])
 
 
 def stop_requested(job_id: int) -> bool:

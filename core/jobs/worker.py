@@ -27,8 +27,31 @@ class Job:
     def __init__(self, row: dict[str, Any]) -> None:
         self.id: int = row["id"]
         self.kind: str = row["kind"]
-        self.run_id: int = row["run_id"]
         self.payload: dict[str, Any] = row["payload"]
+        self._run_id: int | None = row["run_id"]
+        self._dataset_id: int | None = row["dataset_id"]
+
+    @property
+    def run_id(self) -> int:
+        """The run it belongs to; a check has none."""
+        assert self._run_id is not None, f"a {self.kind} job has no run"
+        return self._run_id
+
+    @property
+    def dataset_id(self) -> int:
+        """The dataset that a check looks at; other jobs have none."""
+        assert self._dataset_id is not None, f"a {self.kind} job has no dataset"
+        return self._dataset_id
+
+    def event(self, text: str, level: str = "info") -> None:
+        """A line of the log that people see."""
+        runs.event(text, self._run_id, self.id, level)
+
+    def log(self, text: str) -> None:
+        """Keep a traceback: in the run's folder, or in the workspace's when there is no run."""
+        place = home() if self._run_id is None else run_folder(self._run_id)
+        with open(place / "log.txt", "a", encoding="utf-8") as file:
+            file.write(text)
 
     def running(self) -> None:
         """Preparation is over."""
@@ -48,7 +71,11 @@ class Job:
 
 
 def _handler(kind: str) -> Callable[[Job], Any]:
-    # Imported here: each brings torch, and the thread must start without it.
+    # Imported here: all but the check bring torch, and the thread must start without it.
+    if kind == "check":
+        from core.jobs.check import check
+
+        return check
     if kind == "train":
         from core.training.run import train
 
@@ -121,24 +148,23 @@ def work_on(job: Job) -> None:
     if not queue.claim(job.id):
         return
     try:
-        stack.ready()
-        _make_room()
+        if job.kind != "check":
+            stack.ready()
+            _make_room()
         result = _handler(job.kind)(job)
     except StopRequested:
         queue.set_state(job.id, "stopped")
-        runs.event(f"{job.kind} stopped", job.run_id, job.id)
+        job.event(f"{job.kind} stopped")
     except Exception as error:
         text = message_of(error)
-        trace = "".join(traceback.format_exception(error))
-        with open(run_folder(job.run_id) / "log.txt", "a", encoding="utf-8") as file:
-            file.write(trace)
+        job.log("".join(traceback.format_exception(error)))
         # The traceback's frames hold the model; without them its memory is freed now.
         traceback.clear_frames(error.__traceback__)
         queue.set_state(job.id, "failed", error=text)
-        runs.event(f"{job.kind} failed: {text}", job.run_id, job.id, "error")
+        job.event(f"{job.kind} failed: {text}", "error")
     else:
         queue.set_state(job.id, "completed", result=result)
-        runs.event(f"{job.kind} completed", job.run_id, job.id)
+        job.event(f"{job.kind} completed")
     finally:
         release_memory()
 

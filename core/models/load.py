@@ -3,6 +3,8 @@
 Remote code is never run and pickle weights are never opened.
 """
 
+import hashlib
+import json
 import logging
 import re
 from functools import lru_cache
@@ -54,13 +56,45 @@ def tokenizer(base: str, revision: str | None = None) -> Any:
         loaded = AutoTokenizer.from_pretrained(
             resolve(base), revision=revision, trust_remote_code=False, use_fast=True
         )
+        described = _settings(base, revision, "config.json")
+        if loaded.eos_token_id is None:
+            _take_end(loaded, _settings(base, revision, "generation_config.json") or described)
     if loaded.eos_token_id is None:
         raise StudioError(
             "model.base", f"{base} has no end-of-sequence token", "It could never learn to stop."
         )
     if loaded.pad_token_id is None:
         loaded.pad_token = loaded.eos_token
+    size = described.get("vocab_size") or described.get("text_config", {}).get("vocab_size")
+    if isinstance(size, int):
+        _check_vocabulary(loaded, size)
     return loaded
+
+
+def _settings(base: str, revision: str | None, file: str) -> dict[str, Any]:
+    """One of a model's small JSON files; empty when it has none."""
+    from transformers.utils.hub import cached_file
+
+    path = cached_file(resolve(base), file, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+
+
+def _take_end(loaded: Any, settings: dict[str, Any]) -> None:
+    """Some tokenizers leave it to the model's settings to say which token ends an answer."""
+    given = settings.get("eos_token_id")
+    number = given[0] if isinstance(given, list) and given else given
+    if isinstance(number, int) and number < len(loaded):
+        loaded.eos_token = loaded.convert_ids_to_tokens(number)
+
+
+def fingerprint(loaded: Any) -> dict[str, str]:
+    """What a tokenizer writes, as digests: its chat template, and its vocabulary with a probe's tokens."""
+    probe = loaded("Hello, wörld! 1234\n\tif x:  😀 你好").input_ids
+    parts = {"chat template": loaded.chat_template, "tokenizer": [loaded.get_vocab(), probe]}
+    return {
+        name: hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()
+        for name, part in parts.items()
+    }
 
 
 def base_model(config: RunConfig) -> Any:
@@ -96,16 +130,24 @@ def base_model(config: RunConfig) -> Any:
         )
     model.requires_grad_(False)
     _keep_trainable_on_cpu(model)
-    _check_vocabulary(model, tokenizer(config.model.base, config.model.revision))
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    _check_vocabulary(tokenizer(config.model.base, config.model.revision), embeddings)
     return model
 
 
-def _check_vocabulary(model: Any, loaded_tokenizer: Any) -> None:
-    embeddings = model.get_input_embeddings().weight.shape[0]
-    if len(loaded_tokenizer) > embeddings:
+def _check_vocabulary(loaded: Any, embeddings: int) -> None:
+    """:raises StudioError: when the tokenizer can write a token that the model has no embedding for"""
+    if len(loaded) <= embeddings:
+        return
+    # Some families have one token more, for pictures, that nothing here writes.
+    unused = {token.content for token in loaded.added_tokens_decoder.values() if token.special}
+    unused -= {loaded.eos_token, loaded.bos_token, loaded.pad_token, loaded.unk_token}
+    written = json.dumps(loaded.chat_template)
+    beyond = [token for token, number in loaded.get_vocab().items() if number >= embeddings]
+    if any(token not in unused or token in written for token in beyond):
         raise StudioError(
             "model.base",
-            f"its tokenizer has {len(loaded_tokenizer)} tokens, its embeddings {embeddings}",
+            f"its tokenizer has {len(loaded)} tokens, its embeddings {embeddings}",
             "Use the tokenizer that belongs to the model.",
         )
 

@@ -6,6 +6,8 @@ Never share a connection between threads; call `database()` wherever one is need
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +179,27 @@ def database() -> Database:
         _local.db = _open(path)
         _local.path = path
     return _local.db
+
+
+@contextmanager
+def writing() -> Iterator[Database]:
+    """A transaction that nobody else writes during: what is read in it stays true until it ends.
+
+    It waits for its turn at the beginning. A transaction that reads first and then writes cannot wait
+    (SQLite would have to change what was read) and fails as soon as another thread wrote in between.
+    """
+    db = database()
+    if db.conn.in_transaction:
+        with db.atomic():
+            yield db
+        return
+    db.conn.execute("BEGIN IMMEDIATE")
+    try:
+        yield db
+    except BaseException:
+        db.conn.rollback()
+        raise
+    db.conn.commit()
 
 
 def insert(table: str, values: dict[str, Any]) -> int:

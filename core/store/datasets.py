@@ -12,7 +12,7 @@ from sqlite_utils.db import NotFoundError
 
 from core.errors import StudioError
 from core.home import folder
-from core.store.database import database, insert
+from core.store.database import database, insert, writing
 
 
 def add(name: str, values: dict[str, Any], rows: Path) -> int:
@@ -20,7 +20,7 @@ def add(name: str, values: dict[str, Any], rows: Path) -> int:
 
     :param name: as wanted; made free and safe to show, never used as a path
     """
-    with database().atomic():
+    with writing():
         dataset_id = insert("datasets", {**values, "name": _free(name), "created_at": time.time()})
         target = folder("datasets") / str(dataset_id)
         # A crash before the commit leaves a folder without a row: the next dataset of this id replaces it.
@@ -73,6 +73,13 @@ def findings(dataset: dict[str, Any]) -> list[dict[str, Any]]:
 
 def set_findings(dataset_id: int, found: list[dict[str, Any]]) -> None:
     database().table("datasets").update(dataset_id, {"findings": json.dumps(found)})
+
+
+def replace_finding(dataset_id: int, kind: str, found: dict[str, Any] | None) -> None:
+    """Put a finding in the place of earlier ones of its kind; None only takes those away."""
+    with writing():
+        others = [one for one in findings(get(dataset_id)) if one["kind"] != kind]
+        set_findings(dataset_id, others + ([found] if found else []))
 
 
 def columns(dataset: dict[str, Any]) -> list[str]:

@@ -52,7 +52,7 @@ def update(run_id: int, **values: Any) -> None:
 
 
 def listed(limit: int = 500) -> list[dict[str, Any]]:
-    """Newest first."""
+    """Newest first. :param limit: -1 for all"""
     return list(database().table("runs").rows_where(order_by="id desc", limit=limit))
 
 

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from core.config import RunConfig, dumps
+from core.errors import StudioError
+from core.models import load
 from core.training.checkpoints import sha256_of
 
 CHECKSUMS = "checksums.json"
+HEADER = 256 * 1024  # most that names and shapes take in the file
 
 
 def write(
@@ -17,12 +20,14 @@ def write(
 ) -> None:
     """Write the artifact aside, then put it in place of an older one.
 
-    :param metadata: identity of base, dataset, run and environment
+    :param metadata: identity of base, tokenizer, dataset, run and environment
     :param metrics: the final figures, as in training_summary.json
+    :raises StudioError: when more than the adapter's weights would be in it
     """
     staged = folder.with_name(folder.name + ".new")
     shutil.rmtree(staged, ignore_errors=True)
     model.save_pretrained(str(staged), safe_serialization=True)
+    _refuse_large(staged, model)
     # peft records where the base was loaded from, which may be a folder of this machine.
     config_path = staged / "adapter_config.json"
     adapter_config = json.loads(config_path.read_text(encoding="utf-8"))
@@ -37,6 +42,29 @@ def write(
     _write_json(staged / CHECKSUMS, {name: sha256_of(staged / name) for name in names})
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(staged, folder)
+
+
+def _refuse_large(staged: Path, model: Any) -> None:
+    """peft adds whole embeddings when it believes that the vocabulary grew."""
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    size = sum(path.stat().st_size for path in staged.glob("*.safetensors"))
+    if size > 1.2 * trained + HEADER:
+        shutil.rmtree(staged, ignore_errors=True)
+        what = f"would have {size / 1e6:.1f} MB where {trained / 1e6:.1f} MB were trained"
+        raise StudioError("adapter", what, "Please report this with the base's name.")
+
+
+def refuse_other_tokenizer(folder: Path, tokenizer: Any) -> None:
+    """:raises StudioError: when tokenizer or chat template are not those that the adapter was trained with"""
+    metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
+    now = load.fingerprint(tokenizer)
+    for part, digest in metadata.get("tokenizer", {}).items():
+        if now.get(part) != digest:
+            raise StudioError(
+                f"the base's {part}",
+                f"is not the one of training (sha256 {str(now.get(part))[:12]}, then {digest[:12]})",
+                "Name the revision that was trained on, or train again.",
+            )
 
 
 def broken_files(folder: Path) -> list[str]:

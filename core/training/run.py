@@ -298,6 +298,7 @@ def _write_outputs(
             "train_rows": len(prepared.train),
             "held_out_rows": len(prepared.held_out),
         },
+        "tokenizer": load.fingerprint(load.tokenizer(config.model.base, config.model.revision)),
         "decisions": json.loads(run["decisions"]),
         "environment": hardware.environment(),
     }

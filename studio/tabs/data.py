@@ -1,45 +1,45 @@
-"""Data: add a dataset, see its rows and exactly what the model will learn from each."""
+"""Data: add datasets, see their rows and exactly what the model will learn, and mix them."""
 
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from core.data import datasets as data
-from core.data import read, xray
-from core.data.overview import cut, summary
+from core.data import folder, hub, importing
+from core.data.files import SUFFIXES, Source
 from core.errors import StudioError
-from core.models import load
 from core.store import datasets as store
 from studio.live import Page, View
-from studio.messages import box, empty, error_box, escape, guarded
+from studio.messages import box, error_box, guarded
+from studio.tabs import adding, desk, mixing
 
-COLUMNS = ["id", "dataset", "shape", "rows"]
-PREVIEW_ROWS = 50
-ROLE_WIDTH = 400
+COLUMNS = ["dataset", "shape", "rows", "verdict"]
 
 
 def build(page: Page) -> None:
     with gr.Row():
-        with gr.Column(scale=2):
-            gr.Markdown("#### Add a dataset")
+        with gr.Column(scale=2, min_width=340):
             upload = gr.File(
-                label=f"Training rows: {', '.join(read.SUFFIXES)}",
-                file_types=list(read.SUFFIXES),
+                label="Add a dataset: JSONL, JSON, CSV, Parquet, YAML, text",
+                file_count="multiple",
+                file_types=list(SUFFIXES),
                 height=150,
                 elem_id="upload",
             )
+            add = gr.Button("Choose a file", variant="primary", interactive=False, elem_id="add-dataset")
             leave_out = gr.Checkbox(
-                False, label="Leave bad rows out", info="and remember how many there were"
+                False,
+                label="Leave bad rows out",
+                info="else one bad row refuses the file; their number is kept",
             )
-            with gr.Accordion("Add a held-out file", open=False):
+            with gr.Accordion("Held-out file, Hub, folder", open=False, elem_id="sources"):
                 held_out = gr.File(
-                    label="Held-out rows (else a share of the training rows is held out)",
-                    file_types=list(read.SUFFIXES),
+                    label="Held-out rows (else a share is held out)",
+                    file_count="multiple",
+                    file_types=list(SUFFIXES),
                     height=150,
                 )
-            add = gr.Button("Choose a file", variant="primary", interactive=False, elem_id="add-dataset")
+                elsewhere = _elsewhere()
             verdict = gr.HTML(elem_id="verdict")
             gr.Markdown("#### Datasets")
             listing = gr.Dataframe(
@@ -48,98 +48,66 @@ def build(page: Page) -> None:
                 wrap=True,
                 show_label=False,
                 elem_id="datasets",
-                column_widths=["9%", "34%", "34%", "23%"],
+                column_widths=["29%", "27%", "20%", "24%"],
             )
             with gr.Row():
                 delete = gr.Button("Delete the chosen one", size="sm")
                 confirm = gr.Button("Yes, delete it", size="sm", variant="stop", visible=False)
-        with gr.Column(scale=3):
+        with gr.Column(scale=3, min_width=420):
             chosen = gr.State(None)
-            heading = gr.HTML(empty("Choose a dataset on the left."), elem_id="xray-heading")
-            with gr.Row(equal_height=True):
-                part = gr.Radio(
-                    [("training rows", "train"), ("held-out rows", "held_out")],
-                    value="train",
-                    show_label=False,
-                    container=False,
-                    scale=3,
-                )
-                back = gr.Button("Previous", size="sm", scale=1, min_width=80)
-                row = gr.Number(
-                    1,
-                    show_label=False,
-                    container=False,
-                    precision=0,
-                    minimum=1,
-                    min_width=80,
-                    elem_id="xray-row",
-                )
-                forward = gr.Button("Next", size="sm", scale=1, min_width=80)
-            picture = gr.HTML(elem_id="xray")
-            length = gr.Slider(
-                16, 4096, value=256, step=8, label="max_length", info="Moves the cut; Train has its own"
-            )
-            gr.Markdown("#### Rows")
-            rows = gr.Dataframe(
-                headers=["row", "asks", "answers"],
-                interactive=False,
-                wrap=True,
-                max_chars=160,
-                show_search="search",
-                show_label=False,
-                max_height=360,
-                elem_id="rows",
-                column_widths=["7%", "60%", "33%"],
-            )
+            pane_shown = gr.State("Loss X-ray")
+            with gr.Tabs(selected="xray", elem_id="desk") as tabs:
+                shown = desk.build(page, tabs, chosen)
+                with gr.Tab("New file", id="new", render_children=True):
+                    pane = adding.build()
+                with gr.Tab("Mixing desk", id="mix", render_children=True):
+                    mixing.build(page)
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     base = page.form["model.base"]
 
-    def ready(path: str | None) -> Any:
-        text = "Check and add" if path else "Choose a file"
-        return gr.Button(text, interactive=path is not None)
+    def ready(paths: list[str] | None) -> tuple[Any, Any, bool]:
+        """A newly chosen file: its guess is made anew, and its pane comes to the front."""
+        button = gr.Button("Check and add" if paths else "Choose a file", interactive=bool(paths))
+        return button, gr.Tabs(selected="new") if paths else gr.skip(), False
 
-    def add_file(path: str | None, held_path: str | None, skip: bool) -> tuple[Any, ...]:
-        if path is None:
-            return box("bad", "Choose a file first."), *[gr.skip()] * 3
+    def add_files(
+        paths: list[str] | None,
+        held_paths: list[str] | None,
+        skip: bool,
+        *values: Any,
+        progress: Any = gr.Progress(),  # noqa: B008 (how Gradio asks for it)
+    ) -> tuple[Any, ...]:
         try:
-            dataset_id = data.import_file(
-                Path(path),
-                Path(path).name,
-                Path(held_path) if held_path else None,
-                Path(held_path).name if held_path else None,
-                leave_out=skip,
+            dataset_id = adding.add(
+                paths, held_paths, skip, values, lambda share, text: progress(share, desc=text)
             )
         except Exception as error:
-            return error_box(error), *[gr.skip()] * 3
-        added = store.get(dataset_id)
-        text = f"{added['name']}: {added['rows']:,} rows of the shape {added['shape']}"
-        if added["left_out"] != "0":
-            text += f"; {added['left_out']} bad rows left out"
-        chosen_too = gr.Dropdown(choices=store.names(), value=added["name"])
-        return box("good", text + ". It is chosen on the Train tab."), dataset_id, None, chosen_too
+            return error_box(error), *[gr.skip()] * 5
+        return _added(dataset_id)
 
-    def look(dataset_id: int | None, which: str, number: float, limit: float, base_id: str) -> list[Any]:
-        """One row; for when only the row or the cut changed."""
+    def add_elsewhere(
+        repo: str,
+        config: str,
+        split: str,
+        held_split: str,
+        revision: str,
+        file: str | None,
+        skip: bool,
+        progress: Any = gr.Progress(),  # noqa: B008
+    ) -> tuple[Any, ...]:
+        def told(text: str, share: float | None) -> None:
+            progress(share or 0.0, desc=text)
+
         try:
-            return [*_xray(dataset_id, which, int(number or 1), int(limit), base_id)]
+            if file:
+                source = Source(folder.inside(file), file)
+                dataset_id = importing.add([source], options=importing.Options(leave_out=skip))
+            else:
+                wanted = (repo.strip(), config or None, split or None, held_split or None, revision or None)
+                dataset_id = hub.add(*wanted, importing.Options(leave_out=skip), told)
         except Exception as error:
-            return [error_box(error), ""]
-
-    def turn(step: int, dataset_id: int | None, which: str, number: float, *rest: Any) -> list[Any]:
-        last = _count_of(dataset_id, which)
-        wanted = max(1, min(int(number or 1) + step, last))
-        return [wanted, *look(dataset_id, which, wanted, *rest)]
-
-    def open_dataset(dataset_id: int | None, which: str, number: float, *rest: Any) -> list[Any]:
-        """The first row and the list of rows; for when another dataset or part is shown."""
-        shown = turn(0, dataset_id, which, 1, *rest)
-        return [dataset_id, *shown, _rows(dataset_id, which), gr.Button(visible=False)]
-
-    def pick(event: gr.SelectData, dataset_id: int | None, *view: Any) -> list[Any]:
-        return open_dataset(int(event.row_value[0]), *view)
-
-    def arrive(dataset_id: int | None, *view: Any) -> list[Any]:
-        return open_dataset(_first() if dataset_id is None else dataset_id, *view)
+            return error_box(error), *[gr.skip()] * 5
+        return _added(dataset_id)
 
     def remove(dataset_id: int | None) -> tuple[Any, ...]:
         if dataset_id is None:
@@ -150,35 +118,95 @@ def build(page: Page) -> None:
             return gr.skip(), gr.Button(visible=False), error_box(error)
         return None, gr.Button(visible=False), box("good", "Deleted.")
 
-    upload.change(ready, upload, add, queue=False, **quiet)
-    view = [chosen, part, row, length, base]
-    whole = [chosen, row, heading, picture, rows, confirm]
-    # One after the other, so that a slow first answer does not come after a later one.
-    ordered = {**quiet, "concurrency_id": "xray", "concurrency_limit": 1}
+    # Guess, then the first row with the model's template: the second takes longer the first time.
+    looked = [pane.guess, *pane.fields]
+    look = {**quiet, "concurrency_id": "look", "concurrency_limit": 2}
+    arrived = upload.change(ready, upload, [add, tabs, pane.corrected], queue=False, **quiet)
+    correcting = [field.input for field in pane.fields[2:]]
+    corrected = gr.on(correcting, lambda: True, None, pane.corrected, queue=False, **quiet)
+    reading = gr.on(
+        [field.input for field in pane.inputs[-4:]], lambda: None, None, None, queue=False, **quiet
+    )
+    used = pane.fields[1].input(lambda: None, None, None, **quiet)
+    for begun in (arrived, corrected, reading, used):
+        begun.then(adding.look, [upload, *pane.inputs], looked, **look).then(
+            adding.first_row, [upload, base, *pane.inputs], pane.example, **look
+        )
+    outputs = [verdict, shown.chosen, upload, held_out, page.form["data.dataset"], tabs]
     added = add.click(
-        add_file,
-        [upload, held_out, leave_out],
-        [verdict, chosen, upload, page.form["data.dataset"]],
+        add_files,
+        [upload, held_out, leave_out, *pane.inputs],
+        outputs,
         show_progress_on=verdict,
         api_visibility="private",
     )
-    removed = confirm.click(guarded(remove), chosen, [chosen, confirm, verdict], **quiet)
-    for changed in (added, removed):
-        changed.then(open_dataset, view, whole, **ordered)
+    fetched = elsewhere[-1].click(
+        add_elsewhere,
+        [*elsewhere[:-1], leave_out],
+        outputs,
+        show_progress_on=verdict,
+        api_visibility="private",
+    )
+    removed = confirm.click(guarded(remove), shown.chosen, [shown.chosen, confirm, verdict], **quiet)
+    for changed in (added, fetched, removed):
+        shown.follow(changed)
         page.actions.append(changed)
-    page.blocks.load(arrive, view, whole, **ordered)
-    listing.select(pick, view, whole, **ordered)
-    part.input(open_dataset, view, whole, **ordered)
-    moved = [row.submit, row.blur, length.change]
-    gr.on(moved, look, view, [heading, picture], trigger_mode="always_last", **ordered)
-    back.click(partial(turn, -1), view, [row, heading, picture], **ordered)
-    forward.click(partial(turn, 1), view, [row, heading, picture], **ordered)
-    delete.click(_ask, chosen, confirm, queue=False, **quiet)
+    shown.follow(listing.select(_pick, pane_shown, [shown.chosen, confirm, tabs], **quiet))
+    tabs.select(_opened, None, pane_shown, queue=False, **quiet)
+    delete.click(_ask, shown.chosen, confirm, queue=False, **quiet)
     page.views.append(View([listing], lambda run_id: _listing(), lambda run_id: [_listing()]))
 
 
+def _elsewhere() -> list[Any]:
+    """Inputs for the Hub and the data folder, and the button that imports from them."""
+    with gr.Group():
+        repo = gr.Textbox(label="Dataset on the Hub", placeholder="org/name", elem_id="hub-id")
+        with gr.Row():
+            config = gr.Textbox(label="Config", placeholder="its default", min_width=100)
+            split = gr.Textbox(label="Split", placeholder="train", min_width=100)
+        with gr.Row():
+            held_split = gr.Textbox(label="Held-out split", placeholder="none", min_width=100)
+            revision = gr.Textbox(label="Revision", placeholder="main", min_width=100)
+    listed = folder.listed()
+    file = gr.Dropdown(
+        ["", *listed],
+        value="",
+        label="Or a file of the data folder",
+        info="" if listed else "PLUMBLINE_DATA names no folder with data files",
+        interactive=bool(listed),
+    )
+    button = gr.Button("Fetch, check and add", size="sm", elem_id="add-elsewhere")
+    return [repo, config, split, held_split, revision, file, button]
+
+
+def _added(dataset_id: int) -> tuple[Any, ...]:
+    """Verdict, the dataset as the chosen one, emptied uploads, the Train tab's choice, the X-ray in front."""
+    added = store.get(dataset_id)
+    text = f"{added['name']}: {added['rows']:,} rows of the shape {added['shape']}"
+    if added["left_out"] != "0":
+        text += f"; {int(added['left_out']):,} bad rows left out"
+    warnings = [finding["text"] for finding in store.findings(added)]
+    told = box("good", text + ". It is chosen on the Train tab.")
+    if warnings:
+        told += box(
+            "warning", "\n".join(warnings[:4]) + ("\nSee Warnings for more." if len(warnings) > 4 else "")
+        )
+    chosen_too = gr.Dropdown(choices=store.names(), value=added["name"])
+    return told, dataset_id, None, None, chosen_too, gr.Tabs(selected="xray")
+
+
+def _pick(event: gr.SelectData, pane: str) -> tuple[int, Any, Any]:
+    """Another dataset; the pane that shows it stays, unless it shows something else."""
+    shown = gr.Tabs(selected="xray") if pane in ("New file", "Mixing desk") else gr.skip()
+    return store.by_name(event.row_value[0])["id"], gr.Button(visible=False), shown
+
+
+def _opened(event: gr.SelectData) -> str:
+    return str(event.value)
+
+
 def _listing() -> list[list[Any]]:
-    return [[d["id"], d["name"], d["shape"], _count(d)] for d in store.listed()]
+    return [[d["name"], d["shape"].replace("/", " / "), _count(d), store.verdict(d)] for d in store.listed()]
 
 
 def _count(dataset: dict[str, Any]) -> str:
@@ -191,79 +219,8 @@ def _count(dataset: dict[str, Any]) -> str:
     return text
 
 
-def _count_of(dataset_id: int | None, part: str) -> int:
-    """How many rows this part has."""
-    if dataset_id is None:
-        return 0
-    return store.get(dataset_id)["held_out_rows" if part == "held_out" else "rows"]
-
-
 def _ask(dataset_id: int | None) -> Any:
     """The second button of a deletion, which names what it deletes."""
     if dataset_id is None:
         return gr.Button(visible=False)
     return gr.Button(f"Yes, delete {store.get(dataset_id)['name']}", visible=True)
-
-
-def _first() -> int | None:
-    return next((dataset["id"] for dataset in store.listed()), None)
-
-
-def _rows(dataset_id: int | None, part: str) -> list[list[Any]]:
-    if dataset_id is None:
-        return []
-    listed = []
-    for number, row in enumerate(data.rows(dataset_id, part, count=PREVIEW_ROWS), start=1):
-        if "text" in row:
-            listed.append([number, "", row["text"][:ROLE_WIDTH]])
-            continue
-        asks = " / ".join(m["content"] for m in row["messages"] if m["role"] != "assistant")
-        answers = " / ".join(m["content"] for m in row["messages"] if m["role"] == "assistant")
-        listed.append([number, asks[:ROLE_WIDTH], answers[:ROLE_WIDTH]])
-    return listed
-
-
-def _xray(dataset_id: int | None, part: str, number: int, max_length: int, base: str) -> tuple[str, str]:
-    """Heading and coloured tokens of one row."""
-    if dataset_id is None:
-        return empty("Choose a dataset on the left, or add one."), ""
-    dataset = store.get(dataset_id)
-    found = data.rows(dataset_id, part, start=max(0, number - 1), count=1)
-    if not found:
-        if part == "held_out" and number == 1:
-            return empty(
-                "This dataset has no held-out file: a share of its rows is held out at the start of a run."
-            ), ""
-        return empty(f"There is no row {number}; the last one is {_count_of(dataset_id, part)}."), ""
-    from core.config import RunConfig
-
-    config = RunConfig.model_validate({"model": {"base": base}, "training": {"max_length": max_length}})
-    tokenizer = load.tokenizer(base)
-    encoded = cut(xray.encode(found[0], tokenizer, 1 << 30), max_length)
-    counted = summary(dataset, config)
-    lost = f", {encoded.cut_supervised} more are cut off" if encoded.cut_supervised else ""
-    heading = (
-        f"<h3>Loss X-ray: {escape(dataset['name'])}, row {number}</h3>"
-        f'<p class="pl-muted">{encoded.supervised} of {len(encoded.input_ids)} tokens are in the loss{lost}. '
-        f"Whole set at {max_length}: {counted.supervised / max(counted.tokens, 1):.0%} "
-        f"of {counted.tokens:,} tokens; "
-        f"{counted.cut_rows} rows cut, {counted.empty_rows} with nothing left to learn. "
-        f"Rendered by the template of {escape(base)}.</p>"
-    )
-    return heading, _tokens(xray.tokens(encoded, tokenizer))
-
-
-KEY = (
-    '<div class="pl-key"><span class="learned">in the loss</span>'
-    '<span class="end">end of turn, learned</span>'
-    '<span class="pl-muted">masked</span><span class="cut">cut off</span></div>'
-)
-
-
-def _tokens(tokens: list[xray.Token]) -> str:
-    parts = []
-    for token in tokens:
-        # A newline gets no background of its own, or every line would end in a coloured stub.
-        classes = f"{token.kind} special" if token.special else token.kind
-        parts.append(f'<span class="{classes}">{escape(token.text)}</span>')
-    return f'<div class="pl-card">{KEY}<div class="pl-xray">{"".join(parts)}</div></div>'

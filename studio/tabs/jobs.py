@@ -13,5 +13,4 @@ def progress(job: dict[str, Any] | None, name: str) -> str:
         return box("bad", f"{name}: {job['error'] or job['state']}")
     if job["state"] == "stopped":
         return box("warning", f"{name} was stopped.")
-    words = "waiting in the queue" if job["state"] == "queued" else job["phase"] or job["state"]
-    return f'<div class="pl-card">{escape(words)}{bar(job["progress"] or 0)}</div>'
+    return f'<div class="pl-card">{escape(job["phase"] or job["state"])}{bar(job["progress"] or 0)}</div>'

@@ -58,6 +58,7 @@ def test_markup_in_data_is_shown_as_text(page: Page, studio: Studio, tmp_path: P
     page.locator("#upload input[type=file]").set_input_files(evil)
     page.get_by_role("button", name="Check and add").click()
     expect(page.locator("#xray")).to_contain_text("<img src=x onerror=alert(1)>")
+    open_tab(page, "Rows")
     expect(page.locator("#rows")).to_contain_text("<script>alert(2)</script>")
     assert page.locator("#xray img, #rows img").count() == 0
 
@@ -65,16 +66,16 @@ def test_markup_in_data_is_shown_as_text(page: Page, studio: Studio, tmp_path: P
 def test_deleting_asks_first(page: Page, studio: Studio, tmp_path: Path) -> None:
     page.goto(studio.url)
     open_tab(page, "Data")
-    page.locator("#datasets").get_by_text("plain-style").click()
+    page.locator("#datasets").get_by_text("plain-style").locator("visible=true").click()
     expect(page.locator("#xray-heading")).to_contain_text("plain-style")
     page.get_by_role("button", name="Delete the chosen one").click()
     expect(page.locator("#datasets")).to_contain_text("plain-style")
     sure = page.get_by_role("button", name="Yes, delete plain-style")
     expect(sure).to_be_visible()
     # Another dataset is chosen in between: the question is taken back.
-    page.locator("#datasets").get_by_text("ticket-triage").click()
+    page.locator("#datasets").get_by_text("ticket-triage").locator("visible=true").click()
     expect(sure).to_be_hidden()
-    page.locator("#datasets").get_by_text("plain-style").click()
+    page.locator("#datasets").get_by_text("plain-style").locator("visible=true").click()
     expect(page.locator("#xray-heading")).to_contain_text("plain-style")
     page.get_by_role("button", name="Delete the chosen one").click()
     sure.click()

@@ -1,100 +1,43 @@
-"""Files to rows: known shapes, and messages that name the line for everything else."""
+"""Files to stored rows: every common shape, names that are safe, seeded splits, and deletion."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from core.data import datasets
-from core.data.read import DataError
+from core.config import DataSection
+from core.data import datasets, mix, rows
+from core.data.errors import DataError
+from core.data.files import Source
+from core.data.importing import Options, add
 from core.errors import StudioError
 from core.store import datasets as store
-
-GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
-
-
-def lines(*rows: object) -> bytes:
-    return b"".join((row if isinstance(row, bytes) else json.dumps(row).encode()) + b"\n" for row in rows)
+from tests.uploads import GOOD, every, first, lines, refusal, source, stored
 
 
-def add(folder: Path, name: str, content: bytes, **options: object) -> dict:
-    path = folder / "upload"
-    path.write_bytes(content)
-    return store.get(datasets.import_file(path, name, **options))
-
-
-REFUSED = {
-    "an empty file": ("a.jsonl", b"", "a.jsonl: is empty"),
-    "blank lines only": ("a.jsonl", b"\n\n\n", "a.jsonl: has no rows"),
-    "a header only": ("a.csv", b"prompt,completion\n", "a.csv: has no rows"),
-    "broken JSON on line 3": (
-        "a.jsonl",
-        lines(GOOD, GOOD, b'{"messages": ['),
-        "a.jsonl line 3: is not valid JSON",
-    ),
-    "a row without an assistant turn": (
-        "a.jsonl",
-        lines(GOOD, {"messages": [{"role": "user", "content": "Hi"}]}),
-        "a.jsonl line 2: has no assistant turn",
-    ),
-    "an unknown column set": (
-        "a.jsonl",
-        lines({"foo": "x", "bar": "y"}),
-        "columns that are not known: bar, foo",
-    ),
-    "an unknown role": (
-        "a.jsonl",
-        lines({"messages": [{"role": "bot", "content": "x"}]}),
-        "line 1: messages[0].role is 'bot'",
-    ),
-    "content that is null": (
-        "a.jsonl",
-        lines({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": None}]}),
-        "line 1: messages[1].content is not a text",
-    ),
-    "an empty answer": ("a.jsonl", lines({"prompt": "x", "completion": "  "}), "line 1: completion is empty"),
-    "a scalar line": ("a.jsonl", lines(GOOD, 5), "line 2: is a number, expected an object"),
-    "UTF-16": ("a.jsonl", '{"text": "é"}'.encode("utf-16"), "line 1: looks like UTF-16"),
-    "latin-1": ("a.jsonl", lines(GOOD) + b'{"text": "\xe9"}', "line 2, byte 11: 0xe9 is not UTF-8"),
-    "a ragged CSV row": (
-        "a.csv",
-        b"prompt,completion\na,b\na,b,c\n",
-        "line 3: has 3 cells, the header has 2",
-    ),
-    "an open CSV quote": ("a.csv", b'prompt,completion\na,b\n"a,b\n', "line 3: is not valid CSV"),
-    "a CSV column twice": ("a.csv", b"text,text\na,b\n", "names the column 'text' twice"),
-    "no list in JSON": ("a.json", b'{"text": "x"}', "expected a list of objects"),
-    "not Parquet": ("a.parquet", b"PAR1 no", "is not readable as Parquet"),
-    "an unknown suffix": ("a.docx", b"x", "has no known format (.docx)"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED, ids=str)
-def test_a_bad_file_is_refused_with_its_place_and_nothing_is_stored(
-    samples: Path, tmp_path: Path, case: str
-) -> None:
-    name, content, message = REFUSED[case]
-    before = store.listed()
-    folders = sorted((samples / "datasets").iterdir())
-    with pytest.raises(StudioError) as caught:
-        add(tmp_path, name, content)
-    assert message in caught.value.text
-    assert store.listed() == before
-    assert sorted((samples / "datasets").iterdir()) == folders
+def split(dataset: dict, share: float, seed: int) -> tuple[list[int], list[int]]:
+    data = DataSection(dataset=dataset["name"], held_out_share=share, split_seed=seed)
+    train, held_out = mix.split(dataset, data)
+    return train.tolist(), held_out.tolist()
 
 
 def test_every_bad_line_is_counted_and_the_first_are_listed(workspace: Path, tmp_path: Path) -> None:
-    rows = [{"prompt": "x", "completion": ""}] * 30 + [{"prompt": "x", "completion": "y"}]
+    values = [{"prompt": "x", "completion": ""}] * 30 + [{"prompt": "x", "completion": "y"}]
     with pytest.raises(DataError) as caught:
-        add(tmp_path, "a.jsonl", lines(*rows))
-    assert len(caught.value.problems) == 30
+        add([source(tmp_path, "a.jsonl", lines(*values))])
+    assert (len(caught.value.problems), caught.value.count) == (30, 30)
     assert "30 rows cannot be used:\nline 1: " in caught.value.text
     assert "and 22 more" in caught.value.text
 
 
 def test_bad_rows_are_left_out_on_request_and_counted(workspace: Path, tmp_path: Path) -> None:
-    dataset = add(tmp_path, "a.jsonl", lines(GOOD, b"{", GOOD), leave_out=True)
+    dataset = stored(tmp_path, "a.jsonl", lines(GOOD, b"{", GOOD), leave_out=True)
     assert (dataset["rows"], dataset["left_out"]) == (2, "1")
+
+
+def test_a_file_without_one_good_row_is_refused_even_so(workspace: Path, tmp_path: Path) -> None:
+    text = refusal(tmp_path, "a.jsonl", lines({"prompt": "x", "completion": ""}), leave_out=True)
+    assert "line 1: completion is empty" in text
 
 
 def parquet(tmp_path: Path) -> bytes:
@@ -119,59 +62,79 @@ def test_each_shape_is_recognised_and_becomes_a_conversation(workspace: Path, tm
         "g.parquet": (parquet(tmp_path), "prompt/completion"),
     }
     for name, (content, shape) in files.items():
-        dataset = add(tmp_path, name, content)
+        dataset = stored(tmp_path, name, content)
         assert (dataset["shape"], dataset["rows"]) == (shape, 1), name
-    rows = {dataset["name"]: datasets.rows(dataset["id"])[0] for dataset in store.listed()}
-    assert rows["c"]["messages"][0]["content"] == 'a, "b"\nc'
-    assert rows["c"]["messages"][1]["content"] == "007"
-    assert rows["d"]["messages"][0]["content"] == "Add.\n\n1 2"
-    assert (rows["e"]["label"], rows["e"]["group"]) == ("good", "x")
-    assert rows["f"] == {"text": "once upon"}
-
-
-def test_byte_order_mark_crlf_and_blank_lines_change_nothing(workspace: Path, tmp_path: Path) -> None:
-    content = b"\xef\xbb\xbf" + lines(GOOD, GOOD).replace(b"\n", b"\r\n\r\n")
-    assert add(tmp_path, "a.jsonl", content)["rows"] == 2
+    found = {dataset["name"]: first(dataset) for dataset in store.listed()}
+    assert found["c"]["messages"][0]["content"] == 'a, "b"\nc'
+    assert found["c"]["messages"][1]["content"] == "007"
+    assert found["d"]["messages"][0]["content"] == "Add.\n\n1 2"
+    assert (found["e"]["label"], found["e"]["group"]) == ("good", "x")
+    assert found["f"] == {"text": "once upon"}
 
 
 def test_a_line_separator_inside_a_string_is_not_a_new_line(workspace: Path, tmp_path: Path) -> None:
-    content = '{"text": "a\u2028b\x85c"}\n'.encode()
-    dataset = add(tmp_path, "a.jsonl", content)
-    assert datasets.rows(dataset["id"]) == [{"text": "a\u2028b\x85c"}]
-
-
-def test_a_file_name_is_never_used_as_a_path(workspace: Path, tmp_path: Path) -> None:
-    for name in ("../../evil.jsonl", "a/b\\c.jsonl", "\u202egnp.jsonl", ".jsonl.jsonl"):
-        dataset = add(tmp_path, name, lines(GOOD))
-        assert "/" not in dataset["name"] and "\\" not in dataset["name"] and ".." not in dataset["name"]
-        assert (workspace / "datasets" / str(dataset["id"]) / "train.jsonl").exists()
-    assert not (workspace.parent / "evil.jsonl").exists()
+    dataset = stored(tmp_path, "a.jsonl", '{"text": "a\u2028b\x85c"}\n'.encode())
+    assert every(dataset) == [{"text": "a\u2028b\x85c"}]
 
 
 def test_two_files_of_one_name_get_different_names(workspace: Path, tmp_path: Path) -> None:
-    names = [add(tmp_path, "mine.jsonl", lines(GOOD))["name"] for _ in range(3)]
+    names = [stored(tmp_path, "mine.jsonl", lines(GOOD))["name"] for _ in range(3)]
     assert names == ["mine", "mine-2", "mine-3"]
 
 
+def test_several_files_become_one_dataset_that_knows_where_each_row_came_from(
+    workspace: Path, tmp_path: Path
+) -> None:
+    sources = [source(tmp_path, f"{n}.jsonl", lines({"text": f"a{n}"}, {"text": f"b{n}"})) for n in range(2)]
+    dataset = store.get(add(sources, [], Options(name="both")))
+    assert [row["text"] for row in every(dataset)] == ["a0", "b0", "a1", "b1"]
+    index = rows.index(dataset["id"], "train")
+    assert index["file"].tolist() == [0, 0, 1, 1] and index["line"].tolist() == [1, 2, 1, 2]
+
+
+def test_files_of_two_shapes_are_not_one_dataset(workspace: Path, tmp_path: Path) -> None:
+    sources = [
+        source(tmp_path, "a.jsonl", lines(GOOD)),
+        source(tmp_path, "b.jsonl", lines({"text": "x"})),
+    ]
+    with pytest.raises(StudioError, match="b.jsonl: has the shape text, a.jsonl has messages"):
+        add(sources)
+    assert not store.listed()
+
+
 def test_the_split_is_seeded_and_no_row_is_on_both_sides(workspace: Path, tmp_path: Path) -> None:
-    dataset = add(tmp_path, "a.jsonl", lines(*({"text": f"row {n}"} for n in range(50))))
-    first = datasets.split(dataset["id"], 0.2, seed=1)
-    assert first == datasets.split(dataset["id"], 0.2, seed=1)
-    assert first != datasets.split(dataset["id"], 0.2, seed=2)
-    train, held_out = ({row["text"] for row in part} for part in (first.train, first.held_out))
-    assert len(train) == 40 and len(held_out) == 10 and not train & held_out
+    dataset = stored(tmp_path, "a.jsonl", lines(*({"text": f"row {n}"} for n in range(50))))
+    train, held_out = split(dataset, 0.2, seed=1)
+    assert (train, held_out) == split(dataset, 0.2, seed=1)
+    assert (train, held_out) != split(dataset, 0.2, seed=2)
+    assert len(train) == 40 and len(held_out) == 10 and not set(train) & set(held_out)
 
 
 def test_a_single_row_cannot_be_split(workspace: Path, tmp_path: Path) -> None:
-    dataset = add(tmp_path, "a.jsonl", lines(GOOD))
+    dataset = stored(tmp_path, "a.jsonl", lines(GOOD))
     with pytest.raises(StudioError, match="would take all 1 rows"):
-        datasets.split(dataset["id"], 0.1, seed=0)
+        split(dataset, 0.1, seed=0)
 
 
 def test_a_held_out_file_is_never_trained_on(samples: Path) -> None:
-    dataset = store.by_name("cited-answers")
-    split = datasets.split(dataset["id"], 0.5, seed=0, max_rows=10)
-    assert (len(split.train), len(split.held_out)) == (10, 100)
+    chosen = mix.choose(DataSection(dataset="cited-answers", held_out_share=0.5, max_rows=10))
+    assert (len(chosen[0].train), len(chosen[0].held_out)) == (10, 100)
+    assert chosen[0].held_out_part == "held_out"
+
+
+def test_large_files_are_read_by_several_processes_with_the_same_result(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = lines(*({"prompt": f"Say {n}.", "completion": "x" * 300, "topic": n % 3} for n in range(3000)))
+    alone = stored(tmp_path, "a.jsonl", content)
+    monkeypatch.setattr("core.data.importing.PARALLEL_FROM", 1)
+    monkeypatch.setattr("core.data.importing.RANGE", 64 * 1024)
+    together = stored(tmp_path, "a.jsonl", content)
+    assert alone["sha256"] == together["sha256"]
+    ours, theirs = (rows.index(each["id"], "train") for each in (alone, together))
+    assert (ours == theirs).all()
+    broken = content.replace(b'"Say 2000."', b'"Say 2000.')
+    assert "a.jsonl line 2001: is not valid JSON" in refusal(tmp_path, "a.jsonl", broken)
 
 
 def test_a_dataset_in_use_is_not_deleted(samples: Path) -> None:
@@ -184,3 +147,13 @@ def test_a_dataset_in_use_is_not_deleted(samples: Path) -> None:
     unused = store.by_name("plain-style")["id"]
     datasets.remove(unused)
     assert not (samples / "datasets" / str(unused)).exists()
+
+
+def test_an_import_without_files_is_explained(workspace: Path) -> None:
+    with pytest.raises(StudioError, match="has no file"):
+        add([])
+
+
+def test_a_source_keeps_its_name_for_messages_only(workspace: Path, tmp_path: Path) -> None:
+    given = Source(source(tmp_path, "x", lines(GOOD)).path, "nice name.jsonl")
+    assert store.get(add([given]))["name"] == "nice-name"

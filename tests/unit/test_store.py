@@ -1,17 +1,32 @@
-"""SQLite: NaN stays NaN, threads have their own connection, states change in one place."""
+"""SQLite: NaN stays NaN, threads have their own connection, states change in one place.
 
+A check is the job that has a dataset and no run; a workspace of the version before opens as it is.
+"""
+
+import json
 import math
+import sqlite3
 import threading
+import time
 from pathlib import Path
 
 import pytest
+from sqlite_utils import Database
 
-from core.errors import StudioError
-from core.jobs import queue
-from core.jobs.worker import Worker
-from core.store import runs
-from core.store.database import database, insert, migrations
-from tests.runs import add, recipe
+from core.config import loads
+from core.data import datasets as data
+from core.data import importing, near, rows
+from core.data.files import Source
+from core.data.importing import Options
+from core.data.mapping import Mapping
+from core.errors import StopRequested, StudioError
+from core.home import folder
+from core.jobs import check, queue
+from core.jobs.worker import Job, Worker, work_on
+from core.store import datasets, runs
+from core.store.database import database, database_path, insert, migrations
+from studio import status
+from tests.runs import add, do, recipe
 
 
 @pytest.fixture
@@ -94,22 +109,229 @@ def test_jobs_left_running_by_a_dead_process_are_interrupted_when_a_worker_start
     assert "interrupted" in runs.events(run_id)[-1]["text"]
 
 
-def test_a_second_worker_leaves_the_first_ones_jobs_alone(run_id: int) -> None:
+def test_a_second_worker_leaves_the_first_ones_jobs_alone(
+    run_id: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = threading.Event()
+    monkeypatch.setattr(queue, "next_queued", lambda: looked.set())
     first, second = Worker(poll_seconds=0.01), Worker(poll_seconds=0.01)
     first.start()
-    while not first.lock.is_locked:
-        threading.Event().wait(0.01)
+    assert looked.wait(10)
     second.start()
-    # Never queued, so that the first worker does not take it up.
     job_id = insert("jobs", {"kind": "train", "run_id": run_id, "state": "running"})
     threading.Event().wait(0.3)
-    assert queue.get(job_id)["state"] == "running"
+    state = queue.get(job_id)["state"]
     for worker in (first, second):
         worker.close()
         worker.join()
+    assert state == "running"
 
 
 def test_a_completed_run_does_not_resume(run_id: int) -> None:
     queue.set_state(queue.enqueue("train", run_id), "completed")
     with pytest.raises(StudioError, match="is completed"):
         queue.resume_run(run_id)
+
+
+def test_states_change_while_others_write(run_id: int) -> None:
+    """A transaction that reads first fails when another thread writes in between, so none does."""
+    job_id = queue.enqueue("train", run_id)
+    errors: list[Exception] = []
+
+    def repeat(what: object, *values: object) -> None:
+        try:
+            for _ in range(100):
+                what(*values)  # type: ignore[operator]
+        except Exception as error:
+            errors.append(error)
+
+    threads = [
+        threading.Thread(target=repeat, args=(queue.set_state, job_id, "running")),
+        threading.Thread(target=repeat, args=(queue.stop, job_id)),
+        threading.Thread(target=repeat, args=(datasets.replace_finding, 1, "near", None)),
+        threading.Thread(target=repeat, args=(runs.event, "said", run_id)),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+def repeated(count: int = 3) -> int:
+    """A dataset of which every second row nearly repeats the one before it. :returns: its id"""
+    system = "You are a very patient helper who knows where every single thing of this large house is. " * 9
+    file = folder("staging") / "repeated.jsonl"
+    with open(file, "w", encoding="utf-8") as out:
+        for number in range(2 * count):
+            thing = f"thing number {number // 2}"
+            answer = f"The {thing} of this house is kept in the room beside the hall of the {thing}. " * 3
+            row = {"system": system, "prompt": f"Where is it, said {number}?", "completion": answer}
+            out.write(json.dumps(row) + "\n")
+    mapping = Mapping(prompt="prompt", answer="completion", system="system")
+    return importing.add([Source(file, file.name)], options=Options(mapping=mapping))
+
+
+def test_a_check_finds_rows_that_say_nearly_the_same_and_keeps_them(samples: Path) -> None:
+    dataset_id = repeated()
+    datasets.set_findings(dataset_id, [{"kind": "email", "text": "1 row", "part": "train", "rows": [1]}])
+    for _ in range(2):  # the second replaces what the first found
+        job = do("check", None, dataset_id=dataset_id, threshold=0.75)
+        assert job["state"] == "completed" and job["progress"] == 1.0, job["error"]
+        assert job["result"]["first"] == [2, 4, 6] and job["run_id"] is None
+    kinds = {one["kind"]: one for one in datasets.findings(datasets.get(dataset_id))}
+    assert set(kinds) == {"email", "near"}
+    text = "3 of 6 rows nearly repeat another row (3 groups)"
+    assert kinds["near"] == {"kind": "near", "text": text, "part": "train", "rows": [2, 4, 6]}
+    groups = json.loads(check.near_path(dataset_id).read_text())
+    assert groups["groups"] == [[1, 2], [3, 4], [5, 6]] and groups["threshold"] == 0.75
+    assert queue.latest_check(dataset_id) == queue.latest_check() == queue.get(job["id"])
+
+
+def test_a_check_that_finds_nothing_takes_an_older_finding_away(samples: Path) -> None:
+    datasets.set_findings(1, [{"kind": "near", "text": "old", "part": "train", "rows": [1]}])
+    assert do("check", None, dataset_id=1)["result"]["groups"] == 0
+    assert datasets.findings(datasets.get(1)) == []
+
+
+def test_what_the_system_says_is_not_compared() -> None:
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    answer, worse = {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "w"}
+    assert near.text_of({"messages": [*turns, answer], "rejected": [worse]}) == "u\na\nw"
+    assert near.text_of({"text": "t"}) == "t"
+
+
+def test_a_check_that_is_stopped_leaves_what_was_known(
+    samples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise StopRequested
+
+    datasets.set_findings(1, [{"kind": "near", "text": "old", "part": "train", "rows": [1]}])
+    monkeypatch.setattr(near, "near_duplicates", stopped)
+    assert do("check", None, dataset_id=1)["state"] == "stopped"
+    assert datasets.findings(datasets.get(1))[0]["text"] == "old"
+
+
+def test_a_check_that_fails_keeps_its_traceback_in_the_workspace(
+    samples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(near, "near_duplicates", broken)
+    job = do("check", None, dataset_id=1)
+    assert job["state"] == "failed" and "Internal error" in job["error"]
+    assert "RuntimeError: out of luck" in (samples / "log.txt").read_text()
+
+
+def test_a_check_left_running_by_a_dead_process_is_interrupted(samples: Path) -> None:
+    job_id = check.start(1)
+    queue.set_state(job_id, "running")
+    assert queue.mark_orphans() == [job_id]
+    assert queue.get(job_id)["state"] == "interrupted"
+
+
+def test_the_strip_says_what_is_checked(samples: Path) -> None:
+    queue.set_state(check.start(1), "running")
+    assert "checking cited-answers for near-duplicates" in status.strip()
+
+
+def test_a_waiting_job_says_what_it_waits_for(run_id: int) -> None:
+    queue.set_state(queue.enqueue("train", run_id), "running")
+    first, second = check.start(1), queue.enqueue("merge", run_id)
+    assert queue.get(first)["phase"] == "waiting behind run 1"
+    assert queue.get(second)["phase"] == "waiting behind run 1 and 1 more"
+    queue.set_state(queue.enqueue("train", run_id) - 3, "completed")
+    assert queue.get(first)["phase"] == "waiting for the worker"
+    assert queue.get(second)["phase"] == "waiting behind the check of cited-answers"
+
+
+def test_a_job_needs_what_it_is_about(run_id: int) -> None:
+    with pytest.raises(ValueError, match="needs a dataset"):
+        queue.enqueue("check", run_id)
+    with pytest.raises(ValueError, match="needs a run"):
+        queue.enqueue("merge", None, dataset_id=1)
+
+
+def test_a_dataset_that_is_being_checked_is_not_deleted(samples: Path) -> None:
+    job_id = check.start(1)
+    queue.set_state(job_id, "running")
+    with pytest.raises(StudioError, match="'cited-answers': is being checked for near-duplicates"):
+        data.remove(1)
+    queue.set_state(job_id, "completed")
+    waiting = check.start(1)
+    data.remove(1)
+    assert queue.get(waiting)["state"] == "stopped" and queue.latest_check() is None
+    work_on(Job(queue.get(waiting)))
+    assert queue.get(waiting)["state"] == "stopped"
+    assert not (samples / "datasets" / "1").exists()
+
+
+OLD_RECIPE = """\
+name: ''
+model: {base: starter, revision: null}
+quantisation: {method: nf4, double: true, compute_dtype: auto}
+lora: {r: 4, alpha: 8.0, dropout: 0.0, target_modules: [q_proj, v_proj]}
+data: {dataset: old, held_out_share: 0.25, split_seed: 42, max_rows: null}
+training: {epochs: 1.0, max_steps: 2, learning_rate: 0.001, effective_batch: 4, micro_batch: 4,
+  max_length: 64, optimizer: adamw_torch, gradient_checkpointing: false, seed: 0}
+evaluation: {max_rows: 8, max_new_tokens: 8, batch: 8}
+"""
+
+
+@pytest.fixture
+def old_workspace(workspace: Path) -> Path:
+    """A workspace as the version before left it: no new columns, rows without an index."""
+    place = workspace / "datasets" / "1"
+    place.mkdir(parents=True)
+    lines = [
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": f"What is {n}\u2028 é?"},
+                    {"role": "assistant", "content": f"It is {n}."},
+                ]
+            },
+            ensure_ascii=False,
+        )
+        for n in range(24)
+    ]
+    (place / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    connection = sqlite3.connect(workspace / "plumbline.db")
+    db = Database(connection)
+    migrations.apply(db, stop_before="m007_data_desk")
+    dataset = {"name": "old", "shape": "messages", "rows": 24, "held_out_rows": 0, "sha256": "0" * 64}
+    db.table("datasets").insert(
+        dataset | {"id": 1, "source": "old.jsonl", "left_out": "2", "created_at": time.time()}
+    )
+    run = {"name": "old-r4", "state": "interrupted", "base": "starter", "dataset_id": 1, "step": 0}
+    db.table("runs").insert(run | {"id": 1, "recipe": OLD_RECIPE, "created_at": time.time()})
+    job = {"kind": "train", "run_id": 1, "state": "interrupted", "payload": "{}", "progress": 0.0}
+    db.table("jobs").insert(job | {"id": 1, "created_at": time.time()})
+    connection.close()
+    return workspace
+
+
+def test_a_workspace_of_the_version_before_is_listed_and_shown(
+    old_workspace: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from core import cli
+
+    for verb in (["data"], ["data", "show", "old"], ["data", "show", "old", "--row", "24"], ["runs"]):
+        assert cli.main(verb, lambda *_: None) == 0, verb
+    printed = capsys.readouterr().out
+    assert "stored by an earlier version" in printed and "What is 23" in printed and "old-r4" in printed
+    assert "2 bad rows" in printed
+    assert not migrations.pending(database()) and database_path().exists()
+    assert len(rows.index(1, "train")) == 24 and (old_workspace / "datasets/1/train.npy").exists()
+    assert loads(OLD_RECIPE) == runs.recipe(1)
+
+
+def test_a_run_of_the_version_before_goes_on_and_its_dataset_is_checked(old_workspace: Path) -> None:
+    job_id = queue.resume_run(1)
+    work_on(Job(queue.get(job_id)))
+    assert queue.get(job_id)["state"] == runs.get(1)["state"] == "completed", queue.get(job_id)["error"]
+    assert do("check", None, dataset_id=1)["state"] == "completed"
+    with pytest.raises(StudioError, match="is used by old-r4"):
+        data.remove(1)

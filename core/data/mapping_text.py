@@ -1,0 +1,125 @@
+"""A mapping as a person writes it: pairs in one line, a YAML or JSON file, or the name of a saved one.
+
+Whatever is wrong with it is told with the parts that there are, before any row is read.
+"""
+
+import re
+from collections.abc import Mapping as Pairs
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from core.data.mapping import MAY, NEEDS, Kind, Mapping
+from core.errors import StudioError
+from core.store import datasets as store
+
+ROLES = ("system", "user", "assistant", "tool")
+WHERE = "mapping"
+_NEXT = re.compile(r",(?=\s*[\w.-]+\s*=)")
+_PLACE = re.compile(r"\{([^{}\n]+)\}")
+# In this order, the first kind whose parts are all named is meant.
+_GUESSED: tuple[Kind, ...] = ("kto", "exchange", "preference", "instances", "conversation", "text")
+
+
+def mapping_of(given: Mapping | Pairs[str, Any] | str | Path | None) -> Mapping | None:
+    """The mapping that is meant.
+
+    :param given: ``prompt=question,answer=reply,roles.bot=assistant``, a file, a saved mapping's name,
+        or its parts as a dict; the kind may be left out
+    :raises StudioError: when it is none, with the parts that it may have
+    """
+    if given is None or isinstance(given, Mapping):
+        return given
+    if isinstance(given, Pairs):
+        return _checked(dict(given))
+    text = str(given)
+    if isinstance(given, Path) or "=" not in text:
+        return _named(text)
+    return _checked(_pairs(text))
+
+
+def _pairs(text: str) -> dict[str, Any]:
+    raw: dict[str, Any] = {}
+    for pair in _NEXT.split(text):
+        name, sign, value = (word.strip() for word in pair.partition("="))
+        if not sign or not value:
+            raise StudioError(WHERE, f"{pair.strip()!r:.80} is no part=column", parts_of(None))
+        if name.startswith("roles."):
+            raw.setdefault("roles", {})[name.removeprefix("roles.")] = value
+        else:
+            raw[name] = value
+    return raw
+
+
+def _named(text: str) -> Mapping:
+    saved = store.mappings()
+    if text in saved:
+        return Mapping.model_validate_json(saved[text])
+    path = Path(text)
+    if not path.is_file():
+        known = f"Saved: {', '.join(saved)}." if saved else "None is saved yet."
+        fix = f"{known} Or write prompt=COLUMN,answer=COLUMN."
+        raise StudioError(WHERE, f"{text!r:.80} is neither a file nor a saved mapping", fix)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise StudioError(path.name, "is not valid YAML or JSON", "Check indentation and colons.") from None
+    if not isinstance(raw, dict):
+        raise StudioError(path.name, "must be parts and their columns", parts_of(None))
+    inner = raw.get("mapping")
+    return _checked(inner if isinstance(inner, dict) else raw, path.name)
+
+
+def _checked(raw: dict[str, Any], where: str = WHERE) -> Mapping:
+    given = {name for name, value in raw.items() if value}
+    said = raw.get("kind") or next((one for one in _GUESSED if given >= {*NEEDS[one]}), "exchange")
+    if said not in get_args(Kind):
+        raise StudioError(where, f"has no kind {said!r:.40}", f"Kinds: {', '.join(get_args(Kind))}.")
+    kind = cast(Kind, said)
+    allowed = {"kind", "roles", *NEEDS[kind], *MAY[kind]}
+    if unknown := sorted(given - allowed):
+        raise StudioError(where, f"{kind} has no part {', '.join(map(repr, unknown))}", parts_of(kind))
+    try:
+        mapping = Mapping.model_validate(raw | {"kind": kind})
+    except ValidationError as error:
+        part = ".".join(map(str, error.errors()[0]["loc"]))
+        raise StudioError(where, f"{part} must be the name of a column", parts_of(kind)) from None
+    if bad := [role for role in mapping.roles.values() if role not in ROLES]:
+        raise StudioError(where, f"{bad[0]!r:.40} is no role", f"Roles are {', '.join(ROLES)}.")
+    if missing := mapping.missing():
+        raise StudioError(where, f"does not say which column is {' and '.join(missing)}", parts_of(kind))
+    return mapping
+
+
+def parts_of(kind: Kind | None) -> str:
+    """The parts that a kind has, or that each kind has; those in brackets may be left out."""
+    kinds = [kind] if kind else list(get_args(Kind))
+    known = (f"{one}: {', '.join([*NEEDS[one], *(f'[{part}]' for part in MAY[one])])}" for one in kinds)
+    return f"Parts of {'; '.join(known)}."
+
+
+def refuse_missing_columns(mapping: Mapping, columns: list[str], name: str) -> None:
+    """:raises StudioError: when a part that is needed names a column that a file does not have
+
+    In a template a missing column is empty text: a slip in its name would go unnoticed in every row.
+
+    :param columns: those of the file's first rows
+    """
+    for part in NEEDS[mapping.kind]:
+        value = getattr(mapping, part)
+        named = [value] if value in columns else _PLACE.findall(value) or [value]
+        for column in named:
+            if column not in columns and column.split(".")[0] not in columns:
+                known = ", ".join(columns[:40]) or "none"
+                what = f"{part} is column {column!r:.80}, which {name} does not have"
+                raise StudioError(WHERE, what, f"Its columns: {known}. {parts_of(mapping.kind)}")
+
+
+def said(mapping: str | None) -> str:
+    """A dataset's stored mapping in one line."""
+    if not mapping:
+        return "not kept (stored by an earlier version)"
+    known = Mapping.model_validate_json(mapping)
+    return f"{known.kind}: {known.said()}"

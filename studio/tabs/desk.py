@@ -1,0 +1,338 @@
+"""The chosen dataset: the X-ray of a row, its rows, its statistics and its warnings."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from core.data import rows as stored
+from core.data import stats
+from core.jobs import queue
+from core.store import datasets as store
+from studio import plots
+from studio.live import RESIZE, Page, View
+from studio.messages import box, empty, error_box, escape, facts, table
+from studio.tabs import xray_view
+
+PAGE_ROWS = 50
+CELL = 400
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The chosen dataset's id, and a way to draw it again after an event that changes it."""
+
+    chosen: Any
+    follow: Callable[[Any], None]
+
+
+def build(page: Page, tabs: Any, chosen: Any) -> Shown:
+    """:param chosen: the state that holds the dataset's id; made outside the tabs, which hold only tabs"""
+    with gr.Tab("Loss X-ray", id="xray", render_children=True):
+        heading = gr.HTML(empty("Choose a dataset on the left."), elem_id="xray-heading")
+        part = gr.Radio(
+            [("training rows", "train"), ("held-out rows", "held_out")],
+            value="train",
+            show_label=False,
+            container=False,
+        )
+        with gr.Row(equal_height=True):
+            back = gr.Button("Previous", size="sm", scale=1, min_width=70)
+            row = gr.Number(
+                1, show_label=False, container=False, precision=0, minimum=1, min_width=70, elem_id="xray-row"
+            )
+            forward = gr.Button("Next", size="sm", scale=1, min_width=70)
+            cut_row = gr.Button("Next cut row", size="sm", scale=1, min_width=90)
+        picture = gr.HTML(elem_id="xray")
+        length = gr.Slider(
+            16, 4096, value=256, step=8, label="max_length", info="Moves the cut; Train has its own"
+        )
+        whole = gr.HTML(elem_id="xray-whole")
+    with gr.Tab("Rows", id="rows", render_children=True):
+        with gr.Row(equal_height=True):
+            words = gr.Textbox(
+                show_label=False, container=False, placeholder="Search the rows", scale=3, elem_id="search"
+            )
+            earlier = gr.Button("Earlier", size="sm", scale=1, min_width=70)
+            first = gr.Number(1, show_label=False, container=False, precision=0, minimum=1, min_width=70)
+            later = gr.Button("Later", size="sm", scale=1, min_width=70)
+        told = gr.HTML()
+        rows = gr.Dataframe(
+            headers=["row", "asks", "answers"],
+            interactive=False,
+            wrap=True,
+            max_chars=160,
+            show_label=False,
+            max_height=560,
+            elem_id="rows",
+            column_widths=["10%", "57%", "33%"],
+        )
+    with gr.Tab("Statistics", id="statistics", render_children=True) as statistics:
+        figures = gr.HTML(elem_id="statistics")
+        plot = gr.Plot(show_label=False, elem_id="lengths-plot")
+        numbers = gr.HTML()
+    with gr.Tab("Warnings", id="warnings", render_children=True):
+        summary = gr.HTML(elem_id="warnings")
+        findings = gr.Dataframe(
+            headers=["warning", "part", "rows"],
+            visible=False,
+            interactive=False,
+            wrap=True,
+            show_label=False,
+            elem_id="findings",
+            column_widths=["58%", "14%", "28%"],
+        )
+        near = gr.Button("Look for near-duplicates (in the background)", size="sm", elem_id="near")
+        near_state = gr.HTML(elem_id="near-state")
+    statistics.select(None, None, None, js=RESIZE)
+    base = page.form["model.base"]
+    quiet = {"show_progress": "hidden", "api_visibility": "private"}
+    # One after the other, so that a slow first answer does not come after a later one.
+    ordered = {**quiet, "concurrency_id": "xray", "concurrency_limit": 1}
+    view = [chosen, part, row, length, base]
+    drawn = [heading, picture]
+    sets = [whole, figures, plot, numbers]
+
+    def follow(event: Any) -> None:
+        """Draw everything of the chosen dataset again: its first row at once, then the whole set."""
+        opened = event.then(_open, [chosen, part, length, base], [chosen, row, *drawn], **ordered)
+        opened.then(_page_of, [chosen, part, first, words], [told, rows], **ordered)
+        opened.then(_warnings, chosen, [summary, findings, near, near_state], **ordered)
+        opened.then(_whole, [chosen, part, length, base], sets, **ordered)
+
+    follow(page.blocks.load(lambda: None, None, None, queue=False, **quiet))
+    follow(part.input(lambda: None, None, None, queue=False, **quiet))
+    moved = gr.on(
+        [row.submit, row.blur, length.change], _look, view, drawn, trigger_mode="always_last", **ordered
+    )
+    moved.then(_whole, [chosen, part, length, base], sets, trigger_mode="always_last", **ordered)
+    back.click(partial(_turn, -1), view, [row, *drawn], **ordered)
+    forward.click(partial(_turn, 1), view, [row, *drawn], **ordered)
+    cut_row.click(_next_cut, view, [row, *drawn], **ordered)
+    listing = [chosen, part, first, words]
+    gr.on([words.submit, first.submit, first.blur], _page_of, listing, [told, rows], **ordered)
+    for button, step in ((earlier, -PAGE_ROWS), (later, PAGE_ROWS)):
+        button.click(partial(_leaf, step), listing, [first, told, rows], **ordered)
+    rows.select(_pick_row, [chosen, part, length, base], [row, *drawn, tabs], **ordered)
+    findings.select(_pick_finding, [chosen, length, base], [part, row, *drawn, tabs], **ordered)
+    started = near.click(_start_near, chosen, near_state, **quiet)
+    page.actions.append(started)
+    page.views.append(View([near_state], lambda run_id: _near_signature(), lambda run_id: [_near_text()]))
+    return Shown(chosen, follow)
+
+
+def _first() -> int | None:
+    return next((dataset["id"] for dataset in store.listed()), None)
+
+
+def _count(dataset_id: int | None, part: str) -> int:
+    if dataset_id is None:
+        return 0
+    return store.get(dataset_id)["held_out_rows" if part == "held_out" else "rows"]
+
+
+def _open(dataset_id: int | None, part: str, length: float, base: str) -> list[Any]:
+    known = {dataset["id"] for dataset in store.listed()}
+    dataset_id = dataset_id if dataset_id in known else _first()
+    return [dataset_id, 1, *_look(dataset_id, part, 1, length, base)]
+
+
+def _look(dataset_id: int | None, part: str, number: float, length: float, base: str) -> list[Any]:
+    """Heading and coloured tokens of one row."""
+    try:
+        return list(_xray(dataset_id, part, int(number or 1), int(length), base))
+    except Exception as error:
+        return [error_box(error), ""]
+
+
+def _xray(dataset_id: int | None, part: str, number: int, length: int, base: str) -> tuple[str, str]:
+    if dataset_id is None:
+        return empty("Add a dataset on the left."), ""
+    name, total = store.get(dataset_id)["name"], _count(dataset_id, part)
+    found = stored.page(dataset_id, part, number - 1, 1) if number >= 1 else []
+    if not found:
+        if part == "held_out" and not total:
+            return empty("No held-out file: a share of the rows is held out when a run starts."), ""
+        return empty(f"There is no row {number}; the last one is {total:,}."), ""
+    row, picture = xray_view.encoded(found[0], base, length)
+    lost = f", {row.cut_supervised:,} more are cut off" if row.cut_supervised else ""
+    heading = (
+        f"<h3>{escape(name)}, row {number:,} of {total:,}</h3>"
+        f'<p class="pl-muted">{row.supervised:,} of {len(row.input_ids):,} tokens are in the loss{lost}. '
+        f"Rendered by the template of {escape(base)}.</p>"
+    )
+    return heading, picture
+
+
+def _turn(step: int, dataset_id: int | None, part: str, number: float, *rest: Any) -> list[Any]:
+    wanted = max(1, min(int(number or 1) + step, _count(dataset_id, part)))
+    return [wanted, *_look(dataset_id, part, wanted, *rest)]
+
+
+def _next_cut(dataset_id: int | None, part: str, number: float, length: float, base: str) -> list[Any]:
+    """The next row that the cut shortens, from the beginning again after the last one known."""
+    if dataset_id is None:
+        return [gr.skip(), gr.skip(), gr.skip()]
+    measured = stats.of_dataset(store.get(dataset_id), part, base, None)
+    cut = measured.numbers[measured.lengths > int(length)] + 1
+    if not len(cut):
+        return [gr.skip(), box("good", f"No row is cut at {int(length)} tokens."), gr.skip()]
+    after = cut[cut > int(number or 1)]
+    wanted = int(after[0] if len(after) else cut[0])
+    return [wanted, *_look(dataset_id, part, wanted, length, base)]
+
+
+def _whole(dataset_id: int | None, part: str, length: float, base: str) -> list[Any]:
+    """Figures of the whole set, with the real tokenizer."""
+    if not _count(dataset_id, part):
+        return ["", empty("This part has no rows."), None, ""]
+    dataset = store.get(dataset_id)  # type: ignore[arg-type]
+    try:
+        measured = stats.of_dataset(dataset, part, base, None)
+    except Exception as error:
+        return [error_box(error), error_box(error), None, ""]
+    summary = measured.at(int(length))
+    profile = stats.profile(dataset, part)
+    said = [
+        ("rows", f"{measured.total:,}"),
+        ("turns a row", _range(profile.turns)),
+        (
+            "roles",
+            ", ".join(f"{role} {count / profile.rows:.0%}" for role, count in profile.roles.most_common()),
+        ),
+        ("scripts", ", ".join(f"{name} {share:.0%}" for name, share in profile.scripts) or "none"),
+    ]
+    if profile.labels:
+        said.append(
+            ("labels", ", ".join(f"{name} {count:,}" for name, count in profile.labels.most_common(6)))
+        )
+    lengths = measured.lengths
+    rows = [["tokens a row", *(f"{value:,.0f}" for value in stats.percentiles(lengths))]]
+    return [
+        xray_view.whole(summary, measured, int(length)),
+        f'<div class="pl-card">{facts(said)}</div>',
+        plots.lengths(lengths, int(length), summary.cut_rows / max(1, summary.rows)),
+        table(["", "mean", "p50", "p90", "p99", "longest"], rows),
+    ]
+
+
+def _range(turns: Any) -> str:
+    low, high = min(turns), max(turns)
+    return f"{low}" if low == high else f"{low} to {high} (mostly {turns.most_common(1)[0][0]})"
+
+
+def _page_of(dataset_id: int | None, part: str, first: float, words: str) -> list[Any]:
+    """A page of rows, or the rows that hold the words."""
+    total = _count(dataset_id, part)
+    if dataset_id is None or not total:
+        return [empty("This part has no rows."), []]
+    start = max(0, int(first or 1) - 1)
+    if words and words.strip():
+        numbers = stored.search(dataset_id, part, words.strip(), start, PAGE_ROWS)
+        count = f"The first {PAGE_ROWS} rows" if len(numbers) == PAGE_ROWS else f"{len(numbers)} rows"
+        after = f" after row {start:,}" if start else ""
+        told = f"{count}{after} that hold “{escape(words.strip()[:60])}”."
+    else:
+        numbers = list(range(start, min(total, start + PAGE_ROWS)))
+        told = f"Rows {start + 1:,} to {start + len(numbers):,} of {total:,}. Click one to see its X-ray."
+    listed = zip(numbers, stored.at(dataset_id, part, numbers), strict=True)
+    return [f'<p class="pl-muted">{told}</p>', [[number + 1, *_said(row)] for number, row in listed]]
+
+
+def _said(row: dict[str, Any]) -> tuple[str, str]:
+    if "text" in row:
+        return "", row["text"][:CELL]
+    asks = " / ".join(m["content"] for m in row["messages"] if m["role"] != "assistant")
+    answers = " / ".join(m["content"] for m in row["messages"] if m["role"] == "assistant")
+    return asks[:CELL], answers[:CELL]
+
+
+def _leaf(step: int, dataset_id: int | None, part: str, first: float, words: str) -> list[Any]:
+    last = max(1, _count(dataset_id, part))
+    wanted = max(1, int(first or 1) + step)
+    wanted = wanted if wanted <= last else int(first or 1)
+    return [wanted, *_page_of(dataset_id, part, wanted, words)]
+
+
+def _pick_row(event: gr.SelectData, dataset_id: int | None, part: str, length: float, base: str) -> list[Any]:
+    number = int(event.row_value[0])
+    return [number, *_look(dataset_id, part, number, length, base), gr.Tabs(selected="xray")]
+
+
+def _warnings(dataset_id: int | None) -> list[Any]:
+    if dataset_id is None:
+        return [
+            empty("Add a dataset on the left."),
+            gr.Dataframe(visible=False),
+            gr.Button(interactive=False),
+            "",
+        ]
+    dataset = store.get(dataset_id)
+    found = store.findings(dataset)
+    text = f"{dataset['name']} is {store.verdict(dataset)}."
+    if int(dataset["left_out"]):
+        text += f" {int(dataset['left_out']):,} bad rows were left out of it."
+    listed = [
+        [
+            finding["text"],
+            "held-out" if finding["part"] == "held_out" else "training",
+            _numbers(finding["rows"]),
+        ]
+        for finding in found
+    ]
+    level = "warning" if found else "good"
+    hint = " Click one to see its first row." if found else ""
+    return [
+        box(level, text + hint),
+        gr.Dataframe(value=listed, visible=bool(listed)),
+        gr.Button(interactive=True),
+        _near_text(),
+    ]
+
+
+def _numbers(rows: list[int]) -> str:
+    return ", ".join(f"{row:,}" for row in rows[:6]) + (", …" if len(rows) > 6 else "")
+
+
+def _pick_finding(event: gr.SelectData, dataset_id: int | None, length: float, base: str) -> list[Any]:
+    """The first row of a warning, in the X-ray."""
+    found = store.findings(store.get(dataset_id))[event.index[0]] if dataset_id is not None else None
+    if not found or not found["rows"]:
+        return [gr.skip() for _ in range(5)]
+    number = found["rows"][0]
+    drawn = _look(dataset_id, found["part"], number, length, base)
+    return [found["part"], number, *drawn, gr.Tabs(selected="xray")]
+
+
+def _start_near(dataset_id: int | None) -> str:
+    if dataset_id is None:
+        return box("warning", "Choose a dataset first.")
+    try:
+        queue.enqueue("check", None, dataset_id=dataset_id)
+    except Exception as error:
+        return error_box(error)
+    return _near_text()
+
+
+def _near_signature() -> Any:
+    job = getattr(queue, "latest_check", lambda: None)()
+    return job and (job["id"], job["state"], job["phase"], round(job["progress"] or 0, 2))
+
+
+def _near_text() -> str:
+    """How the newest look for near-duplicates stands."""
+    job = getattr(queue, "latest_check", lambda: None)()
+    if job is None:
+        return ""
+    name = next((d["name"] for d in store.listed() if d["id"] == job["dataset_id"]), "a deleted dataset")
+    if job["state"] == "completed":
+        found = next(
+            (f["text"] for f in store.findings(store.get(job["dataset_id"])) if f["kind"] == "near"), ""
+        )
+        return box("good", f"{name}: {found or 'no row nearly repeats another'}.")
+    if job["state"] == "failed":
+        return box("bad", f"{name}: {job['error']}")
+    waiting = "waiting for another job" if job["state"] == "queued" else job["phase"] or job["state"]
+    return box("warning", f"{name}: looking for near-duplicates, {waiting} ({job['progress'] or 0:.0%})")
