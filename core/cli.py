@@ -80,7 +80,8 @@ def _serving_options(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="answer other machines too; needs PLUMBLINE_AUTH=user:password",
     )
-    parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", "7860")))
+    port = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
+    parser.add_argument("--port", type=int, default=port, help=f"to listen on ({port})")
 
 
 def _studio(arguments: argparse.Namespace, serve: Serve) -> int:

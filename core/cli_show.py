@@ -57,8 +57,8 @@ def show(arguments: argparse.Namespace) -> int:
     elif arguments.search:
         found = rows.search(dataset["id"], part, arguments.search, count=PAGE)
         _print_rows(dataset, part, found, LISTED)
-        more = f"the first {len(found)} rows hold it" if len(found) == PAGE else f"{len(found)} rows hold it"
-        say(more)
+        shown = "the first " if len(found) == PAGE else ""
+        say(f"{shown}{len(found)} row{'s hold' if len(found) != 1 else ' holds'} it")
     else:
         say(dataset["name"])
         described(dataset)
@@ -147,7 +147,8 @@ def described(dataset: dict[str, Any]) -> None:
     entry("mapping", said(dataset["mapping"]))
     entry("rows", f"{dataset['rows']:,} train" + (f" + {held_out:,} held out" if held_out else ""))
     if int(dataset["left_out"] or 0):
-        entry("left out", f"{int(dataset['left_out']):,} bad rows")
+        count = int(dataset["left_out"])
+        entry("left out", f"{count:,} bad row{'s' if count > 1 else ''}")
     entry("source", dataset["source"] or "")
     origin = json.loads(dataset["origin"] or "{}")
     if origin:
@@ -165,7 +166,8 @@ def findings(dataset: dict[str, Any]) -> None:
     for found in store.findings(dataset):
         numbers = _numbers(found["rows"])
         where = " of the held-out file" if found["part"] == "held_out" else ""
-        entry("warning", found["text"] + (f" (see rows {numbers}{where})" if numbers else ""))
+        named = f" (see row{'s' if len(found['rows']) > 1 else ''} {numbers}{where})" if numbers else ""
+        entry("warning", found["text"] + named)
 
 
 def _numbers(numbers: list[int]) -> str:

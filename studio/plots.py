@@ -73,6 +73,16 @@ def loss(points: Points, best_step: int | None, height: int = 330) -> Any:
             marker={"size": 7},
         )
     )
+    for number, source in enumerate(sorted({name for point in points for name in point.get("sources", {})})):
+        its = [
+            {"step": point["step"], "loss": point["sources"].get(source)}
+            for point in points
+            if point["sources"]
+        ]
+        source_steps, source_values = _series(its, "loss")
+        dash = ("dot", "dash", "dashdot", "longdash")[number % 4]
+        line = {"color": HELD_OUT, "width": 1.5, "dash": dash}
+        figure.add_trace(go.Scatter(x=source_steps, y=source_values, name=source, mode="lines", line=line))
     if best_step in steps:
         figure.add_trace(
             go.Scatter(

@@ -1,6 +1,8 @@
 """Helpers that import made-up files, and check that a refusal leaves everything as it was."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from core.home import home
 from core.store import datasets as store
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
+ROOT = Path(__file__).resolve().parents[1]
 MOST_CHARACTERS = 400  # of a message, or of one line of it where it lists several
 
 
@@ -78,3 +81,32 @@ def every(dataset: dict[str, Any], part: str = "train") -> list[dict[str, Any]]:
 
 def finding(dataset: dict[str, Any], kind: str) -> dict[str, Any] | None:
     return next((found for found in store.findings(dataset) if found["kind"] == kind), None)
+
+
+def answered(*values: Any) -> bytes:
+    """Rows of prompt and completion."""
+    return lines(*({"prompt": "x", "completion": value} for value in values))
+
+
+def growth(path: Path, name: str) -> tuple[str, int, float]:
+    """Import a file in a process of its own. :returns: the message, bytes its memory grew by, seconds"""
+    code = """
+import json, resource, sys, time
+from pathlib import Path
+from core.data.files import Source
+from core.data.importing import add
+from core.errors import StudioError
+import numpy, orjson, pyarrow.parquet, yaml
+before, began, text = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic(), "stored"
+try:
+    add([Source(Path(sys.argv[1]), sys.argv[2])])
+except StudioError as error:
+    text = error.text
+children = max(0, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss - before)
+own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(json.dumps([text, 1024 * max(own, children), time.monotonic() - began]))
+"""
+    command = [sys.executable, "-c", code, str(path), name]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    text, grown, seconds = json.loads(done.stdout)
+    return text, grown, seconds

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy
 
+from core.data.columns import are_numbers
+
 SHOWN = 20  # rows that a finding names
 LONG_TIMES, LONG_BYTES = 20, 16_000
 
@@ -27,7 +29,13 @@ class Block:
 
     def holds(self, *marks: bytes) -> bool:
         """Whether any of these, of two bytes or more, is in the block."""
-        return any(self._pairs(*mark[:2]).any() and (len(mark) == 2 or mark in self.data) for mark in marks)
+        return any(self._holds(mark) for mark in marks)
+
+    def _holds(self, mark: bytes) -> bool:
+        # The search for one byte costs next to nothing, and most blocks lack one of the two.
+        if mark[:1] not in self.data or mark[1:2] not in self.data:
+            return False
+        return bool(self._pairs(*mark[:2]).any()) and (len(mark) == 2 or mark in self.data)
 
     def count(self, pair: bytes) -> int:
         """How often two bytes (not twice the same) follow one another."""
@@ -203,6 +211,9 @@ def findings(part: str, index: Any, counted: Any) -> list[Finding]:
         if many >= 5 * few:
             text = f"labels are unbalanced: {most!r:.40} has {many:,} {where}rows, {least!r:.40} has {few:,}"
             found.append(Finding("balance", text, part))
+    if labels and are_numbers(list(labels)):
+        text = f"the labels of {where}rows are numbers ({', '.join(sorted(labels)[:4])}), without their names"
+        found.append(Finding("numbers", text, part))
     if len(labels) == 1 and total > 1:
         found.append(
             Finding("balance", f"all {where}rows have the same label {next(iter(labels))!r:.40}", part)

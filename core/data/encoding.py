@@ -19,10 +19,10 @@ def refuse_utf16(name: str, head: bytes) -> None:
     """:raises StudioError: when the first bytes are UTF-16, or not text at all"""
     even, odd = head[:200:2].count(0), head[1:200:2].count(0)
     few, many = sorted((even, odd))
-    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or many > 2 * few + max(2, len(head[:200]) // 8):
-        raise StudioError(
-            f"{name} line 1", "looks like UTF-16", "Choose that encoding, or save it as UTF-8."
-        )
+    if head[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or many > 2 * few + max(
+        2, len(head[:200]) // 8
+    ):
+        raise StudioError(f"{name} line 1", "looks like UTF-16", "Choose that encoding, or save it as UTF-8.")
     if head.count(0) > max(8, len(head) // 8):
         raise StudioError(name, "holds bytes that are not text", "Choose a file of text rows.")
 

@@ -40,8 +40,7 @@ class DataError(StudioError):
             return
         many = len(names) > 1
         listed = "".join(
-            f"\n{names[p.file] + ' ' if many else ''}{p.place}: {p.what}"
-            for p in problems[:SHOWN_PROBLEMS]
+            f"\n{names[p.file] + ' ' if many else ''}{p.place}: {p.what}" for p in problems[:SHOWN_PROBLEMS]
         )
         more = f"\nand {self.count - SHOWN_PROBLEMS:,} more" if self.count > SHOWN_PROBLEMS else ""
         where = ", ".join(names[:3]) + (" and more" if len(names) > 3 else "")

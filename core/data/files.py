@@ -40,7 +40,7 @@ KINDS: dict[str, Kind] = {
     ".markdown": "text",
 }
 SUFFIXES = (*KINDS, ".gz")
-LONGEST_NAME = 100
+LONGEST_NAME = 60
 _TURNING = frozenset(("LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"))
 _GZIP = b"\x1f\x8b"
 MAX_RATIO = 100  # of unpacked to packed bytes; real text stays below 30

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-import orjson
 
 from core.data import check, files
 from core.data.convert import converter
@@ -30,7 +29,7 @@ from core.data.files import File, Reading, Source
 from core.data.jsonread import Record, line_ranges
 from core.data.limits import max_rows
 from core.data.mapping import Mapping
-from core.data.part import Counted, Part, reason
+from core.data.part import Counted, Part, as_line
 from core.data.read import line_blocks, records
 from core.data.rows import INDEX
 from core.data.shapes import Guess, recognise
@@ -111,9 +110,12 @@ def _rows(convert: Any, record: Record | Problem) -> list[dict[str, Any] | Probl
         return [record]
     try:
         made = convert(record.value)
-        orjson.dumps(made)
-    except (RowError, TypeError) as error:
-        return [Problem(record.line, reason(error))]
+        for row in made if isinstance(made, list) else [made]:
+            if isinstance(row, RowError):
+                raise row
+            as_line(row)
+    except RowError as error:
+        return [Problem(record.line, str(error))]
     return made if isinstance(made, list) else [made]
 
 
@@ -335,7 +337,7 @@ def _parallel(
                 result = answer.result()
                 out = Path(str(task["out"]))
                 with open(out, "rb") as rows:
-                    while block := rows.read(RANGE):
+                    while block := rows.read(1024**2):
                         writer.write(block)
                 index = numpy.load(out.with_suffix(".npy"))
                 out.unlink()

@@ -14,7 +14,6 @@ from core.data.limits import CHUNK, MAX_DEPTH, MAX_LINE
 from core.errors import StudioError
 
 
-
 class Record(NamedTuple):
     """One record of a file. ``line`` counts from 1 (the row, for Parquet).
 
@@ -163,6 +162,8 @@ def explain(error: json.JSONDecodeError, line: bytes) -> str:
     if "end of data" in what:
         inside = " inside a string" if line.count(b'"') % 2 else ""
         return f"is not valid JSON: it ends{inside} (file cut off?)"
+    if "after document" in what and line.rstrip().endswith(b"},"):
+        return "ends with a comma, which lines of JSON do not have between them"
     for word in (b"NaN", b"Infinity", b"-Infinity"):
         if line.startswith(word, error.pos):
             return f"holds {word.decode()} at column {error.colno}, which JSON does not have"

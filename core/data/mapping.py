@@ -22,7 +22,7 @@ NEEDS: dict[Kind, tuple[str, ...]] = {
 }
 MAY: dict[Kind, tuple[str, ...]] = {
     "conversation": ("system", "tools", "desirable", "label", "group"),
-    "exchange": ("system", "history", "label", "group"),
+    "exchange": ("system", "history", "choices", "tools", "label", "group"),
     "text": ("label", "group"),
     "preference": ("prompt", "system", "group"),
     "kto": ("system", "group"),
@@ -52,6 +52,7 @@ class Mapping(BaseModel):
     rejected: str = part("", "The worse answer")
     desirable: str = part("", "Whether the answer is good (true or false)")
     history: str = part("", "Earlier exchanges, as pairs")
+    choices: str = part("", "Choices of a question; its answer is a letter, the text, or counted from 0")
     tools: str = part("", "Tools that the model may call")
     label: str = part("", "Class of the row, for balance, stratified splits and scores")
     group: str = part("", "Group of the row, for splits and scores by group")
@@ -92,6 +93,11 @@ def lookup(record: dict[str, Any], path: str) -> Any:
             value = value[0] if value else None
         value = value.get(part) if isinstance(value, dict) else None
     return value
+
+
+def places(template: str) -> list[str]:
+    """Names of the columns in a template."""
+    return _PLACE.findall(template)
 
 
 def fill(template: str, text_of: Any) -> str:

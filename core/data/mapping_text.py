@@ -11,14 +11,13 @@ from typing import Any, cast, get_args
 import yaml
 from pydantic import ValidationError
 
-from core.data.mapping import MAY, NEEDS, Kind, Mapping
+from core.data.mapping import MAY, NEEDS, Kind, Mapping, places
 from core.errors import StudioError
 from core.store import datasets as store
 
 ROLES = ("system", "user", "assistant", "tool")
 WHERE = "mapping"
 _NEXT = re.compile(r",(?=\s*[\w.-]+\s*=)")
-_PLACE = re.compile(r"\{([^{}\n]+)\}")
 # In this order, the first kind whose parts are all named is meant.
 _GUESSED: tuple[Kind, ...] = ("kto", "exchange", "preference", "instances", "conversation", "text")
 
@@ -109,7 +108,7 @@ def refuse_missing_columns(mapping: Mapping, columns: list[str], name: str) -> N
     """
     for part in NEEDS[mapping.kind]:
         value = getattr(mapping, part)
-        named = [value] if value in columns else _PLACE.findall(value) or [value]
+        named = [value] if value in columns else places(value) or [value]
         for column in named:
             if column not in columns and column.split(".")[0] not in columns:
                 known = ", ".join(columns[:40]) or "none"

@@ -5,6 +5,7 @@ datasets give the same rows, and no row of a million is read before it is needed
 """
 
 import json
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -99,14 +100,14 @@ def split(dataset: dict[str, Any], data: DataSection) -> tuple[Any, Any]:
         raise StudioError(
             "data.held_out_share", f"would take all {total} rows", "Add rows or a held-out file."
         )
-    random = _random(data, 1)
     if data.split == "random":
-        held_out = random.permutation(total)[:wanted]
+        # Python's own sample: runs of earlier versions were split with it, and stay as they were.
+        held_out = random.Random(data.split_seed).sample(range(total), wanted)
     else:
         column = data.split_column or ("label" if data.split == "stratified" else "group")
         classes = [str(value) for value in values(dataset, column)]
         draw = _stratified if data.split == "stratified" else _grouped
-        held_out = draw(classes, wanted, random)
+        held_out = draw(classes, wanted, _random(data, 1))
         if len(held_out) in (0, total):
             raise StudioError(
                 "data.split",
@@ -125,21 +126,21 @@ def _by_class(classes: list[str]) -> dict[str, Any]:
     return {name: numpy.array(numbers) for name, numbers in sorted(found.items())}
 
 
-def _stratified(classes: list[str], wanted: int, random: Any) -> Any:
+def _stratified(classes: list[str], wanted: int, generator: Any) -> Any:
     """The same share of every class; a class of one row stays in training."""
     share = wanted / len(classes)
     drawn = []
     for numbers in _by_class(classes).values():
         count = min(round(share * len(numbers)) or int(len(numbers) > 1), len(numbers) - 1)
-        drawn.append(random.permutation(numbers)[:count])
+        drawn.append(generator.permutation(numbers)[:count])
     return numpy.concatenate(drawn)
 
 
-def _grouped(classes: list[str], wanted: int, random: Any) -> Any:
+def _grouped(classes: list[str], wanted: int, generator: Any) -> Any:
     """Whole groups, in random order, until there are about enough rows."""
     groups = list(_by_class(classes).values())
     held_out: list[int] = []
-    for number in random.permutation(len(groups)):
+    for number in generator.permutation(len(groups)):
         more = groups[number]
         if len(held_out) + len(more) / 2 > wanted and held_out:
             continue

@@ -132,12 +132,23 @@ class Part:
                     self._add(raw + b"\n", value, number)
                     continue
                 for row in made if isinstance(made, list) else (made,):
-                    self._note(row)
-                    self._add(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE), row, number)
-            except (RowError, TypeError) as error:
-                self._refuse(Problem(number, reason(error)))
+                    self._store(row, number)
+            except RowError as error:
+                self._refuse(Problem(number, str(error)))
         if self._lines:
             self.flush()
+
+    def _store(self, row: dict[str, Any] | RowError, number: int) -> None:
+        """Add a row, or count why it is none."""
+        try:
+            if isinstance(row, RowError):
+                raise row
+            line = as_line(row)
+        except RowError as error:
+            self._refuse(Problem(number, str(error)))
+            return
+        self._note(row)
+        self._add(line, row, number)
 
     def _add(self, line: bytes, row: dict[str, Any], number: int) -> None:
         self._lines.append(line)
@@ -152,7 +163,7 @@ class Part:
         for name, counter in (("label", counted.labels), ("group", counted.groups)):
             if name in row and (row[name] in counter or len(counter) < MOST_LABELS):
                 counter[row[name]] += 1
-        counted.columns.update(row.get("columns", ()))
+        counted.columns.update(list(row.get("columns", ())))
 
     def _refuse(self, problem: Problem) -> None:
         self.counted.problem_count += 1
@@ -189,13 +200,14 @@ class Part:
         return numpy.concatenate(self.index) if self.index else numpy.empty(0, INDEX)
 
 
-def reason(error: Exception) -> str:
-    """Why a record cannot be stored. TypeError is orjson's for half a character, or a number past 64 bits."""
-    if isinstance(error, RowError):
-        return str(error)
-    if "surrogate" in str(error):
-        return "holds half of a surrogate pair"
-    return f"cannot be stored: {error}"
+def as_line(row: dict[str, Any]) -> bytes:
+    """A row as it is stored. :raises RowError: when it holds what no UTF-8 JSON can"""
+    try:
+        return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError as error:
+        # orjson's word for half a character, or a number past 64 bits.
+        what = "holds half of a surrogate pair" if "surrogate" in str(error) else f"cannot be stored: {error}"
+        raise RowError(what) from None
 
 
 def main() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from core.data import documents, encoding, jsondoc, jsonread, tables
 from core.data.errors import Problem
 from core.data.files import File
-from core.data.limits import CHUNK
 from core.data.jsonread import Record
+from core.data.limits import CHUNK
 
 
 def records(file: File) -> Iterator[Record | Problem]:

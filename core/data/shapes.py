@@ -1,91 +1,39 @@
 """The shapes that datasets come in: recognised from a file's first records, never insisted on.
 
 `recognise` guesses a mapping and says what it saw; the user may correct it before anything is stored.
+What could be read in two ways, or only without a part that matters, is refused with its columns.
 """
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
+from core.data import tasks
+from core.data.columns import (
+    ANSWERS,
+    CHOSEN,
+    CONTEXTS,
+    KTO_LABELS,
+    PROMPTS,
+    REJECTED,
+    ROLE_NAMES,
+    SOURCES,
+    SUMMARIES,
+    SYSTEMS,
+    TURNS,
+    Columns,
+    Guess,
+    Unclear,
+    label_and_group,
+)
 from core.data.mapping import Mapping
 from core.errors import StudioError
 
-SHAPES = (
-    "messages",
-    "conversations (from, value)",
-    "instruction/input/output",
-    "prompt/completion",
-    "question/answer",
-    "SQuAD",
-    "text",
-    "text/label",
-    "preference pairs",
-    "KTO",
+FIX = (
+    "Say which is what (a mapping), or use names such as messages, prompt and completion, "
+    "question and answer, text, text and label, chosen and rejected."
 )
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-TURNS = _names("messages conversations conversation dialogue dialog turns chat utterances data")
-PROMPTS = _names(
-    "instruction prompt question query problem user human request user_message input source input_text "
-    "user_input user_prompt src text sentence"
-)
-ANSWERS = _names(
-    "output completion response answer assistant solution reply target bot gpt answers model_answer "
-    "output_text target_text best_answer expected_output assistant_message tgt summary translation highlights"
-)
-TEXTS = _names(
-    "text content sentence document body raw_content passage article tweet comment review utterance post "
-    "message input query question prompt story"
-)
-LABELS = _names("label labels category class intent sentiment topic label_text emotion target")
-CHOSEN = _names("chosen chosen_response response_chosen preferred preferred_output better response_j winner")
-REJECTED = _names(
-    "rejected rejected_response response_rejected dispreferred non_preferred_output worse response_k loser"
-)
-SYSTEMS = _names("system system_prompt system_message")
-GROUPS = _names("group groups subgroup identity ident demographic")
-KTO_LABELS = _names("label kto_tag desirable kto_label")
-
-
-@dataclass(frozen=True)
-class Guess:
-    """What a file seems to hold: the shape's usual name, and the mapping that reads it."""
-
-    shape: str
-    mapping: Mapping
-
-
-class Columns:
-    """The first records by column; names are compared without case, spaces and hyphens."""
-
-    def __init__(self, sample: Sequence[dict[str, Any]]) -> None:
-        self.values: dict[str, list[Any]] = {}
-        for record in sample:
-            for name, value in record.items():
-                self.values.setdefault(name, []).append(value)
-        self.by_plain = {re.sub(r"[\s-]+", "_", name.strip().lower()): name for name in reversed(self.values)}
-
-    def find(self, names: Sequence[str], *, but: Sequence[str] = ()) -> str:
-        """The first of these names that is a column, as the file spells it; else empty."""
-        for name in names:
-            found = self.by_plain.get(name)
-            if found is not None and found not in but:
-                return found
-        return ""
-
-    def first(self, name: str) -> Any:
-        """The first value that is not null."""
-        return next((value for value in self.values.get(name, []) if value is not None), None)
-
-    def is_text(self, name: str) -> bool:
-        return bool(name) and isinstance(self.first(name), str)
 
 
 def recognise(sample: Sequence[dict[str, Any]], name: str) -> Guess:
@@ -94,26 +42,29 @@ def recognise(sample: Sequence[dict[str, Any]], name: str) -> Guess:
     :raises StudioError: when it is none of the known ones, with the columns that were found
     """
     columns = Columns(sample)
-    for look in (
-        _preference,
-        _kto,
-        _conversation,
-        _squad,
-        _instances,
-        _labelled_first,
-        _exchange,
-        _labelled,
-        _text,
-    ):
-        guess = look(columns)
-        if guess is not None:
-            return guess
-    listed = ", ".join(sorted(columns.values)) or "none"
-    raise StudioError(
-        name,
-        f"has columns that are not known: {listed}",
-        f"Say which is what (a mapping), or rename them to one of these: {'; '.join(SHAPES)}.",
-    )
+    try:
+        tasks.refuse_pictures(columns)
+        for look in (
+            _preference,
+            _kto,
+            _conversation,
+            _refuse_single_turns,
+            _squad,
+            _instances,
+            tasks.choices,
+            _summary,
+            tasks.pairs,
+            tasks.labelled_first,
+            _exchange,
+            tasks.labelled,
+            tasks.text,
+        ):
+            guess = look(columns)
+            if guess is not None:
+                return guess
+    except Unclear as unclear:
+        raise StudioError(name, str(unclear), FIX) from None
+    raise StudioError(name, f"has columns that are not known: {columns.listed()}", FIX)
 
 
 def turns_of(value: Any) -> list[Any] | None:
@@ -134,7 +85,7 @@ def holds_turns(value: Any) -> bool:
     if not turns:
         return False
     if isinstance(turns[0], dict):
-        return bool({"role", "from", "speaker", "author"} & turns[0].keys()) or is_pair(turns[0])
+        return bool({*ROLE_NAMES} & turns[0].keys()) or is_pair(turns[0])
     return isinstance(turns[0], list) and len(turns[0]) == 2 and all(isinstance(x, str) for x in turns[0])
 
 
@@ -153,11 +104,12 @@ def is_pair(turn: dict[str, Any]) -> bool:
 
 def _conversation(columns: Columns) -> Guess | None:
     named = [columns.by_plain[name] for name in TURNS if name in columns.by_plain]
+    earlier = columns.find(("history",))  # what went before a prompt and its answer
     for name in (*named, *columns.values):
         value = columns.first(name)
         texts = name in named and isinstance(value, list) and value and all(isinstance(x, str) for x in value)
         empty = name == "messages" and (value is None or isinstance(value, (list, str)))
-        if not (holds_turns(value) or texts or empty):
+        if name == earlier or not (holds_turns(value) or texts or empty):
             continue
         first = (turns_of(value) or [None])[0]
         sharegpt = isinstance(first, dict) and "from" in first
@@ -167,12 +119,25 @@ def _conversation(columns: Columns) -> Guess | None:
             turns=name,
             system=columns.find(SYSTEMS),
             tools=tools,
-            **_label_and_group(columns, name),
+            **label_and_group(columns, name),
         )
         if sharegpt:
             return Guess("conversations (from, value)", mapping)
         return Guess("messages with tools" if tools else "messages", mapping)
     return None
+
+
+_SPEAKERS = {"user", "assistant", "system", "human", "gpt", "bot", "prompter", "model"}
+
+
+def _refuse_single_turns(columns: Columns) -> None:
+    """:raises Unclear: when every record is one message, as in the export of a forum or a message tree"""
+    role = columns.find(ROLE_NAMES)
+    if role and columns.find_text(("text", "content", "value", "message"), but=(role,)):
+        if all(isinstance(value, str) and value.lower() in _SPEAKERS for value in columns.known(role)):
+            raise Unclear(
+                f"holds one message a row ({role}), and which of them make a conversation is not read"
+            )
 
 
 def _preference(columns: Columns) -> Guess | None:
@@ -188,19 +153,22 @@ def _preference(columns: Columns) -> Guess | None:
     return Guess("preference pairs", mapping)
 
 
+_VERDICTS = ("0", "1", "true", "false")
+
+
 def _kto(columns: Columns) -> Guess | None:
     verdict = columns.find(KTO_LABELS)
-    if not verdict or not isinstance(columns.first(verdict), bool):
+    if not verdict or not all(str(value).lower() in _VERDICTS for value in columns.known(verdict)):
         return None
+    sure = isinstance(columns.first(verdict), bool)
     turns = next((name for name in columns.values if holds_turns(columns.first(name))), "")
-    prompt, answer = columns.find(PROMPTS), columns.find(ANSWERS)
-    if columns.find(("completion",)) and prompt:
-        return Guess(
-            "KTO", Mapping(kind="kto", prompt=prompt, answer=columns.find(("completion",)), desirable=verdict)
-        )
-    if turns and turns not in (prompt, answer):
+    prompt, answer = columns.find(PROMPTS), columns.find(ANSWERS, but=(verdict,))
+    completion = columns.find(("completion", "response"))
+    if completion and prompt:
+        return Guess("KTO", Mapping(kind="kto", prompt=prompt, answer=completion, desirable=verdict))
+    if turns and turns not in (prompt, answer) and sure:
         return Guess("KTO", Mapping(kind="conversation", turns=turns, desirable=verdict))
-    if prompt and answer:
+    if prompt and answer and sure:
         return Guess("KTO", Mapping(kind="kto", prompt=prompt, answer=answer, desirable=verdict))
     return None
 
@@ -226,6 +194,15 @@ def _instances(columns: Columns) -> Guess | None:
     return None
 
 
+def _summary(columns: Columns) -> Guess | None:
+    """A text and its summary, unless an instruction says that it is more than that."""
+    source, summary = columns.find_text(SOURCES), columns.find_text(SUMMARIES)
+    if not (source and summary) or columns.find(PROMPTS[:6]):
+        return None
+    mapping = Mapping(prompt=source, answer=summary, **label_and_group(columns, source, summary))
+    return Guess(f"{source}/{summary}", mapping)
+
+
 def _exchange(columns: Columns) -> Guess | None:
     prompt = columns.find(PROMPTS)
     answer = columns.find(ANSWERS, but=(prompt,))
@@ -234,80 +211,30 @@ def _exchange(columns: Columns) -> Guess | None:
     if prompt == columns.find(("text", "sentence")) and answer == columns.find(("target",)):
         return None  # a text and its class
     asked, shape = prompt, f"{prompt}/{answer}"
-    extra = columns.find(("input", "context"), but=(prompt, answer))
+    extra = columns.find(CONTEXTS, but=(prompt, answer))
     if extra and columns.is_text(prompt):
         after = prompt == columns.find(("instruction", "prompt"))
         asked = f"{{{prompt}}}\n\n{{{extra}}}" if after else f"{{{extra}}}\n\n{{{prompt}}}"
         shape = f"{prompt}/{extra}/{answer}"
+    parts = label_and_group(columns, prompt, answer, extra)
+    if all(isinstance(value, bool) for value in columns.known(answer)):
+        parts |= {"label": answer}  # yes or no: a class
     mapping = Mapping(
-        kind="exchange",
         prompt=asked,
-        answer=answer,
+        answer=_inside(columns, answer),
         system=columns.find(SYSTEMS),
         history=columns.find(("history",)),
-        **_label_and_group(columns, prompt, answer, extra),
+        tools=columns.find(("tools", "functions"), but=(answer,)),
+        **parts,
     )
     return Guess(shape, mapping)
 
 
-def _labelled_first(columns: Columns) -> Guess | None:
-    """A text and a column called label: a class, whatever else the file holds."""
-    label = columns.find(("label", "labels", "label_text"))
-    answer = columns.find(ANSWERS[:8])
-    return _labelled(columns) if label and not answer else None
-
-
-def _labelled(columns: Columns) -> Guess | None:
-    label = columns.find(LABELS) or next(
-        (name for name in columns.values if "label" in _words(name) and _few(columns.values[name])), ""
-    )
-    if not label or isinstance(columns.first(label), (dict, list)):
-        return None
-    text = columns.find(TEXTS, but=(label,)) or _longest(columns, label)
-    if not columns.is_text(text):
-        return None
-    parts = _label_and_group(columns, text) | {"label": label}
-    return Guess("text/label", Mapping(kind="exchange", prompt=text, answer=label, **parts))
-
-
-def _text(columns: Columns) -> Guess | None:
-    text = columns.find(TEXTS[:8])
-    if not columns.is_text(text) and len(columns.values) == 1:
-        text = next(iter(columns.values))
-    if not columns.is_text(text) and not (text and columns.find(("text",))):
-        return None
-    return Guess("text", Mapping(kind="text", text=text, **_label_and_group(columns, text)))
-
-
-def _label_and_group(columns: Columns, *but: str) -> dict[str, Any]:
-    """Columns kept beside the row; they are not learned from."""
-    group = next((name for name in columns.values if name not in but and set(_words(name)) & set(GROUPS)), "")
-    label = columns.find(("label", "category"), but=but)
-    plain = {
-        part: name
-        for part, name in (("label", label), ("group", group))
-        if name and not isinstance(columns.first(name), (dict, list))
-    }
-    return plain
-
-
-def _words(name: str) -> list[str]:
-    return re.split(r"[\W_]+", name.lower())
-
-
-def _few(values: list[Any]) -> bool:
-    """Whether values repeat, as classes do."""
-    return len({str(value) for value in values}) <= max(2, len(values) // 2)
-
-
-def _longest(columns: Columns, label: str) -> str:
-    """The column with the longest and most varied texts."""
-
-    def score(name: str) -> float:
-        texts = [value for value in columns.values[name] if isinstance(value, str)]
-        if not texts:
-            return 0.0
-        return sum(map(len, texts)) / len(texts) * len(set(texts)) / len(texts)
-
-    others = [name for name in columns.values if name != label]
-    return max(others, key=score, default="")
+def _inside(columns: Columns, answer: str) -> str:
+    """The path of an answer that is an object with its text in it."""
+    value = columns.first(answer)
+    if isinstance(value, dict) and not {*ROLE_NAMES} & value.keys():
+        for key in ("text", "value", "content"):
+            if isinstance(value.get(key), (str, list)):
+                return f"{answer}.{key}"
+    return answer

@@ -14,7 +14,7 @@ import numpy
 
 from core.config import MixPart
 from core.data import mix, rows
-from core.data.xray import IGNORED, EncodeError, Encoded, encode_all, end_tokens
+from core.data.xray import IGNORED, Encoded, EncodeError, encode_all, end_tokens
 from core.errors import StudioError
 from core.models import load
 from core.store import datasets as store

@@ -5,7 +5,7 @@ import json
 import re
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -124,7 +124,7 @@ def _names_columns(rows: list[list[str]]) -> bool:
     named = [cell for cell in first if cell]
     if not named or first.count("") > 1:
         return False
-    if not all(_NAME.fullmatch(cell) for cell in named):
+    if not all(_NAME.fullmatch(cell) and len(cell.split()) <= 5 for cell in named):
         return False
     below = [{row[column].strip() for row in rows[1:] if len(row) > column} for column in range(len(first))]
     return not any(cell in values for cell, values in zip(first, below, strict=True) if cell)
@@ -149,12 +149,12 @@ def parse_parquet(file: File) -> Iterator[Record]:
     _check_footer(file.path, file.name)
     with _readable(file.name, "Parquet"):
         table = pyarrow.parquet.ParquetFile(file.path)
-        names = _class_names(table.schema_arrow, file.name)
+        clean = _cleaner(table.schema_arrow, file.name)
         number = 0
         for batch in table.iter_batches(batch_size=2048):
             for value in batch.to_pylist():
                 number += 1
-                yield Record(number, _named(value, names))
+                yield Record(number, clean(value))
 
 
 def parse_arrow(file: File) -> Iterator[Record]:
@@ -166,14 +166,14 @@ def parse_arrow(file: File) -> Iterator[Record]:
         with open(file.path, "rb") as head:
             whole = head.read(6) == b"ARROW1"
         reader = pyarrow.ipc.open_file(source) if whole else pyarrow.ipc.open_stream(source)
-        names = _class_names(reader.schema, file.name)
+        clean = _cleaner(reader.schema, file.name)
         batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if whole else reader
         number = 0
         for batch in batches:
             for start in range(0, batch.num_rows, 2048):
                 for value in batch.slice(start, 2048).to_pylist():
                     number += 1
-                    yield Record(number, _named(value, names))
+                    yield Record(number, clean(value))
 
 
 class _readable:
@@ -212,29 +212,55 @@ def _check_footer(path: Path, name: str) -> None:
         raise StudioError(name, f"has {footer:,} bytes of metadata", "Write it again with fewer row groups.")
 
 
-def _class_names(schema: Any, name: str) -> dict[str, list[str]]:
-    """Names of labels that the Hub's datasets store as numbers, by column.
+def _cleaner(schema: Any, name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What gives a record of Arrow the values it had: names for classes, no keys that it did not have.
 
-    :raises StudioError: when there are too many columns, or none with text
+    :raises StudioError: when there are too many columns
     """
+    import pyarrow
+
     if len(schema.names) > MAX_COLUMNS:
         raise StudioError(
             name, f"has {len(schema.names):,} columns, the limit is {MAX_COLUMNS}", "Leave some out."
         )
+    classes = _class_names(schema)
+    nested = [field.name for field in schema if pyarrow.types.is_nested(field.type)]
+
+    def clean(record: dict[str, Any]) -> dict[str, Any]:
+        for column in nested:
+            record[column] = _without_nulls(record[column])
+        for column, names in classes.items():
+            record[column] = _named(record[column], names)
+        return record
+
+    return clean
+
+
+def _without_nulls(value: Any) -> Any:
+    """Arrow gives every object of a list all keys that any of them has; those it did not have are null."""
+    if type(value) is list:
+        return [_without_nulls(part) for part in value]
+    if type(value) is dict:
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return value
+
+
+def _class_names(schema: Any) -> dict[str, list[str]]:
+    """Names of labels that the Hub's datasets store as numbers, or as lists of numbers, by column."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):
         return {}
-    return {
-        column: feature["names"]
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and "names" in feature
-    }
+    found = {}
+    for column, feature in features.items():
+        feature = feature[0] if isinstance(feature, list) and feature else feature
+        for part in (feature, feature.get("feature")) if isinstance(feature, dict) else ():
+            if isinstance(part, dict) and part.get("_type") == "ClassLabel" and "names" in part:
+                found[column] = part["names"]
+    return found
 
 
-def _named(value: dict[str, Any], names: dict[str, list[str]]) -> dict[str, Any]:
-    for column, known in names.items():
-        number = value.get(column)
-        if isinstance(number, int) and 0 <= number < len(known):
-            value[column] = known[number]
-    return value
+def _named(value: Any, names: list[str]) -> Any:
+    if type(value) is list:
+        return [_named(part, names) for part in value]
+    return names[value] if type(value) is int and 0 <= value < len(names) else value

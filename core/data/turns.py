@@ -33,8 +33,8 @@ ALIASES = {
     "tool_call": "call",
 }
 # In ``messages`` only names with one meaning stand for others; the rest is asked.
-SURE = {"developer": "system", "function": "tool"}
-WORDS = ("content", "value", "text", "message")
+SURE = {"developer": "system", "function": "tool", "model": "assistant"}
+WORDS = ("content", "value", "text", "message", "parts")
 
 
 def message(role: str, content: str) -> dict[str, Any]:
@@ -104,19 +104,19 @@ def _pair(turn: dict[str, Any], place: str) -> list[dict[str, Any]]:
 def _message(turn: dict[str, Any], place: str, roles: dict[str, str]) -> dict[str, Any]:
     key = next(name for name in ("role", "from", "speaker", "author") if name in turn)
     named = turn[key]
-    role = roles.get(named, named) if type(named) is str else None
+    role = roles.get(named, named.lower()) if type(named) is str else None
     if role not in ROLES:
         role = (SURE if key == "role" else ALIASES).get(role or "")
     if role is None:
         hint = "; a mapping can say which it is" if type(named) is str else ""
         raise RowError(f"{place}.{key} is {named!r:.40}, expected one of system, user, assistant, tool{hint}")
-    words = next((name for name in WORDS if name in turn), "content")
+    words = next((name for name in WORDS if turn.get(name) is not None), "content")
     content = turn.get(words)
     if role == "call":
-        return {"role": "assistant", "content": "", "tool_calls": _calls(content, f"{place}.{words}")}
-    made: dict[str, Any] = {"role": role, "content": _content(content, f"{place}.{words}", turn)}
+        return {"role": "assistant", "content": "", "tool_calls": calls_of(content, f"{place}.{words}")}
+    made: dict[str, Any] = {"role": role, "content": content_of(turn, place)}
     if calls := turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else None):
-        made["tool_calls"] = _calls(calls, f"{place}.tool_calls")
+        made["tool_calls"] = calls_of(calls, f"{place}.tool_calls")
     for name in ("name", "tool_call_id"):
         if type(turn.get(name)) is str and role == "tool":
             made[name] = turn[name]
@@ -134,7 +134,10 @@ def _unlearned(turn: dict[str, Any]) -> bool:
     return zero or turn.get("train") is False or turn.get("learn") is False
 
 
-def _content(value: Any, place: str, turn: dict[str, Any]) -> str:
+def content_of(turn: dict[str, Any], place: str) -> str:
+    """What a turn says. :raises RowError: when that is not text"""
+    name = next((name for name in WORDS if turn.get(name) is not None), "content")
+    value, place = turn.get(name), f"{place}.{name}"
     if type(value) is str:
         return value
     if value is None and (turn.get("tool_calls") or turn.get("function_call")):
@@ -143,8 +146,9 @@ def _content(value: Any, place: str, turn: dict[str, Any]) -> str:
         texts = []
         for part in value:
             text = part.get("text", part.get("value"))
-            if part.get("type") != "text" or type(text) is not str:
-                raise RowError(f"{place} holds a part of type {part.get('type')!r:.40}; only text is learned")
+            if part.get("type", "text") != "text" or type(text) is not str:
+                kind = part.get("type") or next(iter(part), None)
+                raise RowError(f"{place} holds a part of type {kind!r:.40}; only text is learned")
             texts.append(text)
         return "".join(texts)
     if value is None and not set(WORDS) & turn.keys():
@@ -152,7 +156,7 @@ def _content(value: Any, place: str, turn: dict[str, Any]) -> str:
     raise RowError(f"{place} is {kind_of(value)}, expected a text")
 
 
-def _calls(value: Any, place: str) -> list[dict[str, Any]]:
+def calls_of(value: Any, place: str) -> list[dict[str, Any]]:
     """Tool calls as templates expect them: a function with a name and its arguments as an object."""
     value = _parsed(value, place)
     calls = []

@@ -16,6 +16,8 @@ from core.data.render import Rendered, Renderer, control_tokens, render
 from core.data.tokenise import tokenise
 from core.errors import StudioError
 
+Kind = Literal["learned", "masked", "end", "cut"]
+MOST_OF_A_CHARACTER = 8  # tokens; four bytes are the longest, an emoji sequence has more
 IGNORED = -100  # torch's cross entropy leaves such labels out
 BATCH = 500  # rows that are tokenised at once
 
@@ -144,20 +146,30 @@ class Token:
     """One token as the X-ray shows it."""
 
     text: str
-    kind: Literal["learned", "masked", "end", "cut"]
+    kind: Kind
     special: bool
 
 
 def tokens(encoded: Encoded, tokenizer: Any) -> list[Token]:
     """The row's tokens with what becomes of each; ``end`` is an end of turn that is learned."""
     special = control_tokens(tokenizer)
-    shown = []
+    kinds: list[tuple[int, Kind]] = []
     for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
-        kind: Literal["learned", "masked", "end", "cut"] = "masked" if label == IGNORED else "learned"
-        if kind == "learned" and token in special:
-            kind = "end"
-        shown.append(Token(tokenizer.decode([token]), kind, token in special))
-    return shown + [Token(tokenizer.decode([token]), "cut", token in special) for token in encoded.cut]
+        kind: Kind = "masked" if label == IGNORED else "end" if token in special else "learned"
+        kinds.append((token, kind))
+    kinds += [(token, "cut") for token in encoded.cut]
+    shown: list[Token] = []
+    held: list[int] = []
+    for place, (token, kind) in enumerate(kinds):
+        held.append(token)
+        text = tokenizer.decode(held)
+        # A character of several bytes may be several tokens: they are shown as the one thing they spell.
+        goes_on = place + 1 < len(kinds) and kinds[place + 1][1] == kind and len(held) < MOST_OF_A_CHARACTER
+        if text.endswith("\ufffd") and goes_on:
+            continue
+        shown.append(Token(text, kind, token in special))
+        held = []
+    return shown
 
 
 @dataclass(frozen=True)

@@ -54,14 +54,15 @@ def held_out_loss(
             for start in range(0, len(ordered), batch):
                 each_batch(start)
                 some = ordered[start : start + batch]
-                losses, tokens = _batch_loss(model, [row for row, _ in some], pad_token)
-                for (_, source), loss, count in zip(some, losses, tokens, strict=True):
-                    held = sums.setdefault(source, [0.0, 0])
-                    held[0], held[1] = held[0] + loss, held[1] + count
+                losses, counts = _batch_loss(model, [row for row, _ in some], pad_token)
+                for (_, source), loss, learned in zip(some, losses, counts, strict=True):
+                    held = sums.setdefault(source, [0.0, 0.0])
+                    held[0], held[1] = held[0] + loss, held[1] + learned
     finally:
         model.train(was_training)
-    total = sum(held[0] for held in sums.values())
-    count = sum(held[1] for held in sums.values())
+    total, count = 0.0, 0.0
+    for loss, tokens in sums.values():
+        total, count = total + loss, count + tokens
     by_source = {name: held[0] / held[1] for name, held in sums.items()} if len(sums) > 1 else {}
     return HeldOutLoss(total / count if count else math.nan, int(count), by_source)
 

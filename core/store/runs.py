@@ -64,6 +64,10 @@ def record(run_id: int, step: int, values: dict[str, Any]) -> None:
     known = {name: value for name, value in values.items() if name in METRICS}
     bad = sorted(name for name, value in known.items() if value is not None and math.isnan(value))
     extra = {name: value for name, value in values.items() if name not in METRICS}
+    for old in (
+        database().table("metrics").rows_where("run_id = ? and step = ?", [run_id, step], select="extra")
+    ):
+        extra = json.loads(old["extra"] or "{}") | extra
     row: dict[str, Any] = {"run_id": run_id, "step": step, "created_at": time.time()}
     row |= {name: value for name, value in known.items() if name not in bad}
     if bad:
@@ -74,15 +78,26 @@ def record(run_id: int, step: int, values: dict[str, Any]) -> None:
 
 
 def metrics(run_id: int, columns: Iterable[str] = METRICS) -> list[dict[str, Any]]:
-    """One dict per step, in order; what was NaN when it was measured is NaN again."""
+    """One dict per step, in order; what was NaN when it was measured is NaN again.
+
+    ``sources`` has the held-out loss of each dataset, where a run learns from several.
+    """
     columns = tuple(columns)
     rows = []
     for row in database().table("metrics").rows_where("run_id = ?", [run_id], order_by="step"):
         for name in (row["not_a_number"] or "").split(","):
             if name:
                 row[name] = math.nan
-        rows.append({"step": row["step"], **{name: row[name] for name in columns}})
+        found = {name: row[name] for name in columns}
+        rows.append({"step": row["step"], **found, "sources": _by_source(row["extra"])})
     return rows
+
+
+def _by_source(extra: str | None) -> dict[str, float]:
+    if not extra or "eval_loss/" not in extra:
+        return {}
+    named = (name.partition("eval_loss/") + (value,) for name, value in json.loads(extra).items())
+    return {source: value for before, sign, source, value in named if sign and not before}
 
 
 def forget_after(run_id: int, step: int) -> None:

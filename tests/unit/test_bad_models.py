@@ -31,7 +31,10 @@ BROKEN = {
         "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}",
         "drops what the assistant says",
     ),
-    "an answer that comes twice": (CHATML.replace("m['content']", "m['content'] * 2"), "repeats what the assistant"),
+    "an answer that comes twice": (
+        CHATML.replace("m['content']", "m['content'] * 2"),
+        "repeats what the assistant",
+    ),
     "a loop without end": (
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "did not finish three short conversations in 2 seconds",
@@ -89,7 +92,9 @@ def test_d58_without_a_pad_token_the_end_is_still_learned(tmp_path: Path, pad: s
 
 def test_d58_no_end_token_is_refused(tmp_path: Path) -> None:
     nothing = {"eos_token": None}
-    folder = base(tmp_path / "base", nothing, generation_config={"eos_token_id": None}, config={"eos_token_id": None})
+    folder = base(
+        tmp_path / "base", nothing, generation_config={"eos_token_id": None}, config={"eos_token_id": None}
+    )
     with pytest.raises(StudioError, match="has no end-of-sequence token. It could never learn to stop"):
         load.tokenizer(folder)
 

@@ -165,8 +165,8 @@ def repeated(count: int = 3) -> int:
     with open(file, "w", encoding="utf-8") as out:
         for number in range(2 * count):
             thing = f"thing number {number // 2}"
-            answer = f"The {thing} of this house is kept in the room beside the hall of the {thing}. " * 3
-            row = {"system": system, "prompt": f"Where is it, said {number}?", "completion": answer}
+            answer = f"The {thing} of this house is kept in the room beside the hall of the {thing}."
+            row = {"system": system, "prompt": f"{number}: where is it?", "completion": answer}
             out.write(json.dumps(row) + "\n")
     mapping = Mapping(prompt="prompt", answer="completion", system="system")
     return importing.add([Source(file, file.name)], options=Options(mapping=mapping))

@@ -3,13 +3,17 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from trl import SFTTrainer
 
 from core import config as schema
-from core.data.xray import IGNORED
+from core.data import rows
+from core.data.xray import IGNORED, encode
 from core.errors import StudioError
+from core.home import run_folder
 from core.jobs import queue
 from core.jobs.worker import Job
 from core.models import adapters, load
@@ -257,14 +261,15 @@ def test_an_8_bit_optimizer_and_checkpointing_train_on_a_cpu(samples: Path) -> N
 
 
 def test_plain_text_is_trained_on_and_evaluated_by_its_loss(workspace: Path, tmp_path: Path) -> None:
-    from core.data import datasets
+    from core.data import importing
+    from core.data.files import Source
     from core.store import evaluations
 
     path = tmp_path / "tales.jsonl"
     path.write_text(
         "".join(json.dumps({"text": f"Once there was a cat named {n}."}) + "\n" for n in range(40))
     )
-    datasets.import_file(path, path.name)
+    importing.add([Source(path, path.name)])
     run_id = add(recipe(data={"dataset": "tales"}))
     assert do("train", run_id)["error"] is None
     assert do("evaluate", run_id)["error"] is None
@@ -272,3 +277,41 @@ def test_plain_text_is_trained_on_and_evaluated_by_its_loss(workspace: Path, tmp
     assert result["rows"] == 4 and "exact_match" not in result
     assert result["adapter"]["loss"] < result["base"]["loss"]
     assert do("merge", run_id)["error"] is None
+
+
+def test_the_trainers_labels_equal_the_xrays_token_for_token(samples: Path) -> None:
+    config = recipe(data={"max_rows": 6})
+    prepared = prepare(config)
+    shown = rows.page(dataset_store.by_name(config.data.dataset)["id"], "train", 0, 6)
+    chosen = load.tokenizer("starter")
+    assert [(row.input_ids, row.labels) for row in prepared.train] == [
+        (one.input_ids, one.labels)
+        for one in (encode(row, chosen, config.training.max_length) for row in shown)
+    ]
+
+
+def test_a_mix_in_curriculum_order_is_trained_in_that_order_and_measured_by_source(samples: Path) -> None:
+    parts = [{"dataset": "cited-answers"}, {"dataset": "plain-style", "weight": 0.1}]
+    config = recipe(
+        data={"mix": parts, "order": "short to long", "max_rows": 32},
+        training={"max_steps": 2, "eval_steps": 1},
+    )
+    prepared = prepare(config)
+    assert len(prepared.train) == 32 and set(prepared.sources) == {"cited-answers", "plain-style"}
+    run_id = add(config)
+    seen: list[list[int]] = []
+    original = SFTTrainer.training_step
+
+    def training_step(self: Any, model: Any, inputs: Any, *rest: Any) -> Any:
+        for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
+            seen.append(ids[mask.bool()].tolist())
+        return original(self, model, inputs, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SFTTrainer, "training_step", training_step)
+        assert do("train", run_id)["state"] == "completed"
+    assert seen == [row.input_ids for row in prepared.train[: len(seen)]] and len(seen) >= 16
+    sources = runs.metrics(run_id)[-1]["sources"]
+    assert set(sources) == {"cited-answers", "plain-style"} and all(loss > 0 for loss in sources.values())
+    record = json.loads((run_folder(run_id) / "data.json").read_text())
+    assert [part["dataset"] for part in record] == ["cited-answers", "plain-style"]

@@ -222,3 +222,11 @@ def test_the_shown_tokens_spell_the_rendered_row() -> None:
     kinds = {token.kind for token in shown}
     assert kinds == {"masked", "learned", "end", "cut"}
     assert all(token.special for token in shown if token.kind == "end")
+
+
+def test_characters_of_several_tokens_are_shown_whole() -> None:
+    chosen = tokenizer("starter")
+    talk = [{"role": "user", "content": "你好 👋🏽"}, {"role": "assistant", "content": "日本 Ω 😀!"}]
+    shown = tokens(encode({"messages": talk}, chosen, 10_000), chosen)
+    assert "".join(token.text for token in shown) == chosen.apply_chat_template(talk, tokenize=False)
+    assert not any("\ufffd" in token.text for token in shown)

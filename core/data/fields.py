@@ -1,0 +1,107 @@
+"""Parts of a record, as a mapping names them: texts, classes, what was asked, and the answer."""
+
+from typing import Any
+
+from core.data.errors import RowError, kind_of
+from core.data.mapping import Mapping, fill, lookup
+from core.data.shapes import turns_of
+from core.data.turns import content_of, message, messages_of, tools_of
+
+
+def text_at(record: dict[str, Any], path: str) -> str:
+    value = lookup(record, path)
+    if type(value) is list and value and type(value[0]) is str:
+        value = value[0]  # several right answers: the first
+    if type(value) is not str:
+        if value is None and path.split(".")[0] not in record:
+            raise RowError(f"has no {path}; it has {', '.join(list(record)[:6]) or 'no columns'}")
+        what = "an empty list" if value == [] else kind_of(value)
+        raise RowError(f"{path} is {what}, expected a text")
+    return value
+
+
+def part_text(record: dict[str, Any], field: str) -> str:
+    """A field of the mapping for this record. In a template a missing column is empty."""
+    if "{" not in field or field in record:
+        return text_at(record, field)
+    return fill(field, lambda name: _place(record, name))
+
+
+def _place(record: dict[str, Any], path: str) -> str:
+    """The text for a place in a template; a list of texts is paragraphs."""
+    value = lookup(record, path)
+    if type(value) is list and all(type(part) is str for part in value):
+        return "\n\n".join(value)
+    return "" if value is None else text_at(record, path)
+
+
+def plain_text(value: float) -> str:
+    """A number or truth value as JSON spells it."""
+    return str(value).lower()
+
+
+def label_text(value: Any, column: str) -> str:
+    """A class as text: a text, a whole number or a truth value, exactly as it stands; several of them."""
+    if type(value) is str:
+        return value
+    if type(value) is list and value:
+        return ", ".join(label_text(part, column) for part in value)
+    if type(value) is int or type(value) is bool:
+        return plain_text(value)
+    raise RowError(f"{column} is {kind_of(value)}, expected a text")
+
+
+def system_text(record: dict[str, Any], column: str) -> str:
+    """What the system says: a text, or a message with its text in parts."""
+    value = record.get(column)
+    return content_of(value, column) if type(value) is dict else text_at(record, column)
+
+
+def tools_in(record: dict[str, Any], mapping: Mapping) -> list[Any]:
+    given = record.get(mapping.tools) if mapping.tools else None
+    return tools_of(given, mapping.tools) if given else []
+
+
+def verdict(value: Any, column: str) -> bool:
+    if type(value) is bool:
+        return value
+    if value in (0, 1, "0", "1"):
+        return value in (1, "1")
+    if type(value) is str and value.strip().lower() in ("true", "false"):
+        return value.strip().lower() == "true"
+    raise RowError(f"{column} is {kind_of(value)}, expected true or false")
+
+
+def asked(record: dict[str, Any], mapping: Mapping) -> list[dict[str, Any]]:
+    """Everything before the answer; answers in it are shown and not learned."""
+    messages: list[dict[str, Any]] = []
+    if mapping.system and record.get(mapping.system):
+        messages.append(message("system", system_text(record, mapping.system)))
+    if mapping.history and record.get(mapping.history):
+        messages += messages_of(record[mapping.history], mapping.history, mapping.roles)
+    prompt = mapping.prompt
+    value = lookup(record, prompt) if "{" not in prompt else None
+    if isinstance(value, (list, dict)) and turns_of(value):
+        before = messages_of(value, prompt, mapping.roles)
+        return messages + [
+            turn | {"learn": False} if turn["role"] == "assistant" else turn for turn in before
+        ]
+    text = part_text(record, prompt)
+    return [*messages, message("user", text)]
+
+
+def answer(record: dict[str, Any], field: str, roles: dict[str, str]) -> list[dict[str, Any]]:
+    """An answer column as turns: a text, one message, or a list of them."""
+    value = lookup(record, field)
+    if isinstance(value, dict) and ("role" in value or "from" in value):
+        value = [value]
+    if isinstance(value, list) and turns_of(value) and type(value[0]) is dict:
+        turns = messages_of(value, field, roles)
+    else:
+        # Numbers and truth values are classes here, kept exactly as they stand.
+        known = type(value) in (int, bool)
+        turns = [message("assistant", label_text(value, field) if known else part_text(record, field))]
+    for turn in turns:
+        if turn["role"] == "assistant" and not turn["content"].strip() and not turn.get("tool_calls"):
+            raise RowError(f"{field} is empty, so there is nothing to learn")
+    return turns

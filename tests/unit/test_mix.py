@@ -1,0 +1,157 @@
+"""What a run learns from: seeded splits, weights, prefixes, order, and no row on both sides."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+
+from core.config import DataSection
+from core.data import importing, mix
+from core.data.files import Source
+from core.data.importing import Options
+from core.errors import StudioError
+
+
+def add(folder: Path, name: str, rows: list[dict[str, Any]]) -> str:
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    importing.add([Source(path, path.name)], options=Options(name=name))
+    return name
+
+
+def section(**values: Any) -> DataSection:
+    return DataSection.model_validate(values)
+
+
+def labelled(count: int) -> list[dict[str, Any]]:
+    """Three quarters "a", one quarter "b", in groups of five."""
+    return [
+        {"text": f"row {n}", "label": "b" if n % 4 == 0 else "a", "group": f"g{n // 5}", "difficulty": n % 7}
+        for n in range(count)
+    ]
+
+
+def sides(data: DataSection) -> tuple[set[str], set[str]]:
+    chosen = mix.choose(data)
+    text = lambda rows: {row["messages"][0]["content"] for _, row in rows}  # noqa: E731
+    return text(mix.train_rows(data, chosen)), text(mix.held_out_rows(chosen))
+
+
+@pytest.fixture
+def rated(workspace: Path, tmp_path: Path) -> str:
+    return add(tmp_path, "rated", labelled(100))
+
+
+def test_a_random_split_is_seeded_and_no_row_is_on_both_sides(rated: str) -> None:
+    first = sides(section(dataset=rated, held_out_share=0.2, split_seed=1))
+    assert first == sides(section(dataset=rated, held_out_share=0.2, split_seed=1))
+    assert first != sides(section(dataset=rated, held_out_share=0.2, split_seed=2))
+    assert len(first[0]) == 80 and len(first[1]) == 20 and not first[0] & first[1]
+
+
+def test_a_stratified_split_keeps_the_share_of_every_label(rated: str) -> None:
+    chosen = mix.choose(section(dataset=rated, held_out_share=0.2, split="stratified"))
+    labels = Counter(row["label"] for _, row in mix.held_out_rows(chosen))
+    assert labels == {"a": 15, "b": 5}
+
+
+def test_a_grouped_split_keeps_every_group_on_one_side(rated: str) -> None:
+    data = section(dataset=rated, held_out_share=0.2, split="grouped")
+    chosen = mix.choose(data)
+    train = {row["group"] for _, row in mix.train_rows(data, chosen)}
+    held_out = {row["group"] for _, row in mix.held_out_rows(chosen)}
+    assert len(held_out) == 4 and not train & held_out
+
+
+def test_a_column_that_is_missing_is_named_with_those_there_are(rated: str) -> None:
+    with pytest.raises(StudioError, match="has no column 'tone'. It has label, group, difficulty"):
+        mix.choose(section(dataset=rated, split="grouped", split_column="tone"))
+
+
+def test_a_split_by_a_column_of_one_value_is_refused(workspace: Path, tmp_path: Path) -> None:
+    add(tmp_path, "flat", [{"text": f"{n}", "label": "x", "group": "one"} for n in range(10)])
+    with pytest.raises(StudioError, match="leaves one side empty"):
+        mix.choose(section(dataset="flat", split="grouped"))
+
+
+def test_weights_repeat_rows_and_a_fraction_is_a_seeded_part(rated: str) -> None:
+    data = section(mix=[{"dataset": rated, "weight": 2.5}], held_out_share=0.2)
+    chosen = mix.choose(data)
+    counts = Counter(chosen[0].train.tolist())
+    assert len(chosen[0].train) == 200 and Counter(counts.values()) == {2: 40, 3: 40}
+    assert numpy.array_equal(chosen[0].train, mix.choose(data)[0].train)
+    assert not set(chosen[0].train.tolist()) & set(chosen[0].held_out.tolist())
+
+
+def test_a_mix_has_every_datasets_rows_and_its_task_prefix(rated: str, tmp_path: Path) -> None:
+    add(tmp_path, "more", [{"text": f"other {n}", "label": "x"} for n in range(20)])
+    parts = [{"dataset": rated}, {"dataset": "more", "weight": 0.5, "prefix": "[more] "}]
+    data = section(mix=parts, held_out_share=0.2)
+    chosen = mix.choose(data)
+    sources = Counter(source for source, _ in mix.train_rows(data, chosen))
+    assert sources == {"rated": 80, "more": 8}
+    asked = {
+        row["messages"][0]["content"] for source, row in mix.train_rows(data, chosen) if source == "more"
+    }
+    assert all(text.startswith("[more] other ") for text in asked)
+    held_out = [
+        row["messages"][0]["content"] for source, row in mix.held_out_rows(chosen) if source == "more"
+    ]
+    assert len(held_out) == 4 and all(text.startswith("[more] ") for text in held_out)
+
+
+def test_a_row_limit_on_a_mix_is_a_seeded_part_of_all(rated: str, tmp_path: Path) -> None:
+    add(tmp_path, "more", [{"text": f"other {n}", "label": "x"} for n in range(50)])
+    data = section(mix=[{"dataset": rated}, {"dataset": "more"}], max_rows=30)
+    counts = [len(one.train) for one in mix.choose(data)]
+    assert sum(counts) == 30 and all(counts)
+    assert counts == [len(one.train) for one in mix.choose(data)]
+
+
+@pytest.mark.parametrize(
+    ("order", "column"), [("short to long", ""), ("long to short", ""), ("by column", "difficulty")]
+)
+def test_a_curriculum_orders_rows_across_datasets(
+    workspace: Path, tmp_path: Path, order: str, column: str
+) -> None:
+    for name, start in (("one", 0), ("two", 3)):
+        rows = [
+            {"text": "x" * (n * 7 % 11 + start), "label": "y", "difficulty": n * 5 % 9} for n in range(1, 12)
+        ]
+        add(tmp_path, name, rows)
+    data = section(mix=[{"dataset": "one"}, {"dataset": "two"}], order=order, order_column=column)
+    rows = [row for _, row in mix.train_rows(data, mix.choose(data))]
+    if column:
+        keys: list[float] = [float(row["columns"]["difficulty"]) for row in rows]
+    else:
+        sign = 1 if order == "short to long" else -1
+        keys = [sign * len(row["messages"][0]["content"]) for row in rows]
+    assert keys == sorted(keys) and len(set(keys)) > 3
+
+
+def test_a_datasets_own_held_out_file_is_never_trained_on(samples: Path) -> None:
+    chosen = mix.choose(section(dataset="cited-answers", held_out_share=0.5, max_rows=10))[0]
+    assert (len(chosen.train), len(chosen.held_out), chosen.held_out_part) == (10, 100, "held_out")
+
+
+def test_a_row_that_another_dataset_of_the_mix_holds_out_is_a_leak(rated: str, tmp_path: Path) -> None:
+    add(tmp_path, "copy", labelled(100)[:50])
+    found = mix.leaks(mix.choose(section(mix=[{"dataset": rated}, {"dataset": "copy"}])))
+    assert [finding.kind for finding in found] == ["leak"]
+    assert mix.leaks(mix.choose(section(dataset=rated))) == []
+
+
+def test_the_form_gives_a_mix_as_a_line_of_yaml(rated: str) -> None:
+    data = section(mix="[{dataset: rated, weight: 2}]", mapping="")
+    assert data.mix[0].weight == 2 and data.mapping is None
+    assert section(mix="").mix == ()
+
+
+def test_a_random_split_is_drawn_as_earlier_versions_drew_it(rated: str) -> None:
+    import random
+
+    chosen = mix.choose(section(dataset=rated, held_out_share=0.2, split_seed=42))
+    assert chosen[0].held_out.tolist() == sorted(random.Random(42).sample(range(100), 20))
