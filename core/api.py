@@ -152,7 +152,7 @@ def add(recipe: RunConfig, data: int | Files | None = None, leave_out: bool = Fa
         named = {"dataset": dataset_store.get(known)["name"], "mix": ()}
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=named)})
     parts = [dataset_store.by_name(part.dataset) for part in recipe.data.parts]
-    return runs.add(recipe, parts[0]["id"])
+    return runs.add(datasets.described(recipe), parts[0]["id"])
 
 
 def _imported(recipe: RunConfig, files: Files, leave_out: bool) -> int:

@@ -4,14 +4,14 @@ import re
 from typing import Any
 
 from core.data.errors import RowError, kind_of
-from core.data.fields import asked, text_at
+from core.data.fields import text_at, turns_before
 from core.data.mapping import Mapping, lookup, places
 from core.data.turns import message
 
 _LETTERED = re.compile(r"\(?([A-Z0-9])[).:] ?")
 
 
-def chosen(record: dict[str, Any], mapping: Mapping, value: Any) -> dict[str, Any]:
+def chosen_row(record: dict[str, Any], mapping: Mapping, value: Any) -> dict[str, Any]:
     """A multiple-choice question: its choices with letters after it, the right one as the answer."""
     given = lookup(record, mapping.choices) if "{" not in mapping.choices else None
     names = given.get("label") if type(given) is dict else None
@@ -23,12 +23,13 @@ def chosen(record: dict[str, Any], mapping: Mapping, value: Any) -> dict[str, An
     marks = [_LETTERED.match(text) for text in texts]
     if all(marks):
         names, texts = zip(*((m[1], m.string[m.end() :]) for m in marks if m), strict=True)
-    names = names if names and len(names) == len(texts) else [chr(65 + n) for n in range(len(texts))]
+    fits = isinstance(names, (list, tuple)) and len(names) == len(texts)
+    names = list(names) if fits else [chr(65 + n) for n in range(len(texts))]
     lines = [f"{name}. {text}" for name, text in zip(names, texts, strict=True)]
-    right = _right(value, list(names), list(texts))
+    right = _right(value, names, list(texts))
     if right is None:
         raise RowError(f"{mapping.answer} is {value!r:.40}, which is none of the choices")
-    before = asked(record, mapping)
+    before = turns_before(record, mapping)
     before[-1] = message("user", "\n".join([before[-1]["content"] + "\n", *lines]))
     return {"messages": [*before, message("assistant", lines[right])]}
 

@@ -9,19 +9,20 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from core.data.choice import chosen_row
 from core.data.errors import RowError, kind_of
-from core.data.mapping import Mapping, fill, lookup, places
-from core.data.shapes import turns_of
-from core.data.turns import (
-    calls_of,
-    canonical,
-    content_of,
-    learnable,
-    message,
-    messages_of,
-    text_value,
-    tools_of,
+from core.data.fields import (
+    answer_turns,
+    label_text,
+    part_text,
+    plain_text,
+    system_text,
+    tools_in,
+    turns_before,
+    verdict,
 )
+from core.data.mapping import Mapping, lookup
+from core.data.turns import calls_of, canonical, learnable, message, messages_of, text_value, tools_of
 
 Row = dict[str, Any]
 Converter = Callable[[dict[str, Any]], Row | list[Row | RowError]]
@@ -110,7 +111,7 @@ def _exchange(mapping: Mapping) -> Converter:
     def convert(record: dict[str, Any]) -> Row:
         value = lookup(record, mapping.answer)
         if mapping.choices:
-            return chosen(record, mapping, value)
+            return chosen_row(record, mapping, value)
         if type(value) in (int, bool) and not labelled:
             raise RowError(f"{mapping.answer} is {kind_of(value)}, expected a text")
         row: Row = {}
@@ -122,8 +123,8 @@ def _exchange(mapping: Mapping) -> Converter:
         elif labelled and type(value) is list:
             answer = [message("assistant", label_text(value, mapping.answer))]
         else:
-            answer = answer(record, mapping.answer, mapping.roles)
-        return {"messages": [*asked(record, mapping), *answer], **row}
+            answer = answer_turns(record, mapping.answer, mapping.roles)
+        return {"messages": [*turns_before(record, mapping), *answer], **row}
 
     return convert
 
@@ -143,7 +144,7 @@ def _preference(mapping: Mapping) -> Converter:
         chosen = _whole(record, mapping.chosen, mapping.roles)
         rejected = _whole(record, mapping.rejected, mapping.roles)
         if mapping.prompt and len(chosen) == 1:
-            asked = asked(record, mapping)
+            asked = turns_before(record, mapping)
         else:
             # Both sides hold the whole conversation: what they share is the prompt.
             shared = 0
@@ -173,14 +174,14 @@ def _whole(record: dict[str, Any], field: str, roles: dict[str, str]) -> list[di
             message("user" if who == "Human" else "assistant", said)
             for who, said in zip(parts[::2], parts[1::2], strict=True)
         ]
-    return answer(record, field, roles)
+    return answer_turns(record, field, roles)
 
 
 def _kto(mapping: Mapping) -> Converter:
     def convert(record: dict[str, Any]) -> Row:
-        answer = answer(record, mapping.answer, mapping.roles)
-        verdict = verdict(lookup(record, mapping.desirable), mapping.desirable)
-        return {"messages": [*asked(record, mapping), *answer], "desirable": verdict}
+        answer = answer_turns(record, mapping.answer, mapping.roles)
+        good = verdict(lookup(record, mapping.desirable), mapping.desirable)
+        return {"messages": [*turns_before(record, mapping), *answer], "desirable": good}
 
     return convert
 
@@ -188,30 +189,39 @@ def _kto(mapping: Mapping) -> Converter:
 def _squad(mapping: Mapping) -> Converter:
     def convert(record: dict[str, Any]) -> list[Row | RowError]:
         rows: list[Row | RowError] = []
-        for number, paragraph in enumerate(record.get(mapping.turns) or []):
-            place = f"{mapping.turns}[{number}]"
+        for place, paragraph in _objects(record.get(mapping.turns), mapping.turns):
             context = text_value(paragraph.get("context"), f"{place}.context")
-            for question in paragraph.get("qas") or []:
-                texts = [found.get("text") for found in question.get("answers") or []]
+            for inside, question in _objects(paragraph.get("qas"), f"{place}.qas"):
+                asked = text_value(question.get("question"), f"{inside}.question")
+                answers = _objects(question.get("answers"), f"{inside}.answers")
+                texts = [found.get("text") for _, found in answers]
                 if not texts or type(texts[0]) is not str or not texts[0].strip():
-                    what = f"{place} has a question without an answer (id {question.get('id')!r:.40})"
+                    what = f"{inside} is a question without an answer (id {question.get('id')!r:.40})"
                     rows.append(RowError(what))  # the others of this paragraph are good
                     continue
-                asked = f"{context}\n\n{text_value(question.get('question'), place)}"
-                rows.append({"messages": [message("user", asked), message("assistant", texts[0])]})
+                turns = [message("user", f"{context}\n\n{asked}"), message("assistant", texts[0])]
+                rows.append({"messages": turns})
+        if not rows:
+            raise RowError(f"{mapping.turns} holds no question")
         return rows
 
     return convert
+
+
+def _objects(value: Any, place: str) -> list[tuple[str, dict[str, Any]]]:
+    """The objects of a list, each with its place. :raises RowError: when it is none"""
+    listed = value if type(value) is list else [] if value is None else [value]
+    for number, part in enumerate(listed):
+        if type(part) is not dict:
+            raise RowError(f"{place}[{number}] is {kind_of(part)}, expected an object")
+    return [(f"{place}[{number}]", part) for number, part in enumerate(listed)]
 
 
 def _instances(mapping: Mapping) -> Converter:
     def convert(record: dict[str, Any]) -> list[Row | RowError]:
         task = part_text(record, mapping.prompt)
         rows: list[Row | RowError] = []
-        for number, instance in enumerate(record.get(mapping.turns) or []):
-            place = f"{mapping.turns}[{number}]"
-            if type(instance) is not dict:
-                raise RowError(f"{place} is {kind_of(instance)}, expected an object")
+        for place, instance in _objects(record.get(mapping.turns), mapping.turns):
             given = text_value(instance.get("input", ""), f"{place}.input")
             answer = text_value(instance.get("output"), f"{place}.output")
             if not answer.strip():

@@ -3,8 +3,10 @@
 import shutil
 from typing import Any
 
+from core.config import RunConfig
 from core.data.files import Source
 from core.data.importing import Options, add
+from core.data.mapping import Mapping
 from core.errors import StudioError
 from core.home import assets, home
 from core.jobs import queue
@@ -48,3 +50,14 @@ def remove(dataset_id: int) -> None:
 def _in_mix(name: str, run: dict[str, Any]) -> bool:
     """Whether a run learns from a dataset as part of a mix."""
     return name in run["recipe"] and any(part.dataset == name for part in runs.recipe(run["id"]).data.mix)
+
+
+def described(config: RunConfig) -> RunConfig:
+    """A recipe that says how its dataset's columns became rows, so that it can be made again elsewhere."""
+    if config.data.mix or config.data.mapping is not None:
+        return config
+    text = store.by_name(config.data.dataset)["mapping"]
+    if not text:  # stored by an earlier version
+        return config
+    mapping = Mapping.model_validate_json(text)
+    return config.model_copy(update={"data": config.data.model_copy(update={"mapping": mapping})})

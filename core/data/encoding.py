@@ -52,7 +52,10 @@ def recoded(path: Path, name: str, encoding: str, target: Path) -> Path:
 
 
 def refuse_other(path: Path, name: str) -> None:
-    """For a file that did not read as UTF-8. :raises StudioError: with line, byte and a likely encoding of what is not UTF-8"""
+    """For a file that did not read as UTF-8.
+
+    :raises StudioError: with line, byte and a likely encoding of what is not UTF-8
+    """
     decoder = codecs.getincrementaldecoder("utf-8")()
     line, column = 1, 0  # where the last block ended
     with open(path, "rb") as source:

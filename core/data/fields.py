@@ -72,7 +72,7 @@ def verdict(value: Any, column: str) -> bool:
     raise RowError(f"{column} is {kind_of(value)}, expected true or false")
 
 
-def asked(record: dict[str, Any], mapping: Mapping) -> list[dict[str, Any]]:
+def turns_before(record: dict[str, Any], mapping: Mapping) -> list[dict[str, Any]]:
     """Everything before the answer; answers in it are shown and not learned."""
     messages: list[dict[str, Any]] = []
     if mapping.system and record.get(mapping.system):
@@ -90,7 +90,7 @@ def asked(record: dict[str, Any], mapping: Mapping) -> list[dict[str, Any]]:
     return [*messages, message("user", text)]
 
 
-def answer(record: dict[str, Any], field: str, roles: dict[str, str]) -> list[dict[str, Any]]:
+def answer_turns(record: dict[str, Any], field: str, roles: dict[str, str]) -> list[dict[str, Any]]:
     """An answer column as turns: a text, one message, or a list of them."""
     value = lookup(record, field)
     if isinstance(value, dict) and ("role" in value or "from" in value):

@@ -7,14 +7,11 @@ process a core. An import either stores everything or nothing.
 import hashlib
 import json
 import os
-import queue
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -23,6 +20,7 @@ from typing import Any
 import numpy
 
 from core.data import check, files
+from core.data.children import children, cores
 from core.data.convert import converter
 from core.data.errors import KEPT_PROBLEMS, DataError, Problem, RowError
 from core.data.files import File, Reading, Source
@@ -40,7 +38,6 @@ from core.store import datasets as store
 SAMPLE = 200  # records that the guess is made from
 PARALLEL_FROM = 32 * 1024**2  # bytes; below, starting children costs more than they save
 RANGE = 8 * 1024**2
-MOST_CHILDREN = 4
 Report = Callable[[float, str], None]
 
 
@@ -215,7 +212,7 @@ def _part(sources: Sequence[Source], part: str, options: Options, staging: Path,
         with writer:
             for number, file in enumerate(opened):
                 size = file.path.stat().st_size
-                if file.lines and size >= PARALLEL_FROM and _cores() > 1:
+                if file.lines and size >= PARALLEL_FROM and cores() > 1:
                     _parallel(file, number, guesses[0].mapping, writer, staging, report)
                 else:
                     _serial(file, number, guesses[0].mapping, writer, report)
@@ -228,10 +225,6 @@ def _part(sources: Sequence[Source], part: str, options: Options, staging: Path,
     index = writer.indexed()
     numpy.save(staging / f"{part}.npy", index)
     return _Imported(guesses[0], counted, index, writer.sha256)
-
-
-def _cores() -> int:
-    return min(os.cpu_count() or 1, MOST_CHILDREN)
 
 
 @dataclass
@@ -330,7 +323,7 @@ def _parallel(
         for position, (begin, end) in enumerate(line_ranges(file.path, file.name, RANGE))
     ]
     lines = taken = 0
-    with _children() as work, ThreadPoolExecutor(_cores()) as threads:
+    with children() as work, ThreadPoolExecutor(cores()) as threads:
         waiting = [threads.submit(work, task) for task in tasks]
         try:
             for position, (task, answer) in enumerate(zip(tasks, waiting, strict=True), start=1):
@@ -353,39 +346,3 @@ def _parallel(
         finally:
             for future in waiting:
                 future.cancel()
-
-
-@contextmanager
-def _children() -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
-    """A function that gives a task to a free child and waits for its answer."""
-    root = str(Path(__file__).resolve().parents[2])
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    }
-    command = [sys.executable, "-m", "core.data.part"]
-    started = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
-        for _ in range(_cores())
-    ]
-    free: queue.Queue[Any] = queue.Queue()
-    for child in started:
-        free.put(child)
-
-    def work(task: dict[str, Any]) -> dict[str, Any]:
-        child = free.get()
-        try:
-            child.stdin.write(json.dumps(task) + "\n")
-            child.stdin.flush()
-            answer = child.stdout.readline()
-        finally:
-            free.put(child)
-        if not answer:
-            raise RuntimeError(f"a process that reads the file ended with code {child.wait()}")
-        return json.loads(answer)
-
-    try:
-        yield work
-    finally:
-        for child in started:
-            child.kill()
-            child.communicate()

@@ -171,7 +171,7 @@ def explain(error: json.JSONDecodeError, line: bytes) -> str:
 
 
 def holds_lines(path: Path, kind: str) -> bool:
-    """Whether a file is one object a line: .jsonl unless it begins like a document, .json where it is after all."""
+    """Whether a file is one object a line: .jsonl unless it begins like a document, .json where it is."""
     with open(path, "rb") as file:
         first = b"\n"
         while first and not first.strip():

@@ -21,10 +21,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What Start would do: figures as label and text, checks, and whether it may."""
+    """What Start would do: figures as label and text, checks, and whether it may.
+
+    :param left_out: rows that would train on nothing; whoever starts agrees to leave them out
+    """
 
     figures: list[tuple[str, str]]
     checks: list[Check]
+    left_out: int = 0
 
     @property
     def blocked(self) -> bool:
@@ -78,9 +82,10 @@ def outlook(config: RunConfig) -> Outlook:
         ("Longest row", f"{max(share.summary.longest for share in found):,} tokens"),
         *((name.capitalize(), f"{choice.value} ({choice.why})") for name, choice in _choices(config)),
     ]
-    checks = [check for share in found for check in _checks(share, config, len(found) > 1)]
+    checks = _together(found, [_checks(share, config) for share in found])
     checks += [Check("warning", finding.text) for finding in mix.leaks(chosen)]
-    return Outlook(figures, checks)
+    empty = sum(round(share.summary.empty_rows * share.rows / share.summary.rows) for share in found)
+    return Outlook(figures, checks, empty)
 
 
 def _source(share: Share, supervised: int) -> tuple[str, str]:
@@ -97,32 +102,48 @@ def _choices(config: RunConfig) -> list[tuple[str, hardware.Choice]]:
     ]
 
 
-def _checks(share: Share, config: RunConfig, named: bool) -> list[Check]:
+def _together(found: list[Share], checks: list[list[Check]]) -> list[Check]:
+    """The checks of all datasets: what is good in every one is said once, the rest with its dataset."""
+    if len(found) == 1:
+        return checks[0]
+    common = set.intersection(*(set(each) for each in checks))
+    named = [
+        Check(check.level, f"{share.chosen.name}: {check.text}")
+        for share, each in zip(found, checks, strict=True)
+        for check in each
+        if check not in common
+    ]
+    return [
+        *named,
+        *(Check(check.level, f"everywhere, {check.text}") for check in checks[0] if check in common),
+    ]
+
+
+def _checks(share: Share, config: RunConfig) -> list[Check]:
     counted, length = share.summary, config.training.max_length
-    where = f"{share.chosen.name}: " if named else ""
     try:
         stats.refuse_nothing_to_learn(counted, length)
     except StudioError as error:
-        return [Check("bad", where + error.text)]
+        return [Check("bad", error.text)]
     if counted.end_learned_rows == 0:
-        return [Check("bad", where + "no row teaches the end of a turn: the model would never stop")]
+        return [Check("bad", "no row teaches the end of a turn: the model would never stop")]
     checks = []
     if counted.empty_rows:
         text = (
             f"{counted.empty_rows:,} of {counted.rows:,} rows would train on nothing at {length} tokens and "
             f"are left out ({_rows(counted.empty_numbers, counted.empty_rows)})"
         )
-        checks.append(Check("warning", where + text))
+        checks.append(Check("warning", text))
     else:
-        checks.append(Check("good", where + "every row has an answer to learn"))
+        checks.append(Check("good", "every row has an answer to learn"))
     if counted.cut_rows:
         text = f"{counted.cut_rows:,} of {counted.rows:,} rows are cut at {length} tokens"
-        checks.append(Check("warning", where + text))
+        checks.append(Check("warning", text))
     else:
-        checks.append(Check("good", where + f"no row is cut at {length} tokens"))
+        checks.append(Check("good", f"no row is cut at {length} tokens"))
     ends = counted.end_learned_rows / counted.rows
     level = "good" if ends == 1 else "warning"
-    checks.append(Check(level, where + f"the end of a turn is learned in {ends:.0%} of the rows"))
+    checks.append(Check(level, f"the end of a turn is learned in {ends:.0%} of the rows"))
     return checks
 
 

@@ -1,7 +1,7 @@
 """Records to stored lines: one part of an import, with everything that is counted on the way.
 
 Also a program: for large files the parts are worked by child processes, one a core, which get their
-byte ranges as lines of JSON. ``python -m core.data.part`` is only ever started by `core.data.importing`.
+byte ranges as lines of JSON. ``python -m core.data.part`` is only ever started by `core.data.children`.
 """
 
 import gc

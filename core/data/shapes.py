@@ -133,11 +133,9 @@ _SPEAKERS = {"user", "assistant", "system", "human", "gpt", "bot", "prompter", "
 def _refuse_single_turns(columns: Columns) -> None:
     """:raises Unclear: when every record is one message, as in the export of a forum or a message tree"""
     role = columns.find(ROLE_NAMES)
-    if role and columns.find_text(("text", "content", "value", "message"), but=(role,)):
-        if all(isinstance(value, str) and value.lower() in _SPEAKERS for value in columns.known(role)):
-            raise Unclear(
-                f"holds one message a row ({role}), and which of them make a conversation is not read"
-            )
+    said = columns.find_text(("text", "content", "value", "message"), but=(role,))
+    if role and said and all(str(value).lower() in _SPEAKERS for value in columns.known(role)):
+        raise Unclear(f"holds one message a row ({role}), and which of them make a conversation is not read")
 
 
 def _preference(columns: Columns) -> Guess | None:

@@ -21,6 +21,7 @@ def tokenise(rendered: list[Rendered], renderer: Renderer) -> Iterator[Tokens]:
         add_special_tokens=False,
         return_offsets_mapping=True,
         return_attention_mask=False,
+        verbose=False,  # a length past the model's is told by the cut, not by a log line
     )
     for one, ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         yield _spelled_out(one, ids, offsets, renderer) if one.plain else (ids, offsets)

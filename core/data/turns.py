@@ -12,7 +12,7 @@ from core.data.errors import RowError, kind_of
 from core.data.limits import MAX_DEPTH
 from core.data.shapes import PAIRS, turns_of
 
-ROLES = frozenset(("system", "user", "assistant", "tool"))
+ROLES = ("system", "user", "assistant", "tool")
 ALIASES = {
     "human": "user",
     "gpt": "assistant",

@@ -18,7 +18,7 @@ def export_adapter(job: Job) -> dict[str, Any]:
     """Zip a run's artifact.
 
     :returns: ``file`` (its name in the export's folder), ``bytes`` and ``sha256``
-    :raises StudioError: when there is no adapter, a file is not what its checksum says, or the tokenizer changed
+    :raises StudioError: when there is no adapter, or a file or the base's tokenizer has changed
     """
     refuse_without_adapter(job.run_id)
     job.running()

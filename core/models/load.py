@@ -130,8 +130,8 @@ def base_model(config: RunConfig) -> Any:
         )
     model.requires_grad_(False)
     _keep_trainable_on_cpu(model)
-    embeddings = model.get_input_embeddings().weight.shape[0]
-    _check_vocabulary(tokenizer(config.model.base, config.model.revision), embeddings)
+    embeddings: Any = model.get_input_embeddings().weight
+    _check_vocabulary(tokenizer(config.model.base, config.model.revision), len(embeddings))
     return model
 
 

@@ -82,7 +82,7 @@ def build(page: Page) -> None:
                 paths, held_paths, skip, values, lambda share, text: progress(share, desc=text)
             )
         except Exception as error:
-            return error_box(error), *[gr.skip()] * 5
+            return error_box(error), *[gr.skip()] * 6
         return _added(dataset_id)
 
     def add_elsewhere(
@@ -106,7 +106,7 @@ def build(page: Page) -> None:
                 wanted = (repo.strip(), config or None, split or None, held_split or None, revision or None)
                 dataset_id = hub.add(*wanted, importing.Options(leave_out=skip), told)
         except Exception as error:
-            return error_box(error), *[gr.skip()] * 5
+            return error_box(error), *[gr.skip()] * 6
         return _added(dataset_id)
 
     def remove(dataset_id: int | None) -> tuple[Any, ...]:
@@ -132,7 +132,15 @@ def build(page: Page) -> None:
         begun.then(adding.look, [upload, *pane.inputs], looked, **look).then(
             adding.first_row, [upload, base, *pane.inputs], pane.example, **look
         )
-    outputs = [verdict, shown.chosen, upload, held_out, page.form["data.dataset"], tabs]
+    outputs = [
+        verdict,
+        shown.chosen,
+        upload,
+        held_out,
+        page.form["data.dataset"],
+        page.form["data.mix"],
+        tabs,
+    ]
     added = add.click(
         add_files,
         [upload, held_out, leave_out, *pane.inputs],
@@ -180,7 +188,7 @@ def _elsewhere() -> list[Any]:
 
 
 def _added(dataset_id: int) -> tuple[Any, ...]:
-    """Verdict, the dataset as the chosen one, emptied uploads, the Train tab's choice, the X-ray in front."""
+    """Verdict, the chosen dataset, emptied uploads, the Train tab's choice (no mix), the X-ray in front."""
     added = store.get(dataset_id)
     text = f"{added['name']}: {added['rows']:,} rows of the shape {added['shape']}"
     if added["left_out"] != "0":
@@ -192,7 +200,7 @@ def _added(dataset_id: int) -> tuple[Any, ...]:
             "warning", "\n".join(warnings[:4]) + ("\nSee Warnings for more." if len(warnings) > 4 else "")
         )
     chosen_too = gr.Dropdown(choices=store.names(), value=added["name"])
-    return told, dataset_id, None, None, chosen_too, gr.Tabs(selected="xray")
+    return told, dataset_id, None, None, chosen_too, "", gr.Tabs(selected="xray")
 
 
 def _pick(event: gr.SelectData, pane: str) -> tuple[int, Any, Any]:

@@ -91,6 +91,8 @@ def build(page: Page, tabs: Any, chosen: Any) -> Shown:
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     # One after the other, so that a slow first answer does not come after a later one.
     ordered = {**quiet, "concurrency_id": "xray", "concurrency_limit": 1}
+    # What takes longer keeps its own order, and holds no click up.
+    beside, slow = ({**ordered, "concurrency_id": name} for name in ("rows", "whole"))
     view = [chosen, part, row, length, base]
     drawn = [heading, picture]
     sets = [whole, figures, plot, numbers]
@@ -98,23 +100,23 @@ def build(page: Page, tabs: Any, chosen: Any) -> Shown:
     def follow(event: Any) -> None:
         """Draw everything of the chosen dataset again: its first row at once, then the whole set."""
         opened = event.then(_open, [chosen, part, length, base], [chosen, row, *drawn], **ordered)
-        opened.then(_page_of, [chosen, part, first, words], [told, rows], **ordered)
-        opened.then(_warnings, chosen, [summary, findings, near, near_state], **ordered)
-        opened.then(_whole, [chosen, part, length, base], sets, **ordered)
+        opened.then(_page_of, [chosen, part, first, words], [told, rows], **beside)
+        opened.then(_warnings, chosen, [summary, findings, near, near_state], **beside)
+        opened.then(_whole, [chosen, part, length, base], sets, **slow)
 
     follow(page.blocks.load(lambda: None, None, None, queue=False, **quiet))
     follow(part.input(lambda: None, None, None, queue=False, **quiet))
     moved = gr.on(
         [row.submit, row.blur, length.change], _look, view, drawn, trigger_mode="always_last", **ordered
     )
-    moved.then(_whole, [chosen, part, length, base], sets, trigger_mode="always_last", **ordered)
+    moved.then(_whole, [chosen, part, length, base], sets, trigger_mode="always_last", **slow)
     back.click(partial(_turn, -1), view, [row, *drawn], **ordered)
     forward.click(partial(_turn, 1), view, [row, *drawn], **ordered)
     cut_row.click(_next_cut, view, [row, *drawn], **ordered)
     listing = [chosen, part, first, words]
-    gr.on([words.submit, first.submit, first.blur], _page_of, listing, [told, rows], **ordered)
+    gr.on([words.submit, first.submit, first.blur], _page_of, listing, [told, rows], **beside)
     for button, step in ((earlier, -PAGE_ROWS), (later, PAGE_ROWS)):
-        button.click(partial(_leaf, step), listing, [first, told, rows], **ordered)
+        button.click(partial(_leaf, step), listing, [first, told, rows], **beside)
     rows.select(_pick_row, [chosen, part, length, base], [row, *drawn, tabs], **ordered)
     findings.select(_pick_finding, [chosen, length, base], [part, row, *drawn, tabs], **ordered)
     started = near.click(_start_near, chosen, near_state, **quiet)
@@ -135,8 +137,10 @@ def _count(dataset_id: int | None, part: str) -> int:
 
 def _open(dataset_id: int | None, part: str, length: float, base: str) -> list[Any]:
     known = {dataset["id"] for dataset in store.listed()}
-    dataset_id = dataset_id if dataset_id in known else _first()
-    return [dataset_id, 1, *_look(dataset_id, part, 1, length, base)]
+    wanted = dataset_id if dataset_id in known else _first()
+    # Said again, the id would undo a choice that was made while this row was drawn.
+    said = gr.skip() if wanted == dataset_id else wanted
+    return [said, 1, *_look(wanted, part, 1, length, base)]
 
 
 def _look(dataset_id: int | None, part: str, number: float, length: float, base: str) -> list[Any]:
@@ -211,7 +215,7 @@ def _whole(dataset_id: int | None, part: str, length: float, base: str) -> list[
     lengths = measured.lengths
     rows = [["tokens a row", *(f"{value:,.0f}" for value in stats.percentiles(lengths))]]
     return [
-        xray_view.whole(summary, measured, int(length)),
+        xray_view.whole(dataset["name"], summary, measured, int(length)),
         f'<div class="pl-card">{facts(said)}</div>',
         plots.lengths(lengths, int(length), summary.cut_rows / max(1, summary.rows)),
         table(["", "mean", "p50", "p90", "p99", "longest"], rows),
@@ -223,17 +227,17 @@ def _range(turns: Any) -> str:
     return f"{low}" if low == high else f"{low} to {high} (mostly {turns.most_common(1)[0][0]})"
 
 
-def _page_of(dataset_id: int | None, part: str, first: float, words: str) -> list[Any]:
+def _page_of(dataset_id: int | None, part: str, begin: float, words: str) -> list[Any]:
     """A page of rows, or the rows that hold the words."""
     total = _count(dataset_id, part)
     if dataset_id is None or not total:
         return [empty("This part has no rows."), []]
-    start = max(0, int(first or 1) - 1)
+    start = max(0, int(begin or 1) - 1)
     if words and words.strip():
         numbers = stored.search(dataset_id, part, words.strip(), start, PAGE_ROWS)
-        count = f"The first {PAGE_ROWS} rows" if len(numbers) == PAGE_ROWS else f"{len(numbers)} rows"
+        first = f"The first {PAGE_ROWS} rows" if len(numbers) == PAGE_ROWS else f"Rows found: {len(numbers)}"
         after = f" after row {start:,}" if start else ""
-        told = f"{count}{after} that hold “{escape(words.strip()[:60])}”."
+        told = f"{first}{after} that hold “{escape(words.strip()[:60])}”."
     else:
         numbers = list(range(start, min(total, start + PAGE_ROWS)))
         told = f"Rows {start + 1:,} to {start + len(numbers):,} of {total:,}. Click one to see its X-ray."

@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from core import config as schema
+from core.data.datasets import described
 from core.data.overview import outlook
 from core.errors import RecipeError, StudioError
 from core.jobs import queue
@@ -76,6 +77,8 @@ def build(page: Page) -> None:
     changes = [field.change for field in inputs]
     gr.on(changes, check, inputs, outputs, trigger_mode="always_last", **quiet)
     page.blocks.load(check, inputs, outputs, **quiet)
+    # A mix stands in for the dataset; choosing one dataset takes it back.
+    form["data.dataset"].input(lambda: "", None, form["data.mix"], queue=False, **quiet)
     preset.input(choose, [preset, form["data.dataset"]], inputs, **quiet)
     upload.upload(load_recipe, upload, [trouble, *inputs], **quiet)
     start.click(guarded(begin), [token, *inputs], [page.run, page.tabs, token], **quiet)
@@ -108,7 +111,7 @@ def start_run(raw: dict[str, Any], token: str) -> int:
     dataset = datasets.by_name(config.data.parts[0].dataset)
     for job in queue.with_token(token):
         return job["run_id"]
-    run_id = runs.add(config, dataset["id"])
+    run_id = runs.add(described(config), dataset["id"])
     queue.enqueue("train", run_id, token=token)
     return run_id
 
@@ -135,7 +138,7 @@ def _check(keys: list[str], values: list[Any]) -> tuple[Any, ...]:
         f'<p class="pl-check pl-{check.level}">{MARKS[check.level]} {escape(check.text)}</p>'
         for check in found.checks
     )
-    button = _disabled("Nothing to learn") if found.blocked else _enabled()
+    button = _disabled("Nothing to learn") if found.blocked else _enabled(found.left_out)
     return _panel(figures(found.figures) + checks), button, schema.dumps(config)
 
 
@@ -147,6 +150,9 @@ def _disabled(text: str) -> Any:
     return gr.Button(text, interactive=False)
 
 
-def _enabled() -> Any:
+def _enabled(left_out: int) -> Any:
+    """The button names what is given up by pressing it."""
     busy = queue.active() is not None or queue.waiting() > 0
-    return gr.Button("Queue behind the running job" if busy else "Start training", interactive=True)
+    text = "Queue behind the running job" if busy else "Start training"
+    without = f" without {left_out:,} row{'s' if left_out > 1 else ''}" if left_out else ""
+    return gr.Button(text + without, interactive=True)

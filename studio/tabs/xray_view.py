@@ -47,7 +47,7 @@ def _beside(row: dict[str, Any]) -> str:
     return ""
 
 
-def whole(summary: Summary, measured: stats.Measured, max_length: int) -> str:
+def whole(name: str, summary: Summary, measured: stats.Measured, max_length: int) -> str:
     """The whole set at a cut, in one line of figures."""
     share = summary.supervised / max(summary.tokens, 1)
     said = [
@@ -57,4 +57,5 @@ def whole(summary: Summary, measured: stats.Measured, max_length: int) -> str:
         ("end of turn learned", f"{summary.end_learned_rows / max(summary.rows, 1):.0%} of rows"),
     ]
     of = "" if measured.exact else f" (measured on {summary.rows:,} of {measured.total:,} rows)"
-    return f'<div class="pl-card"><b>The whole set at {max_length} tokens</b>{escape(of)}{facts(said)}</div>'
+    title = f"<b>The whole set {escape(name)} at {max_length:,} tokens</b>{escape(of)}"
+    return f'<div class="pl-card">{title}{facts(said)}</div>'

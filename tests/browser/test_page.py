@@ -102,3 +102,12 @@ def test_nothing_overflows_a_narrow_page(page: Page, studio: Studio) -> None:
     for tab in ("Data", "Train", "Runs", "Evaluate", "Chat", "Export"):
         open_tab(page, tab)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), tab
+
+
+def test_start_names_the_rows_that_it_leaves_out(page: Page, studio: Studio) -> None:
+    page.goto(studio.url)
+    open_tab(page, "Train")
+    page.get_by_label("Max length").first.fill("56")
+    page.get_by_label("Max length").first.blur()
+    expect(page.locator("#before-you-start")).to_contain_text("rows would train on nothing at 56 tokens")
+    expect(page.get_by_role("button", name="Start training without")).to_be_enabled()

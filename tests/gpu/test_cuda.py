@@ -78,6 +78,21 @@ def test_a_stopped_cuda_run_resumes_close_to_the_uninterrupted_curve(samples: Pa
     assert distance <= max(2 * spread, 1e-2)
 
 
+def test_a_weighted_mix_in_curriculum_order_trains_with_cuda_nf4(samples: Path) -> None:
+    parts = [
+        {"dataset": "cited-answers", "weight": 0.5},
+        {"dataset": "ticket-triage", "weight": 0.5, "prefix": "[ticket] "},
+    ]
+    run_id = add(
+        recipe(data={"mix": parts, "order": "short to long", "max_rows": None}, training={"max_steps": 60})
+    )
+    assert do("train", run_id)["error"] is None
+    points = [point for point in runs.metrics(run_id) if point["sources"]]
+    print(f"\nheld-out loss by source: {points[0]['sources']} -> {points[-1]['sources']}")
+    for name in ("cited-answers", "ticket-triage"):
+        assert points[-1]["sources"][name] < points[0]["sources"][name] / 2
+
+
 def test_random_weights_of_3b_dimensions_train_for_20_steps(samples: Path, tmp_path: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
