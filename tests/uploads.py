@@ -97,14 +97,18 @@ from core.data.files import Source
 from core.data.importing import add
 from core.errors import StudioError
 import numpy, orjson, pyarrow.parquet, yaml
-before, began, text = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic(), "stored"
+def held(name):
+    # Not ru_maxrss, which a new process takes over from the one that started it.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+before, began, text = held("VmRSS:"), time.monotonic(), "stored"
 try:
     add([Source(Path(sys.argv[1]), sys.argv[2])])
 except StudioError as error:
     text = error.text
-children = max(0, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss - before)
-own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print(json.dumps([text, 1024 * max(own, children), time.monotonic() - began]))
+own = held("VmHWM:")
+children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+print(json.dumps([text, 1024 * (max(own, children) - before), time.monotonic() - began]))
 """
     command = [sys.executable, "-c", code, str(path), name]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -23,10 +23,10 @@ def chosen_row(record: dict[str, Any], mapping: Mapping, value: Any) -> dict[str
     marks = [_LETTERED.match(text) for text in texts]
     if all(marks):
         names, texts = zip(*((m[1], m.string[m.end() :]) for m in marks if m), strict=True)
-    fits = isinstance(names, (list, tuple)) and len(names) == len(texts)
-    names = list(names) if fits else [chr(65 + n) for n in range(len(texts))]
+    if not isinstance(names, (list, tuple)) or len(names) != len(texts):
+        names = [chr(65 + number) for number in range(len(texts))]
     lines = [f"{name}. {text}" for name, text in zip(names, texts, strict=True)]
-    right = _right(value, names, list(texts))
+    right = _right(value, list(names), list(texts))
     if right is None:
         raise RowError(f"{mapping.answer} is {value!r:.40}, which is none of the choices")
     before = turns_before(record, mapping)

@@ -18,7 +18,7 @@ from typing import Literal
 
 from core.data import encoding, jsonread
 from core.data.encoding import ENCODINGS as ENCODINGS
-from core.data.limits import CHUNK, max_bytes
+from core.data.limits import CHUNK, MAX_RATIO, max_bytes
 from core.errors import StudioError
 from core.home import folder
 
@@ -43,7 +43,6 @@ SUFFIXES = (*KINDS, ".gz")
 LONGEST_NAME = 60
 _TURNING = frozenset(("LRE", "RLE", "PDF", "LRO", "RLO", "LRI", "RLI", "FSI", "PDI"))
 _GZIP = b"\x1f\x8b"
-MAX_RATIO = 100  # of unpacked to packed bytes; real text stays below 30
 
 # What the first bytes say about files that hold no rows of text, and what to do about each.
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (

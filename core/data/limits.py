@@ -5,6 +5,7 @@ import os
 MAX_LINE = 16 * 1024**2
 MAX_DEPTH = 32  # of nested JSON in what is stored
 MAX_COLUMNS = 256
+MAX_RATIO = 100  # of unpacked to packed bytes; real text stays below 30
 CHUNK = 4 * 1024**2  # read at once
 
 

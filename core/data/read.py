@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from core.data import documents, encoding, jsondoc, jsonread, tables
+from core.data import arrow, documents, encoding, jsondoc, jsonread, tables
 from core.data.errors import Problem
 from core.data.files import File
 from core.data.jsonread import Record
@@ -30,9 +30,9 @@ def _reader(file: File) -> Iterator[Record | Problem]:
     if file.kind == "csv":
         return tables.parse_csv(file)
     if file.kind == "parquet":
-        return tables.parse_parquet(file)
+        return arrow.parse_parquet(file)
     if file.kind == "arrow":
-        return tables.parse_arrow(file)
+        return arrow.parse_arrow(file)
     if file.kind == "yaml":
         return documents.parse_yaml(file)
     return documents.parse_text(file)

@@ -1,14 +1,11 @@
-"""CSV, TSV, Parquet and Arrow to records. Text stays text: ``007`` and ``NA`` are what they say."""
+"""CSV and TSV to records. Text stays text: ``007`` and ``NA`` are what they say."""
 
 import csv
-import json
 import re
-import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from core.data.errors import Problem
 from core.data.files import File
@@ -16,7 +13,6 @@ from core.data.jsonread import Record
 from core.data.limits import MAX_COLUMNS, MAX_LINE
 from core.errors import StudioError
 
-MAX_FOOTER = 64 * 1024**2
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _SNIFFED = 256 * 1024
 _NUL_IS_READ = sys.version_info >= (3, 11)
@@ -140,127 +136,3 @@ def _header(cells: list[str], name: str) -> list[str]:
     if repeated:
         raise StudioError(f"{name} line 1", f"names the column {repeated[0]!r} twice", "Rename one.")
     return names
-
-
-def parse_parquet(file: File) -> Iterator[Record]:
-    """:raises StudioError: when it is damaged, encrypted, too wide, or holds no text"""
-    import pyarrow.parquet
-
-    _check_footer(file.path, file.name)
-    with _readable(file.name, "Parquet"):
-        table = pyarrow.parquet.ParquetFile(file.path)
-        clean = _cleaner(table.schema_arrow, file.name)
-        number = 0
-        for batch in table.iter_batches(batch_size=2048):
-            for value in batch.to_pylist():
-                number += 1
-                yield Record(number, clean(value))
-
-
-def parse_arrow(file: File) -> Iterator[Record]:
-    """An Arrow file or stream. :raises StudioError: as for Parquet"""
-    import pyarrow
-    import pyarrow.ipc
-
-    with _readable(file.name, "Arrow"), pyarrow.memory_map(str(file.path)) as source:
-        with open(file.path, "rb") as head:
-            whole = head.read(6) == b"ARROW1"
-        reader = pyarrow.ipc.open_file(source) if whole else pyarrow.ipc.open_stream(source)
-        clean = _cleaner(reader.schema, file.name)
-        batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if whole else reader
-        number = 0
-        for batch in batches:
-            for start in range(0, batch.num_rows, 2048):
-                for value in batch.slice(start, 2048).to_pylist():
-                    number += 1
-                    yield Record(number, clean(value))
-
-
-class _readable:
-    """Turns what pyarrow raises into a message."""
-
-    def __init__(self, name: str, format: str) -> None:
-        self.name, self.format = name, format
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        import pyarrow
-
-        if isinstance(error, (pyarrow.ArrowException, OSError, ValueError)) and not isinstance(
-            error, StudioError
-        ):
-            first = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-            raise StudioError(
-                self.name, f"is not readable as {self.format} ({first})", "Write it again."
-            ) from None
-
-
-def _check_footer(path: Path, name: str) -> None:
-    """Look at the size of the metadata before anything parses it."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        file.seek(max(0, size - 8))
-        tail = file.read(8)
-    if tail[4:] == b"PARE":
-        raise StudioError(name, "is encrypted Parquet", "Save it without encryption.")
-    footer = struct.unpack("<I", tail[:4])[0] if tail[4:] == b"PAR1" else size
-    if footer > size - 12:
-        raise StudioError(name, "is not whole Parquet (its end is missing)", "Copy or write it again.")
-    if footer > MAX_FOOTER:
-        raise StudioError(name, f"has {footer:,} bytes of metadata", "Write it again with fewer row groups.")
-
-
-def _cleaner(schema: Any, name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """What gives a record of Arrow the values it had: names for classes, no keys that it did not have.
-
-    :raises StudioError: when there are too many columns
-    """
-    import pyarrow
-
-    if len(schema.names) > MAX_COLUMNS:
-        raise StudioError(
-            name, f"has {len(schema.names):,} columns, the limit is {MAX_COLUMNS}", "Leave some out."
-        )
-    classes = _class_names(schema)
-    nested = [field.name for field in schema if pyarrow.types.is_nested(field.type)]
-
-    def clean(record: dict[str, Any]) -> dict[str, Any]:
-        for column in nested:
-            record[column] = _without_nulls(record[column])
-        for column, names in classes.items():
-            record[column] = _named(record[column], names)
-        return record
-
-    return clean
-
-
-def _without_nulls(value: Any) -> Any:
-    """Arrow gives every object of a list all keys that any of them has; those it did not have are null."""
-    if type(value) is list:
-        return [_without_nulls(part) for part in value]
-    if type(value) is dict:
-        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
-    return value
-
-
-def _class_names(schema: Any) -> dict[str, list[str]]:
-    """Names of labels that the Hub's datasets store as numbers, or as lists of numbers, by column."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError, TypeError):
-        return {}
-    found = {}
-    for column, feature in features.items():
-        feature = feature[0] if isinstance(feature, list) and feature else feature
-        for part in (feature, feature.get("feature")) if isinstance(feature, dict) else ():
-            if isinstance(part, dict) and part.get("_type") == "ClassLabel" and "names" in part:
-                found[column] = part["names"]
-    return found
-
-
-def _named(value: Any, names: list[str]) -> Any:
-    if type(value) is list:
-        return [_named(part, names) for part in value]
-    return names[value] if type(value) is int and 0 <= value < len(names) else value

@@ -55,9 +55,9 @@ def build(page: Page) -> None:
                 confirm = gr.Button("Yes, delete it", size="sm", variant="stop", visible=False)
         with gr.Column(scale=3, min_width=420):
             chosen = gr.State(None)
-            pane_shown = gr.State("Loss X-ray")
+            pane_shown = gr.State(desk.XRAY)
             with gr.Tabs(selected="xray", elem_id="desk") as tabs:
-                shown = desk.build(page, tabs, chosen)
+                shown = desk.build(page, tabs, chosen, pane_shown)
                 with gr.Tab("New file", id="new", render_children=True):
                     pane = adding.build()
                 with gr.Tab("Mixing desk", id="mix", render_children=True):
@@ -65,10 +65,11 @@ def build(page: Page) -> None:
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     base = page.form["model.base"]
 
-    def ready(paths: list[str] | None) -> tuple[Any, Any, bool]:
+    def ready(paths: list[str] | None) -> tuple[Any, Any, Any, bool]:
         """A newly chosen file: its guess is made anew, and its pane comes to the front."""
         button = gr.Button("Check and add" if paths else "Choose a file", interactive=bool(paths))
-        return button, gr.Tabs(selected="new") if paths else gr.skip(), False
+        front = (gr.Tabs(selected="new"), "New file") if paths else (gr.skip(), gr.skip())
+        return button, *front, False
 
     def add_files(
         paths: list[str] | None,
@@ -82,7 +83,7 @@ def build(page: Page) -> None:
                 paths, held_paths, skip, values, lambda share, text: progress(share, desc=text)
             )
         except Exception as error:
-            return error_box(error), *[gr.skip()] * 6
+            return error_box(error), *[gr.skip()] * 7
         return _added(dataset_id)
 
     def add_elsewhere(
@@ -106,7 +107,7 @@ def build(page: Page) -> None:
                 wanted = (repo.strip(), config or None, split or None, held_split or None, revision or None)
                 dataset_id = hub.add(*wanted, importing.Options(leave_out=skip), told)
         except Exception as error:
-            return error_box(error), *[gr.skip()] * 6
+            return error_box(error), *[gr.skip()] * 7
         return _added(dataset_id)
 
     def remove(dataset_id: int | None) -> tuple[Any, ...]:
@@ -121,7 +122,7 @@ def build(page: Page) -> None:
     # Guess, then the first row with the model's template: the second takes longer the first time.
     looked = [pane.guess, *pane.fields]
     look = {**quiet, "concurrency_id": "look", "concurrency_limit": 2}
-    arrived = upload.change(ready, upload, [add, tabs, pane.corrected], queue=False, **quiet)
+    arrived = upload.change(ready, upload, [add, tabs, pane_shown, pane.corrected], queue=False, **quiet)
     correcting = [field.input for field in pane.fields[2:]]
     corrected = gr.on(correcting, lambda: True, None, pane.corrected, queue=False, **quiet)
     reading = gr.on(
@@ -140,6 +141,7 @@ def build(page: Page) -> None:
         page.form["data.dataset"],
         page.form["data.mix"],
         tabs,
+        pane_shown,
     ]
     added = add.click(
         add_files,
@@ -159,7 +161,10 @@ def build(page: Page) -> None:
     for changed in (added, fetched, removed):
         shown.follow(changed)
         page.actions.append(changed)
-    shown.follow(listing.select(_pick, pane_shown, [shown.chosen, confirm, tabs], **quiet))
+    one = {**quiet, "concurrency_id": "xray", "concurrency_limit": 1}
+    shown.fill(
+        listing.select(_pick, [pane_shown, *shown.inputs], [confirm, tabs, pane_shown, *shown.outputs], **one)
+    )
     tabs.select(_opened, None, pane_shown, queue=False, **quiet)
     delete.click(_ask, shown.chosen, confirm, queue=False, **quiet)
     page.views.append(View([listing], lambda run_id: _listing(), lambda run_id: [_listing()]))
@@ -200,13 +205,15 @@ def _added(dataset_id: int) -> tuple[Any, ...]:
             "warning", "\n".join(warnings[:4]) + ("\nSee Warnings for more." if len(warnings) > 4 else "")
         )
     chosen_too = gr.Dropdown(choices=store.names(), value=added["name"])
-    return told, dataset_id, None, None, chosen_too, "", gr.Tabs(selected="xray")
+    return told, dataset_id, None, None, chosen_too, "", gr.Tabs(selected="xray"), desk.XRAY
 
 
-def _pick(event: gr.SelectData, pane: str) -> tuple[int, Any, Any]:
+def _pick(event: gr.SelectData, pane: str, *view: Any) -> list[Any]:
     """Another dataset; the pane that shows it stays, unless it shows something else."""
-    shown = gr.Tabs(selected="xray") if pane in ("New file", "Mixing desk") else gr.skip()
-    return store.by_name(event.row_value[0])["id"], gr.Button(visible=False), shown
+    elsewhere = pane in ("New file", "Mixing desk")
+    shown = (gr.Tabs(selected="xray"), desk.XRAY) if elsewhere else (gr.skip(), gr.skip())
+    dataset_id = store.by_name(event.row_value[0])["id"]
+    return [gr.Button(visible=False), *shown, dataset_id, *desk.opened(dataset_id, *view)[1:]]
 
 
 def _opened(event: gr.SelectData) -> str:

@@ -16,21 +16,30 @@ from studio.live import RESIZE, Page, View
 from studio.messages import box, empty, error_box, escape, facts, table
 from studio.tabs import xray_view
 
+XRAY = "Loss X-ray"
 PAGE_ROWS = 50
 CELL = 400
 
 
 @dataclass(frozen=True)
 class Shown:
-    """The chosen dataset's id, and a way to draw it again after an event that changes it."""
+    """The chosen dataset: its id, and ways to draw it.
+
+    :param follow: draws it again after an event that changed what there is, or which is chosen
+    :param inputs: what `opened` wants beside the id; its answers go to ``outputs``
+    :param fill: draws the open pane after an event that drew the row itself
+    """
 
     chosen: Any
     follow: Callable[[Any], None]
+    fill: Callable[[Any], None]
+    inputs: list[Any]
+    outputs: list[Any]
 
 
-def build(page: Page, tabs: Any, chosen: Any) -> Shown:
+def build(page: Page, tabs: Any, chosen: Any, pane: Any) -> Shown:
     """:param chosen: the state that holds the dataset's id; made outside the tabs, which hold only tabs"""
-    with gr.Tab("Loss X-ray", id="xray", render_children=True):
+    with gr.Tab(XRAY, id="xray", render_children=True) as xray:
         heading = gr.HTML(empty("Choose a dataset on the left."), elem_id="xray-heading")
         part = gr.Radio(
             [("training rows", "train"), ("held-out rows", "held_out")],
@@ -50,7 +59,7 @@ def build(page: Page, tabs: Any, chosen: Any) -> Shown:
             16, 4096, value=256, step=8, label="max_length", info="Moves the cut; Train has its own"
         )
         whole = gr.HTML(elem_id="xray-whole")
-    with gr.Tab("Rows", id="rows", render_children=True):
+    with gr.Tab("Rows", id="rows", render_children=True) as listed:
         with gr.Row(equal_height=True):
             words = gr.Textbox(
                 show_label=False, container=False, placeholder="Search the rows", scale=3, elem_id="search"
@@ -73,7 +82,7 @@ def build(page: Page, tabs: Any, chosen: Any) -> Shown:
         figures = gr.HTML(elem_id="statistics")
         plot = gr.Plot(show_label=False, elem_id="lengths-plot")
         numbers = gr.HTML()
-    with gr.Tab("Warnings", id="warnings", render_children=True):
+    with gr.Tab("Warnings", id="warnings", render_children=True) as warnings:
         summary = gr.HTML(elem_id="warnings")
         findings = gr.Dataframe(
             headers=["warning", "part", "rows"],
@@ -92,24 +101,32 @@ def build(page: Page, tabs: Any, chosen: Any) -> Shown:
     # One after the other, so that a slow first answer does not come after a later one.
     ordered = {**quiet, "concurrency_id": "xray", "concurrency_limit": 1}
     # What takes longer keeps its own order, and holds no click up.
-    beside, slow = ({**ordered, "concurrency_id": name} for name in ("rows", "whole"))
+    beside = {**ordered, "concurrency_id": "pane"}
     view = [chosen, part, row, length, base]
     drawn = [heading, picture]
-    sets = [whole, figures, plot, numbers]
+    outputs = [chosen, row, *drawn]
+    sheet = [told, rows]
+    trouble = [summary, findings, near, near_state]
+    charts = [figures, plot, numbers]
+    inputs = [chosen, part, length, base, first, words]
+
+    def fill(event: Any) -> None:
+        """Draw what the open pane shows beside the row; the others are drawn when they are opened."""
+        event.then(_pane, [pane, *inputs], [whole, *sheet, *charts, *trouble], **beside)
 
     def follow(event: Any) -> None:
-        """Draw everything of the chosen dataset again: its first row at once, then the whole set."""
-        opened = event.then(_open, [chosen, part, length, base], [chosen, row, *drawn], **ordered)
-        opened.then(_page_of, [chosen, part, first, words], [told, rows], **beside)
-        opened.then(_warnings, chosen, [summary, findings, near, near_state], **beside)
-        opened.then(_whole, [chosen, part, length, base], sets, **slow)
+        fill(event.then(opened, [chosen, part, length, base], outputs, **ordered))
 
+    xray.select(_whole, [chosen, part, length, base], whole, **beside)
+    listed.select(_page_of, [chosen, part, first, words], sheet, **beside)
+    statistics.select(_statistics, [chosen, part, length, base], charts, **beside)
+    warnings.select(_warnings, chosen, trouble, **beside)
     follow(page.blocks.load(lambda: None, None, None, queue=False, **quiet))
     follow(part.input(lambda: None, None, None, queue=False, **quiet))
     moved = gr.on(
         [row.submit, row.blur, length.change], _look, view, drawn, trigger_mode="always_last", **ordered
     )
-    moved.then(_whole, [chosen, part, length, base], sets, trigger_mode="always_last", **slow)
+    moved.then(_whole, [chosen, part, length, base], whole, trigger_mode="always_last", **beside)
     back.click(partial(_turn, -1), view, [row, *drawn], **ordered)
     forward.click(partial(_turn, 1), view, [row, *drawn], **ordered)
     cut_row.click(_next_cut, view, [row, *drawn], **ordered)
@@ -117,12 +134,13 @@ def build(page: Page, tabs: Any, chosen: Any) -> Shown:
     gr.on([words.submit, first.submit, first.blur], _page_of, listing, [told, rows], **beside)
     for button, step in ((earlier, -PAGE_ROWS), (later, PAGE_ROWS)):
         button.click(partial(_leaf, step), listing, [first, told, rows], **beside)
-    rows.select(_pick_row, [chosen, part, length, base], [row, *drawn, tabs], **ordered)
-    findings.select(_pick_finding, [chosen, length, base], [part, row, *drawn, tabs], **ordered)
+    # Tabs report only the user's own clicks, so who moves them says so in ``pane`` as well.
+    fill(rows.select(_pick_row, [chosen, part, length, base], [row, *drawn, tabs, pane], **ordered))
+    fill(findings.select(_pick_finding, [chosen, length, base], [part, row, *drawn, tabs, pane], **ordered))
     started = near.click(_start_near, chosen, near_state, **quiet)
     page.actions.append(started)
     page.views.append(View([near_state], lambda run_id: _near_signature(), lambda run_id: [_near_text()]))
-    return Shown(chosen, follow)
+    return Shown(chosen, follow, fill, [part, length, base], outputs)
 
 
 def _first() -> int | None:
@@ -135,7 +153,8 @@ def _count(dataset_id: int | None, part: str) -> int:
     return store.get(dataset_id)["held_out_rows" if part == "held_out" else "rows"]
 
 
-def _open(dataset_id: int | None, part: str, length: float, base: str) -> list[Any]:
+def opened(dataset_id: int | None, part: str, length: float, base: str) -> list[Any]:
+    """A dataset's first row: its id where that is another than was asked for, the row's number, the row."""
     known = {dataset["id"] for dataset in store.listed()}
     wanted = dataset_id if dataset_id in known else _first()
     # Said again, the id would undo a choice that was made while this row was drawn.
@@ -188,16 +207,38 @@ def _next_cut(dataset_id: int | None, part: str, number: float, length: float, b
     return [wanted, *_look(dataset_id, part, wanted, length, base)]
 
 
-def _whole(dataset_id: int | None, part: str, length: float, base: str) -> list[Any]:
-    """Figures of the whole set, with the real tokenizer."""
-    if not _count(dataset_id, part):
-        return ["", empty("This part has no rows."), None, ""]
-    dataset = store.get(dataset_id)  # type: ignore[arg-type]
+def _pane(
+    pane: str, dataset_id: int | None, part: str, length: float, base: str, first: float, words: str
+) -> list[Any]:
+    """Updates of the open pane; the others are left as they are."""
+    whole = _whole(dataset_id, part, length, base) if pane == XRAY else gr.skip()
+    sheet = _page_of(dataset_id, part, first, words) if pane == "Rows" else [gr.skip()] * 2
+    charts = _statistics(dataset_id, part, length, base) if pane == "Statistics" else [gr.skip()] * 3
+    trouble = _warnings(dataset_id) if pane == "Warnings" else [gr.skip()] * 4
+    return [whole, *sheet, *charts, *trouble]
+
+
+def _whole(dataset_id: int | None, part: str, length: float, base: str) -> str:
+    """What the whole set comes to at the cut, with the real tokenizer."""
+    if dataset_id is None or not _count(dataset_id, part):
+        return ""
+    dataset = store.get(dataset_id)
     try:
         measured = stats.of_dataset(dataset, part, base, None)
     except Exception as error:
-        return [error_box(error), error_box(error), None, ""]
-    summary = measured.at(int(length))
+        return error_box(error)
+    return xray_view.whole(dataset["name"], measured.at(int(length)), measured, int(length))
+
+
+def _statistics(dataset_id: int | None, part: str, length: float, base: str) -> list[Any]:
+    """Figures, the chart of lengths, and its table."""
+    if dataset_id is None or not _count(dataset_id, part):
+        return [empty("This part has no rows."), None, ""]
+    dataset = store.get(dataset_id)
+    try:
+        measured = stats.of_dataset(dataset, part, base, None)
+    except Exception as error:
+        return [error_box(error), None, ""]
     profile = stats.profile(dataset, part)
     said = [
         ("rows", f"{measured.total:,}"),
@@ -214,10 +255,10 @@ def _whole(dataset_id: int | None, part: str, length: float, base: str) -> list[
         )
     lengths = measured.lengths
     rows = [["tokens a row", *(f"{value:,.0f}" for value in stats.percentiles(lengths))]]
+    cut = measured.at(int(length)).cut_rows / max(1, len(lengths))
     return [
-        xray_view.whole(dataset["name"], summary, measured, int(length)),
-        f'<div class="pl-card">{facts(said)}</div>',
-        plots.lengths(lengths, int(length), summary.cut_rows / max(1, summary.rows)),
+        f'<div class="pl-card"><h3>{escape(dataset["name"])}</h3>{facts(said)}</div>',
+        plots.lengths(lengths, int(length), cut),
         table(["", "mean", "p50", "p90", "p99", "longest"], rows),
     ]
 
@@ -262,7 +303,7 @@ def _leaf(step: int, dataset_id: int | None, part: str, first: float, words: str
 
 def _pick_row(event: gr.SelectData, dataset_id: int | None, part: str, length: float, base: str) -> list[Any]:
     number = int(event.row_value[0])
-    return [number, *_look(dataset_id, part, number, length, base), gr.Tabs(selected="xray")]
+    return [number, *_look(dataset_id, part, number, length, base), gr.Tabs(selected="xray"), XRAY]
 
 
 def _warnings(dataset_id: int | None) -> list[Any]:
@@ -304,10 +345,10 @@ def _pick_finding(event: gr.SelectData, dataset_id: int | None, length: float, b
     """The first row of a warning, in the X-ray."""
     found = store.findings(store.get(dataset_id))[event.index[0]] if dataset_id is not None else None
     if not found or not found["rows"]:
-        return [gr.skip() for _ in range(5)]
+        return [gr.skip() for _ in range(6)]
     number = found["rows"][0]
     drawn = _look(dataset_id, found["part"], number, length, base)
-    return [found["part"], number, *drawn, gr.Tabs(selected="xray")]
+    return [found["part"], number, *drawn, gr.Tabs(selected="xray"), XRAY]
 
 
 def _start_near(dataset_id: int | None) -> str:

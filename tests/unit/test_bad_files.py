@@ -218,6 +218,15 @@ def test_d33_metadata_of_a_million_row_groups_is_not_parsed(tmp_path: Path) -> N
     assert seconds < 2 and grown < 64 * 1024**2
 
 
+def test_d34_parquet_that_unpacks_to_far_more_stops_early(tmp_path: Path) -> None:
+    path = tmp_path / "bomb"
+    path.write_bytes(parquet(tmp_path, {"text": ["x" * 1_000_000] * 1000}))
+    size = path.stat().st_size
+    text, grown, _ = growth(path, "a.parquet")
+    assert f"unpacks to more than {max(size * 100, 16 * 1024**2):,} bytes from {size:,}" in text
+    assert grown < 256 * 1024**2
+
+
 def test_d34_archives_are_refused_and_bombs_stop_early(tmp_path: Path) -> None:
     bomb = gzip.compress(b'{"text": "' + b"a" * 60_000_000 + b'"}\n')
     for name in ("a.jsonl.gz", "a.jsonl", "a.txt"):
