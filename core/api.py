@@ -19,7 +19,7 @@ from core.config import RunConfig
 from core.data import datasets, hub, importing
 from core.data.files import Reading, Source
 from core.data.importing import Options
-from core.data.mapping_text import mapping_of, refuse_missing_columns
+from core.data.mapping_text import mapping_of
 from core.errors import StudioError
 from core.home import export_folder
 from core.jobs import check as check_job
@@ -79,12 +79,9 @@ def add_hub(
 def preview(source: Source, options: Options) -> importing.Preview:
     """What an import would do, seen from a file's first rows; nothing is stored.
 
-    :raises StudioError: when the file cannot be read, or lacks a column that the mapping names
+    :raises StudioError: when the file cannot be read
     """
-    seen = importing.preview(source, options, COLUMNS_FROM)
-    if options.mapping:
-        refuse_missing_columns(options.mapping, list(seen.columns), seen.file)
-    return seen
+    return importing.preview(source, options, COLUMNS_FROM)
 
 
 def import_options(

@@ -42,6 +42,20 @@ def parse_arrow(file: File) -> Iterator[Record]:
         yield from _rows(batches, clean, file)
 
 
+def types(file: File) -> dict[str, str]:
+    """The columns' types as Arrow names them."""
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    if file.kind == "parquet":
+        schema = pyarrow.parquet.read_schema(file.path)
+    else:
+        with pyarrow.memory_map(str(file.path)) as source, open(file.path, "rb") as head:
+            whole = head.read(6) == b"ARROW1"
+            schema = (pyarrow.ipc.open_file if whole else pyarrow.ipc.open_stream)(source).schema
+    return {field.name: str(field.type) for field in schema}
+
+
 def _rows(batches: Iterator[Any], clean: Clean, file: File) -> Iterator[Record]:
     """The rows of all batches, a few at a time.
 

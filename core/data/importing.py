@@ -19,14 +19,15 @@ from typing import Any
 
 import numpy
 
-from core.data import check, files
+from core.data import arrow, check, files
 from core.data.children import children, cores
 from core.data.convert import converter
-from core.data.errors import KEPT_PROBLEMS, DataError, Problem, RowError
+from core.data.errors import KEPT_PROBLEMS, SHOWN_PROBLEMS, DataError, Problem, RowError
 from core.data.files import File, Reading, Source
 from core.data.jsonread import Record, line_ranges
 from core.data.limits import max_rows
 from core.data.mapping import Mapping
+from core.data.mapping_text import refuse_missing_columns
 from core.data.part import Counted, Part, as_line
 from core.data.read import line_blocks, records
 from core.data.rows import INDEX
@@ -88,7 +89,7 @@ def preview(source: Source, options: Options = Options(), count: int = 20) -> Pr
     except DataError:
         raise
     except StudioError as error:
-        guess, problem = Guess("", Mapping()), error.text
+        guess, problem = Guess("", options.mapping or Mapping()), error.text
     rows: list[dict[str, Any] | Problem] = []
     if not guess.mapping.missing():
         convert = converter(guess.mapping)
@@ -116,16 +117,31 @@ def _rows(convert: Any, record: Record | Problem) -> list[dict[str, Any] | Probl
     return made if isinstance(made, list) else [made]
 
 
+def _no_rows(file: File) -> str:
+    lines = file.path.read_bytes().count(b"\n") if file.path.stat().st_size < PARALLEL_FROM else 0
+    return f"has no rows in its {lines} lines" if lines > 1 else "has no rows"
+
+
+def _typed(problem: Problem, file: File) -> Problem:
+    """A problem that also says a Parquet or Arrow column's own type, which its writer knows it by."""
+    types = arrow.types(file) if file.kind in ("parquet", "arrow") else {}
+    column = problem.what.split(" ")[0]
+    return problem._replace(what=f"{problem.what} ({types[column]})") if column in types else problem
+
+
 def _guess(file: File, sample: Sequence[Record | Problem], mapping: Mapping | None) -> Guess:
     """The shape of a file. :raises StudioError: when it has no rows, or none of a known shape"""
     good = [record.value for record in sample if isinstance(record, Record)]
     if not sample:
-        raise StudioError(file.name, "has no rows", "Choose a file with at least one row.")
+        raise StudioError(file.name, _no_rows(file), "Choose a file with at least one row.")
     if not good:
         bad = [problem for problem in sample if isinstance(problem, Problem)]
         raise DataError([file.name], bad, "Mend the file.")
     if mapping is None:
         return recognise(good, file.name)
+    refuse_missing_columns(
+        mapping, list(dict.fromkeys(name for record in good for name in record)), file.name
+    )
     if missing := mapping.missing():
         raise StudioError("mapping", f"does not say which column is {' and '.join(missing)}", "Choose one.")
     return Guess(f"mapped {mapping.kind}", mapping)
@@ -219,7 +235,9 @@ def _part(sources: Sequence[Source], part: str, options: Options, staging: Path,
     counted = writer.counted
     if counted.problem_count and (not options.leave_out or not counted.rows):
         fix = "Mend the file" + (", or choose to leave bad rows out." if counted.rows else ".")
-        raise DataError([file.name for file in opened], counted.problems, fix, counted.problem_count)
+        problems = [_typed(problem, opened[problem.file]) for problem in counted.problems[:SHOWN_PROBLEMS]]
+        problems += counted.problems[SHOWN_PROBLEMS:]
+        raise DataError([file.name for file in opened], problems, fix, counted.problem_count)
     if not counted.rows:
         raise StudioError(sources[0].name, "has no rows", "Choose a file with at least one row.")
     index = writer.indexed()

@@ -195,7 +195,9 @@ def test_d33_parquet_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     assert "its end is missing" in refusal(tmp_path, "a.parquet", good[:-20])
     assert "is not readable as Parquet" in refusal(tmp_path, "a.parquet", b"PAR1" + b"x" * 900 + good[-8:])
     numbers = parquet(tmp_path, {"text": [[1, 2]]})
-    assert "line 1: text is a list, expected a text" in refusal(tmp_path, "a.parquet", numbers)
+    assert "line 1: text is a list, expected a text (list<element: int64>)" in refusal(
+        tmp_path, "a.parquet", numbers
+    )
     pair = parquet(tmp_path, {"prompt": ["x"], "completion": [[1, 2]]})
     assert "line 1: completion is a list, expected a text" in refusal(tmp_path, "a.parquet", pair)
     figures = parquet(tmp_path, {"n": [1], "x": [1.5]})

@@ -35,7 +35,7 @@ def test_d01_an_empty_file_has_no_rows(tmp_path: Path) -> None:
 
 def test_d02_blank_lines_or_a_header_are_no_rows(tmp_path: Path) -> None:
     for name in ("a.jsonl", "a.json", "a.csv", "a.txt", "a.md", "a.yaml"):
-        assert "has no rows" in refusal(tmp_path, name, b"\n\n\n")
+        assert "has no rows in its 3 lines" in refusal(tmp_path, name, b"\n\n\n")
     assert "has no rows" in refusal(tmp_path, "a.csv", b"prompt,completion\n")
     assert "has no rows" in refusal(tmp_path, "a.json", b"[]")
 
