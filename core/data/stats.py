@@ -29,7 +29,6 @@ class Summary:
     """What a set of rows comes to at one ``max_length``; ``empty`` rows would train on nothing.
 
     :param empty_numbers: the first of the rows with nothing to learn, from 1
-    :param cut_numbers: the first of the rows that are cut, from 1
     """
 
     rows: int
@@ -41,7 +40,6 @@ class Summary:
     end_learned_rows: int
     longest: int
     empty_numbers: tuple[int, ...] = ()
-    cut_numbers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,6 @@ class Measured:
             end_learned_rows=int((self.ends < max_length).sum()),
             longest=int(self.lengths.max(initial=0)),
             empty_numbers=tuple((self.numbers[empty][:SHOWN] + 1).tolist()),
-            cut_numbers=tuple((self.numbers[cut][:SHOWN] + 1).tolist()),
         )
 
 

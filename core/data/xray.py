@@ -5,7 +5,7 @@ evaluation use it.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -170,43 +170,3 @@ def tokens(encoded: Encoded, tokenizer: Any) -> list[Token]:
         shown.append(Token(text, kind, token in special))
         held = []
     return shown
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a set of rows comes to at one ``max_length``."""
-
-    rows: int
-    tokens: int
-    supervised: int
-    cut_rows: int
-    empty_rows: int
-    end_learned_rows: int
-    longest: int
-
-
-def summarise(encoded: list[Encoded], ends: int | Collection[int]) -> Summary:
-    """Counts over encoded rows; ``empty_rows`` would train on nothing.
-
-    :param ends: the tokens that end a turn, as `end_tokens` gives them
-    """
-    ending = {ends} if isinstance(ends, int) else set(ends)
-    return Summary(
-        rows=len(encoded),
-        tokens=sum(len(row.input_ids) for row in encoded),
-        supervised=sum(row.supervised for row in encoded),
-        cut_rows=sum(bool(row.cut) for row in encoded),
-        empty_rows=sum(row.supervised == 0 for row in encoded),
-        end_learned_rows=sum(not ending.isdisjoint(row.labels) for row in encoded),
-        longest=max((len(row.input_ids) + len(row.cut) for row in encoded), default=0),
-    )
-
-
-def refuse_nothing_to_learn(summary: Summary, max_length: int) -> None:
-    """:raises StudioError: when no row has a token to learn within ``max_length``"""
-    if summary.supervised == 0:
-        raise StudioError(
-            "training.max_length",
-            f"all {summary.rows} rows have no answer tokens within {max_length} tokens",
-            f"The longest row has {summary.longest} tokens: raise max_length.",
-        )

@@ -80,3 +80,14 @@ def sample_rows(path: Path, count: int) -> Path:
     lines = (assets() / "samples" / "cited-answers" / "train.jsonl").read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:count]))
     return path
+
+
+def white_slabs(page: Page) -> list[str]:
+    """Large bright areas, which a dark page must not have."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll('body *')].filter(e => {
+            const box = e.getBoundingClientRect();
+            const [r, g, b, a] = getComputedStyle(e).backgroundColor.match(/[\\d.]+/g).map(Number);
+            return box.width > 200 && box.height > 60 && (a ?? 1) > 0.5 && r + g + b > 600;
+        }).map(e => e.outerHTML.slice(0, 120))"""
+    )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import open_tab
+from tests.browser.conftest import open_tab, white_slabs
 from tests.server import Studio
 
 
@@ -86,14 +86,7 @@ def test_the_dark_page_has_no_white_slabs(page: Page, studio: Studio) -> None:
     page.goto(studio.url + "?__theme=dark")
     for tab in ("Data", "Train", "Runs", "Evaluate", "Chat", "Export"):
         open_tab(page, tab)
-        bright = page.evaluate(
-            """() => [...document.querySelectorAll('body *')].filter(e => {
-                const box = e.getBoundingClientRect();
-                const [r, g, b, a] = getComputedStyle(e).backgroundColor.match(/[\\d.]+/g).map(Number);
-                return box.width > 200 && box.height > 60 && (a ?? 1) > 0.5 && r + g + b > 600;
-            }).map(e => e.outerHTML.slice(0, 120))"""
-        )
-        assert bright == [], tab
+        assert white_slabs(page) == [], tab
 
 
 def test_nothing_overflows_a_narrow_page(page: Page, studio: Studio) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from core.data.render import render
+from core.data.stats import measured, refuse_nothing_to_learn
 from core.data.xray import (
     IGNORED,
     EncodeError,
@@ -16,8 +17,6 @@ from core.data.xray import (
     encode_all,
     end_tokens,
     prompt_ids,
-    refuse_nothing_to_learn,
-    summarise,
     tokens,
 )
 from core.errors import StudioError
@@ -194,8 +193,8 @@ def test_what_ends_a_turn_is_the_templates_token_and_the_tokenizers() -> None:
     other.eos_token = "<|endoftext|>"
     assert other.convert_ids_to_tokens(sorted(end_tokens(other))) == ["<|endoftext|>", "<|im_end|>"]
     encoded = encode({"messages": TALK}, other, 1000)
-    assert summarise([encoded], other.eos_token_id).end_learned_rows == 0
-    assert summarise([encoded], end_tokens(other)).end_learned_rows == 1
+    assert measured([encoded], {other.eos_token_id}).at(100).end_learned_rows == 0
+    assert measured([encoded], end_tokens(other)).at(100).end_learned_rows == 1
     assert end_tokens(with_template(None)) == {tokenizer("starter").eos_token_id}
 
 
@@ -209,7 +208,7 @@ def test_cutting_counts_what_is_lost() -> None:
 
 def test_a_length_that_leaves_nothing_to_learn_is_refused() -> None:
     chosen = tokenizer("starter")
-    counted = summarise([encode({"messages": TALK}, chosen, 16)], chosen.eos_token_id)
+    counted = measured([encode({"messages": TALK}, chosen, 16)], end_tokens(chosen)).at(16)
     assert counted.empty_rows == 1
     with pytest.raises(StudioError, match="all 1 rows have no answer tokens within 16 tokens"):
         refuse_nothing_to_learn(counted, 16)
