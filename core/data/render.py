@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from core.data import probe
-from core.data.spoken import Message, Span, Turns, called, is_bare_call, lost
+from core.data.spoken import Frame, Message, Span, Turns, Write, called, framed, frames, is_bare_call, lost
 from core.errors import StudioError
 
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
@@ -65,6 +65,8 @@ class Renderer:
         longest_first = sorted(self.control.values(), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._templates: dict[bool, str] = {}
+        self._frames: tuple[Frame, Frame] | None = None
+        self._framed = False
         # What the tokenizer itself puts before text; and an end, which not all of them put.
         alone, whole = tokenizer("a", add_special_tokens=False).input_ids, tokenizer("a").input_ids
         starts = (n for n in range(len(whole)) if whole[n : n + len(alone)] == alone)
@@ -115,7 +117,10 @@ class Renderer:
         marked = _is_marked(self._template(tools))
         text, marks = self._write(messages, tools, marks=marked)
         turns = Turns(messages, lambda part, prompt=False: self._write(part, tools, prompt)[0], self._control)
-        spans = _kept(marks, turns, wanted, text) if marked else [turns.span(turn, text) for turn in wanted]
+        if marked:
+            spans = _kept(marks, turns, wanted, text)
+        else:
+            spans = framed(turns, text, wanted, self._framing(tools, turns.write))
         said = "".join(text[start:end] for start, end in spans)
         calls = [call for turn in wanted for call in messages[turn].get("tool_calls") or []]
         if any(called(call) not in said for call in calls):
@@ -150,6 +155,14 @@ class Renderer:
         if bool(tools) not in self._templates:
             self._templates[bool(tools)] = probe.check_template(self.tokenizer, bool(tools))
         return self._templates[bool(tools)]
+
+    def _framing(self, tools: Any, write: Write) -> tuple[Frame, Frame] | None:
+        """What the template writes around answers; with tools it may be another, so each row looks itself."""
+        if tools:
+            return None
+        if not self._framed:
+            self._frames, self._framed = frames(write, self._control), True
+        return self._frames
 
     def _disguised(self, value: Any) -> tuple[Any, dict[int, str]]:
         """The value with quoted control tokens as private-use characters, and the way back."""

@@ -131,6 +131,91 @@ class Turns:
             return ""  # a part of a conversation may be one that the template refuses
 
 
+@dataclass(frozen=True)
+class Frame:
+    """What a template writes around an answer that follows a question.
+
+    :param lead: everything between question and answer; its last ``learned`` characters are learned
+    :param closing: what is learned after the answer
+    """
+
+    lead: str
+    learned: int
+    closing: str
+
+    def find(self, said: str, text: str, start: int) -> Span | None:
+        """The span of the first such answer from ``start``, or None."""
+        at = text.find(self.lead + said + self.closing, start)
+        if at < 0:
+            return None
+        begin = at + len(self.lead)
+        return begin - self.learned, begin + len(said) + len(self.closing)
+
+
+def frames(write: Write, control: re.Pattern[str]) -> tuple[Frame, Frame] | None:
+    """The frames of an answer in the middle and at the end, from one conversation of stand-ins.
+
+    Where a text shows them literally, the answers need not be asked for one by one: `Turns.span` writes
+    the conversation anew for each. None when the template refuses the stand-ins or has no fixed frame.
+    """
+    said = [f"standin{word}" for word in ("one", "two", "three", "four")]
+    messages = [
+        {"role": "assistant" if place % 2 else "user", "content": text} for place, text in enumerate(said)
+    ]
+    try:
+        text = write(messages)
+        turns = Turns(messages, write, control)
+        found = [_frame(text, said[turn - 1], said[turn], turns.span(turn, text)) for turn in (1, 3)]
+    except StudioError:
+        return None
+    middle, last = found
+    return (middle, last) if middle and last else None
+
+
+def _frame(text: str, question: str, answer: str, span: Span) -> Frame | None:
+    if text.count(question) != 1 or text.count(answer) != 1:
+        return None
+    before, at = text.index(question) + len(question), text.index(answer)
+    end = at + len(answer)
+    if not before <= span[0] <= at or span[1] < end or before == at:
+        return None
+    return Frame(text[before:at], at - span[0], text[end : span[1]])
+
+
+def framed(turns: Turns, text: str, wanted: list[int], known: tuple[Frame, Frame] | None) -> list[Span]:
+    """The spans of these turns: by their frames where the text shows them, else one by one.
+
+    :raises StudioError: when the template loses a turn
+    """
+    answers = [turn for turn, message in enumerate(turns.messages) if message["role"] == "assistant"]
+    # A question that spells a frame out would be taken for an answer.
+    sure = known is not None and all(text.count(frame.lead) <= len(answers) for frame in known)
+    spans: list[Span] = []
+    start = 0
+    for turn in answers:
+        frame = (
+            known[turn == len(turns.messages) - 1]
+            if known and sure and _is_plain(turns.messages, turn)
+            else None
+        )
+        span = frame.find(turns.messages[turn]["content"], text, start) if frame else None
+        if span is None and turn in wanted:
+            span = turns.span(turn, text)
+        # Past a turn that was not looked for, equal answers could be mistaken for one another.
+        sure = sure and span is not None
+        start = span[1] if span else start
+        if span and turn in wanted:
+            spans.append(span)
+    return spans
+
+
+def _is_plain(messages: list[Message], turn: int) -> bool:
+    """Whether a turn answers a question and holds nothing but its text."""
+    message = messages[turn]
+    asked = turn > 0 and messages[turn - 1]["role"] == "user"
+    return asked and bool(message["content"]) and message.keys() <= {"role", "content", "learn"}
+
+
 def lost(what: str) -> StudioError:
     return StudioError("chat template", what, "Choose another base model, or mask that turn.")
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import random
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +14,7 @@ import pytest
 from tokenizers import AddedToken
 
 from core.data import probe
+from core.data import render as render_module
 from core.data.render import render
 from core.data.xray import IGNORED, Encoded, encode, end_tokens
 from core.errors import StudioError
@@ -427,3 +429,35 @@ def test_published_templates_give_the_mask_of_trls_training_templates(unchecked:
         pairs = zip(encoded.input_ids, mask(encoded), theirs["assistant_masks"], strict=True)
         differing = {stock.decode([token]).strip() for token, ours, other in pairs if ours != other}
         assert differing <= {""}, json.dumps(sorted(differing))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frames_find_what_asking_turn_by_turn_finds(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = model_of(family, marked=False)
+    draw = random.Random(family)
+    framing = render_module.frames(
+        lambda messages, prompt=False: chosen.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=prompt
+        ),
+        re.compile("|".join(map(re.escape, FAMILIES[family].control.split() or ["(?!)"]))),
+    )
+    # What may deceive a search: equal answers, answers in questions, the frame itself as text, whitespace.
+    pieces = ["yes", "no", "yes yes", " yes", "no\n", "What?", "1", *(frame.lead for frame in framing or ())]
+    rows = []
+    for _ in range(60):
+        messages = talk(*(draw.choice(pieces) for _ in range(2 * draw.randint(1, 4))))
+        if len(messages) > 2 and draw.random() < 0.3:
+            messages[1]["learn"] = False
+        rows.append({"messages": messages})
+    fast = [outcome(row, chosen) for row in rows]
+    monkeypatch.setattr(render_module, "frames", lambda write, control: None)
+    assert [outcome(row, chosen) for row in rows] == fast
+    assert sum(isinstance(one, list) for one in fast) > 30
+
+
+def outcome(row: dict[str, Any], chosen: Any) -> list[int] | str:
+    """The labels, or what is refused."""
+    try:
+        return encode(row, chosen, LONG).labels
+    except StudioError as error:
+        return error.what
