@@ -17,7 +17,7 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse
 
 from core.errors import StudioError
-from core.home import assets, export_folder, home
+from core.home import assets, export_folder, folder, home
 from core.jobs import queue
 from core.jobs.worker import Worker
 from studio import app as studio_app
@@ -105,10 +105,9 @@ def serve(host: str, port: int, run_id: int | None) -> None:
 
 
 def _forget_uploads() -> None:
-    """Give this process a folder for uploads, and remove those that ended ones left behind."""
-    folder = home() / "uploads"
-    folder.mkdir(exist_ok=True)
-    for old in folder.iterdir():
-        if old.stat().st_mtime < time.time() - 86400:
-            shutil.rmtree(old, ignore_errors=True)
-    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(dir=folder)
+    """Give this process a folder for uploads; what ended ones left behind, of imports too, is removed."""
+    for name in ("uploads", "staging"):
+        for old in folder(name).iterdir():
+            if old.stat().st_mtime < time.time() - 86400:
+                shutil.rmtree(old, ignore_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(dir=folder("uploads"))

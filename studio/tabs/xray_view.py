@@ -57,5 +57,5 @@ def whole(name: str, summary: Summary, measured: stats.Measured, max_length: int
         ("end of turn learned", f"{summary.end_learned_rows / max(summary.rows, 1):.0%} of rows"),
     ]
     of = "" if measured.exact else f" (measured on {summary.rows:,} of {measured.total:,} rows)"
-    title = f"<b>The whole set {escape(name)} at {max_length:,} tokens</b>{escape(of)}"
+    title = f"<b>All of {escape(name)} at {max_length:,} tokens</b>{escape(of)}"
     return f'<div class="pl-card">{title}{facts(said)}</div>'
