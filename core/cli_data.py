@@ -45,7 +45,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="", help="of the dataset; else the first file's")
     parser.add_argument("--leave-bad-rows-out", action="store_true", help="store the rows that are good")
     parser.add_argument("--encoding", default="utf-8", help="where a file is not UTF-8")
-    parser.add_argument("--delimiter", default="", help="of CSV, where it is not recognised; 'tab' for a tab")
+    parser.add_argument(
+        "--delimiter", default="", help="of CSV, where it is not recognised: a character, or comma, tab, ..."
+    )
     parser.add_argument(
         "--header", action=argparse.BooleanOptionalAction, help="whether the first CSV line names columns"
     )
@@ -84,6 +86,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _add(arguments: argparse.Namespace) -> int:
     from core import api
+    from core.data.mapping import Mapping
+    from core.data.mapping_text import refuse_incomplete
     from core.store import datasets as store
 
     if bool(arguments.files) == bool(arguments.hub):
@@ -100,6 +104,7 @@ def _add(arguments: argparse.Namespace) -> int:
             dataset_id = api.add_data(arguments.files, held_out, lambda share, text: tell(text), **options)
     dataset = store.get(dataset_id)
     if arguments.save_mapping:
+        refuse_incomplete(Mapping.model_validate_json(dataset["mapping"]))
         store.save_mapping(arguments.save_mapping, dataset["mapping"])
     say(f"Added {dataset['name']}.")
     cli_show.described(dataset)
@@ -108,11 +113,13 @@ def _add(arguments: argparse.Namespace) -> int:
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """How files are read, for `core.api`."""
-    tabs = arguments.delimiter in ("tab", "\\t")
+    from core.data.tables import DELIMITERS
+
+    named = {"\\t": "\t", **{name: delimiter for delimiter, name in DELIMITERS.items()}}
     return {
         "mapping": arguments.mapping,
         "encoding": arguments.encoding,
-        "delimiter": "\t" if tabs else arguments.delimiter,
+        "delimiter": named.get(arguments.delimiter, arguments.delimiter),
         "header": arguments.header,
     }
 

@@ -88,7 +88,7 @@ def _recipe(arguments: argparse.Namespace) -> schema.RunConfig:
 
 
 def parts(text: str) -> list[dict[str, Any]]:
-    """``a:2,b`` as the parts of a mix. :raises StudioError: when a weight is no number"""
+    """``a:2,b`` as the parts of a mix. :raises StudioError: when there is none, or a weight is no number"""
     found = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, sign, weight = part.rpartition(":") if ":" in part else (part, "", "1")
@@ -96,6 +96,8 @@ def parts(text: str) -> list[dict[str, Any]]:
             found.append({"dataset": name.strip(), "weight": float(weight)})
         except ValueError:
             raise StudioError("mix", f"{weight!r} in {part!r} is no weight", "Write a:2,b:0.5.") from None
+    if not found:
+        raise StudioError("mix", "names no dataset", "Write a:2,b:0.5.")
     return found
 
 
@@ -104,5 +106,9 @@ def _write(recipe: schema.RunConfig, path: Path) -> None:
         raise StudioError(str(path), "exists already", "Choose another name.")
     section = [part.model_dump(mode="json", exclude_defaults=True) for part in recipe.data.parts]
     text = yaml.safe_dump({"data": {"mix": section}}, sort_keys=False, allow_unicode=True)
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        what = f"cannot be written ({error.strerror})"
+        raise StudioError(str(path), what, "Choose another place.") from None
     say(f"Wrote {path}, a recipe that trains on this mix.")

@@ -21,7 +21,7 @@ def show_options(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--row", type=int, help="one row, whole; numbers from 1")
     which.add_argument("--rows", metavar="A-B", help="these rows")
-    which.add_argument("--search", metavar="WORDS", help="rows that hold these words exactly")
+    which.add_argument("--search", metavar="WORDS", help="rows whose texts hold these words")
     _base_option(parser)
 
 
@@ -51,10 +51,12 @@ def show(arguments: argparse.Namespace) -> int:
     part, total = arguments.part, _count(dataset, arguments.part)
     if arguments.row is not None:
         _print_rows(dataset, part, [_number(arguments.row, total)])
-    elif arguments.rows:
+    elif arguments.rows is not None:
         first, last = _range(arguments.rows, total)
         _print_rows(dataset, part, range(first - 1, last), LISTED)
-    elif arguments.search:
+    elif arguments.search is not None:
+        if not arguments.search.strip():
+            raise StudioError("--search", "needs words to look for", "Write them in quotes.")
         found = rows.search(dataset["id"], part, arguments.search, count=PAGE)
         _print_rows(dataset, part, found, LISTED)
         shown = "the first " if len(found) == PAGE else ""
@@ -89,7 +91,9 @@ def _range(text: str, total: int) -> tuple[int, int]:
     if not (first.strip().isdecimal() and (not sign or last.strip().isdecimal())):
         raise StudioError("--rows", f"{text!r} is no range", "Write two numbers, like 10-20.")
     begin, end = int(first), int(last) if sign else int(first)
-    return _number(begin, total) + 1, max(begin, min(end, total))
+    if end < begin:
+        raise StudioError("--rows", f"{text!r} ends before it begins", f"Write {end}-{begin}.")
+    return _number(begin, total) + 1, min(end, total)
 
 
 def _print_rows(dataset: dict[str, Any], part: str, numbers: Any, limit: int | None = None) -> None:

@@ -12,6 +12,7 @@ from core.errors import StudioError
 ENCODINGS = ("utf-8", "utf-16", "windows-1252", "iso-8859-1", "iso-8859-15", "windows-1251", "shift_jis",
              "euc-jp", "gb18030", "big5", "euc-kr", "macroman")  # fmt: skip
 NEWLINE = b"\n"
+SEEN = 64 * 1024  # bytes that tell whether a chosen encoding contradicts the file
 FIX = "Choose that encoding, or save the file as UTF-8."
 
 
@@ -33,7 +34,10 @@ def recoded(path: Path, name: str, encoding: str, target: Path) -> Path:
         raise StudioError(
             name, f"cannot be read as {encoding!r}", f"Known encodings: {', '.join(ENCODINGS)}."
         )
-    decoder = codecs.getincrementaldecoder(encoding)()
+    with open(path, "rb") as source:
+        head = source.read(SEEN)
+    _refuse_garbled(name, head, encoding)
+    decoder = codecs.getincrementaldecoder(_in_order(encoding, head))()
     line = 1
     with open(path, "rb") as source, open(target, "wb") as out:
         while True:
@@ -41,14 +45,45 @@ def recoded(path: Path, name: str, encoding: str, target: Path) -> Path:
             try:
                 text = decoder.decode(block, final=not block)
                 out.write(text.encode("utf-8"))
-            except UnicodeDecodeError as error:
-                line += error.object[: error.start].count(b"\n")
+            except UnicodeError as error:
+                if isinstance(error, UnicodeDecodeError):
+                    line += error.object[: error.start].count(NEWLINE)
                 raise StudioError(
                     f"{name} line {line}", f"is not {encoding}", "Choose another encoding."
                 ) from None
             line += text.count("\n")
             if not block:
                 return target
+
+
+def _refuse_garbled(name: str, head: bytes, encoding: str) -> None:
+    """:raises StudioError: when the first bytes are UTF-8 or UTF-16, and another encoding was chosen"""
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        known = "utf-16"
+    else:
+        known = "utf-8" if _is_utf8(head) else encoding
+    if known != encoding:
+        what = f"is {known.upper()} (reading it as {encoding} would garble it)"
+        raise StudioError(name, what, f"Choose {known}.")
+
+
+def _is_utf8(head: bytes) -> bool:
+    """Whether bytes begin as UTF-8 says, or are UTF-8 with characters that ASCII does not have."""
+    if head.startswith(codecs.BOM_UTF8):
+        return True
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head, final=len(head) < SEEN)
+    except UnicodeDecodeError:
+        return False
+    return not head.isascii()
+
+
+def _in_order(encoding: str, head: bytes) -> str:
+    """UTF-16 that does not begin with its byte order, by where its zeros are; else the encoding itself."""
+    if encoding != "utf-16" or head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return encoding
+    even, odd = head[::2].count(0), head[1::2].count(0)
+    return encoding if even == odd else "utf-16-be" if even > odd else "utf-16-le"
 
 
 def refuse_other(path: Path, name: str) -> None:

@@ -107,12 +107,20 @@ class Reading:
     :param delimiter: of CSV; empty means recognised from the file
     :param header: whether the first CSV line names the columns; None means recognised
     :param chunk: most characters in one row of a plain text or Markdown file
+    :raises StudioError: when the delimiter is none
     """
 
     encoding: str = "utf-8"
     delimiter: str = ""
     header: bool | None = None
     chunk: int = 2000
+
+    def __post_init__(self) -> None:
+        one = len(self.delimiter) == 1 and (self.delimiter.isprintable() or self.delimiter == "\t")
+        if self.delimiter and not (one and self.delimiter != '"'):
+            what = f"{self.delimiter!r:.40} cannot part the cells of a table"
+            fix = "It is one character, and no quote sign: comma, semicolon, tab and bar are usual."
+            raise StudioError("delimiter", what, fix)
 
 
 @dataclass(frozen=True)

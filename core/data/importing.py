@@ -91,7 +91,7 @@ def preview(source: Source, options: Options = Options(), count: int = 20) -> Pr
     except StudioError as error:
         guess, problem = Guess("", options.mapping or Mapping()), error.text
     rows: list[dict[str, Any] | Problem] = []
-    if not guess.mapping.missing():
+    if not problem and not guess.mapping.missing():
         convert = converter(guess.mapping)
         for record in sample[:count]:
             rows += _rows(convert, record)

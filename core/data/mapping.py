@@ -100,6 +100,12 @@ def places(template: str) -> list[str]:
     return _PLACE.findall(template)
 
 
+def is_whole(template: str) -> bool:
+    """Whether every brace of a template belongs to a column's name: ``{name}``."""
+    rest = _PLACE.sub("", template)
+    return "{" not in rest and "}" not in rest
+
+
 def fill(template: str, text_of: Any) -> str:
     """A template's text; ``text_of`` gives a column's text for its name."""
     kept = []

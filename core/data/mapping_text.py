@@ -11,7 +11,7 @@ from typing import Any, cast, get_args
 import yaml
 from pydantic import ValidationError
 
-from core.data.mapping import MAY, NEEDS, Kind, Mapping, places
+from core.data.mapping import MAY, NEEDS, Kind, Mapping, is_whole, places
 from core.errors import StudioError
 from core.store import datasets as store
 
@@ -87,8 +87,7 @@ def _checked(raw: dict[str, Any], where: str = WHERE) -> Mapping:
         raise StudioError(where, f"{part} must be the name of a column", parts_of(kind)) from None
     if bad := [role for role in mapping.roles.values() if role not in ROLES]:
         raise StudioError(where, f"{bad[0]!r:.40} is no role", f"Roles are {', '.join(ROLES)}.")
-    if missing := mapping.missing():
-        raise StudioError(where, f"does not say which column is {' and '.join(missing)}", parts_of(kind))
+    refuse_incomplete(mapping, where)
     return mapping
 
 
@@ -99,13 +98,36 @@ def parts_of(kind: Kind | None) -> str:
     return f"Parts of {'; '.join(known)}."
 
 
+def refuse_incomplete(mapping: Mapping, where: str = WHERE) -> None:
+    """:raises StudioError: when no column plays a part that the mapping's kind needs
+
+    :param where: what the message is about
+    """
+    if missing := mapping.missing():
+        what = f"does not say which column is {' and '.join(missing)}"
+        raise StudioError(where, what, parts_of(mapping.kind))
+
+
+def _refuse_bad_templates(mapping: Mapping, columns: list[str]) -> None:
+    """:raises StudioError: at a part whose braces are not all around a column's name"""
+    for part, value in mapping:
+        if part in ("kind", "roles") or "{" not in value or value in columns:
+            continue
+        unknown = [name for name in places(value) if name not in columns]
+        if not is_whole(value) or any(set(name) & set("!:") for name in unknown):
+            what = f"{part} is {value!r:.80}, whose braces do not all hold a column's name"
+            raise StudioError(WHERE, what, "Write {name} for a column's text, and no other braces.")
+
+
 def refuse_missing_columns(mapping: Mapping, columns: list[str], name: str) -> None:
-    """:raises StudioError: when a part that is needed names a column that a file does not have
+    """:raises StudioError: when a part that is needed names a column that a file does not have, or any
+    part is a template with braces that name none
 
     In a template a missing column is empty text: a slip in its name would go unnoticed in every row.
 
     :param columns: those of the file's first rows
     """
+    _refuse_bad_templates(mapping, columns)
     for part in NEEDS[mapping.kind]:
         value = getattr(mapping, part)
         named = [value] if value in columns else places(value) or [value]

@@ -43,7 +43,8 @@ class Chosen:
 def choose(data: DataSection) -> list[Chosen]:
     """The rows of every dataset of a recipe.
 
-    :raises StudioError: when a dataset is missing, or too small to hold any row out
+    :raises StudioError: when a dataset is missing or too small to hold any row out, or lacks a column
+        that rows are split or ordered by
     """
     chosen = [_choose(part, data) for part in data.parts]
     total = sum(len(one.train) for one in chosen)
@@ -71,6 +72,8 @@ def _random(data: DataSection, purpose: int) -> Any:
 def _choose(part: MixPart, data: DataSection) -> Chosen:
     dataset = store.by_name(part.dataset)
     total = dataset["rows"]
+    if data.order == "by column":
+        _refuse_no_column(dataset, data.order_column)
     if dataset["held_out_rows"]:
         train, held_out, where = numpy.arange(total), numpy.arange(dataset["held_out_rows"]), "held_out"
     else:
@@ -149,8 +152,8 @@ def _grouped(classes: list[str], wanted: int, generator: Any) -> Any:
     return numpy.array(held_out, int)
 
 
-def values(dataset: dict[str, Any], column: str) -> list[str]:
-    """A column of every training row. :raises StudioError: when there is no such column"""
+def _refuse_no_column(dataset: dict[str, Any], column: str) -> None:
+    """:raises StudioError: when a dataset keeps no such column beside its rows"""
     known = store.columns(dataset)
     if column not in known:
         raise StudioError(
@@ -158,6 +161,11 @@ def values(dataset: dict[str, Any], column: str) -> list[str]:
             f"has no column {column!r}",
             f"It has {', '.join(known)}." if known else "It has no columns beside its rows.",
         )
+
+
+def values(dataset: dict[str, Any], column: str) -> list[str]:
+    """A column of every training row. :raises StudioError: when there is no such column"""
+    _refuse_no_column(dataset, column)
     lines, _ = rows.paths(dataset["id"], "train")
     with open(lines, "rb") as file:
         found = []

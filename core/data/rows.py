@@ -3,7 +3,7 @@
 import mmap
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, AnyStr
 
 import numpy
 import orjson
@@ -17,6 +17,17 @@ INDEX = numpy.dtype(
     [("offset", "<u8"), ("row", "<u8"), ("prompt", "<u8"), ("size", "<u4"), ("line", "<u4"), ("file", "<u4")]
 )
 PARTS = ("train", "held_out")
+# What is written around texts, and cannot be in one: a quote would stand behind a backslash there.
+AROUND = (
+    *(
+        f'"role":{space}"{role}",{space}"content":'.encode()
+        for role in ("user", "assistant", "system", "tool")
+        for space in ("", " ")
+    ),
+    *(f'"{name}":'.encode() for name in ("messages", "rejected", "role", "content", "text", "label")),
+    *(f'"{name}":'.encode() for name in ("group", "columns", "desirable", "learn", "tools")),
+)
+BLOCK = 4 * 1024**2  # bytes that a search looks through at once
 
 
 def paths(dataset_id: int, part: str) -> tuple[Path, Path]:
@@ -84,19 +95,70 @@ def page(dataset_id: int, part: str, start: int = 0, count: int | None = None) -
 
 
 def search(dataset_id: int, part: str, words: str, start: int = 0, count: int = 50) -> list[int]:
-    """Numbers of the first rows, from ``start``, that hold the words exactly as they stand."""
+    """Numbers of the first rows, from ``start``, whose texts hold the words, in upper or lower case."""
     entries = index(dataset_id, part)
-    lines, _ = paths(dataset_id, part)
-    # As they stand in a JSON string: with its escapes, without its quotes.
-    wanted = orjson.dumps(words)[1:-1]
-    if not wanted or not len(entries):
+    try:
+        wanted = words.casefold().encode()
+    except UnicodeEncodeError:  # half a character, which no stored row holds
+        return []
+    if not wanted or start >= len(entries):
         return []
     found: list[int] = []
-    offsets = entries["offset"]
+    lines, _ = paths(dataset_id, part)
     with open(lines, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        position = int(offsets[start]) if start < len(entries) else len(data)
-        while len(found) < count and (hit := data.find(wanted, position)) >= 0:
-            number = int(numpy.searchsorted(offsets, hit, side="right")) - 1
-            found.append(number)
-            position = int(offsets[number]) + int(entries["size"][number])
+        for number in _candidates(entries, data, wanted.decode(), start):
+            offset, size = int(entries["offset"][number]), int(entries["size"][number])
+            if _holds(orjson.loads(data[offset : offset + size]), wanted.decode()):
+                found.append(number)
+                if len(found) == count:
+                    break
     return found
+
+
+def _candidates(entries: Any, data: mmap.mmap, wanted: str, start: int) -> Iterator[int]:
+    """Numbers of the rows whose line holds the words anywhere, in their texts or around them.
+
+    Words of ASCII are looked for among bytes, where only ASCII has a case; all others in the text.
+    """
+    # As they stand in a JSON string: with its escapes, without its quotes.
+    escaped = orjson.dumps(wanted)[1:-1].lower()
+    while start < len(entries):
+        begin = int(entries["offset"][start])
+        stop = max(start + 1, int(numpy.searchsorted(entries["offset"], begin + BLOCK)))
+        last = entries[stop - 1]
+        block = data[begin : int(last["offset"]) + int(last["size"])]
+        if wanted.isascii():
+            yield from _lines_with(_bare(block.lower(), escaped), escaped, b"\n", start)
+        else:
+            yield from _lines_with(block.decode().casefold(), escaped.decode(), "\n", start)
+        start = stop
+
+
+def _bare(block: bytes, wanted: bytes) -> bytes:
+    """Lines without what is written around texts, where the words would be found in every row."""
+    for written in AROUND:
+        if wanted in written:
+            block = block.replace(written, b"")
+    return block
+
+
+def _lines_with(block: AnyStr, wanted: AnyStr, newline: AnyStr, first: int) -> Iterator[int]:
+    """Numbers of the lines that hold the words, where ``first`` is the number of the block's first."""
+    hit, counted = block.find(wanted), 0
+    while hit >= 0:
+        first += block.count(newline, counted, hit)
+        yield first
+        end = block.find(newline, hit)
+        if end < 0:
+            return
+        counted, first = end + 1, first + 1
+        hit = block.find(wanted, counted)
+
+
+def _holds(row: Row, wanted: str) -> bool:
+    """Whether one of a row's texts holds folded words."""
+    turns = (turn.get("content") for part in ("messages", "rejected") for turn in row.get(part) or ())
+    others = (row.get(name) for name in ("text", "label", "group"))
+    values = (row.get("columns") or {}).values()
+    texts = (str(value) for value in (*turns, *others, *values) if value is not None)
+    return any(wanted in text.casefold() for text in texts)

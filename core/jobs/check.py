@@ -13,21 +13,26 @@ from core.errors import StudioError
 from core.jobs import queue
 from core.jobs.worker import Job
 from core.store import datasets as store
+from core.store.database import writing
 
 THRESHOLD = 0.85
 SHOWN = 20  # rows that the finding names
 
 
 def start(dataset_id: int, threshold: float = THRESHOLD, token: str | None = None) -> int:
-    """Queue a check of a dataset's training rows. :returns: the job's id
+    """Queue a check of a dataset's training rows; one that waits or runs already is not queued again.
 
     :param threshold: how alike rows are that count as nearly the same, from 0.7 to 1
+    :returns: the job's id
     :raises StudioError: when there is no such dataset, or the threshold is out of range
     """
     store.get(dataset_id)
     if not 0.7 <= threshold <= 1:
         raise StudioError("threshold", f"must be from 0.7 to 1, got {threshold:g}", "0.85 is usual.")
-    return queue.enqueue("check", None, token, dataset_id=dataset_id, threshold=threshold)
+    with writing():
+        if (job_id := queue.unfinished_check(dataset_id, threshold=threshold)) is not None:
+            return job_id
+        return queue.enqueue("check", None, token, dataset_id=dataset_id, threshold=threshold)
 
 
 def check(job: Job) -> dict[str, Any]:

@@ -119,6 +119,16 @@ def latest_check(dataset_id: int | None = None) -> dict[str, Any] | None:
     return _newest("kind = 'check' and dataset_id = ?", [dataset_id])
 
 
+def unfinished_check(dataset_id: int, **payload: Any) -> int | None:
+    """The id of a check of a dataset with the same payload that waits or runs and is not stopping."""
+    where = (
+        "state in ('queued', 'preparing', 'running') and kind = 'check' and dataset_id = ? and payload = ?"
+    )
+    for row in database().table("jobs").rows_where(where, [dataset_id, json.dumps(payload)], limit=1):
+        return row["id"]
+    return None
+
+
 def _newest(where: str, values: list[Any]) -> dict[str, Any] | None:
     for row in database().table("jobs").rows_where(where, values, order_by="id desc", limit=1):
         return get(row["id"])

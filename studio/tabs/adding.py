@@ -12,6 +12,7 @@ from core.data.errors import Problem
 from core.data.files import Reading, Source
 from core.data.importing import Options, Preview
 from core.data.mapping import Mapping
+from core.data.mapping_text import refuse_incomplete
 from core.errors import StudioError
 from core.store import datasets as store
 from studio.messages import box, empty, error_box, table
@@ -29,17 +30,22 @@ KINDS = {
 PARTS = [name for name in Mapping.model_fields if name not in ("kind", "roles")]
 HEADERS = {"as recognised": None, "names the columns": True, "is a row": False}
 SHOWN_COLUMNS, SAMPLE_WIDTH = 30, 90
+FRESH = [False, None, "utf-8", "", "as recognised", 2000]  # a new file: no correction, reading as usual
 
 
 @dataclass(frozen=True)
 class Pane:
-    """The components of the pane, and the inputs from which `options` makes an import's options."""
+    """The components of the pane, and the inputs from which `options` makes an import's options.
+
+    :param reset: what FRESH holds the first values of; ``corrected`` comes before them
+    """
 
     guess: Any
     example: Any
     fields: list[Any]
     inputs: list[Any]
     corrected: Any
+    reset: list[Any]
 
 
 def build() -> Pane:
@@ -97,7 +103,14 @@ def build() -> Pane:
     fields = [kind, *parts, roles]
     save.click(_save, [name, *fields], [saved, guess], show_progress="hidden", api_visibility="private")
     inputs = [corrected, *fields, encoding, delimiter, header, chunk]
-    pane = Pane(guess, example, [columns, saved, *fields], inputs, corrected)
+    pane = Pane(
+        guess,
+        example,
+        [columns, saved, *fields],
+        inputs,
+        corrected,
+        [saved, encoding, delimiter, header, chunk],
+    )
     saved.input(_use, saved, [*fields, corrected], show_progress="hidden", api_visibility="private")
     return pane
 
@@ -145,9 +158,10 @@ def look(paths: Sequence[str] | None, *values: Any) -> list[Any]:
         seen = importing.preview(found[0], options(values))
     except Exception as error:
         return [error_box(error), *unchanged]
-    shown = _guess(seen, len(found))
+    shown = _guess(seen, len(found)) + _others(found[1:], seen, options(values))
+    asks = any(isinstance(row, Problem) and "a mapping can" in row.what for row in seen.rows[:1])
     fields = _fields(seen.mapping, list(seen.columns)) if not values[0] else _visible(seen, values[1])
-    return [shown, gr.Accordion(open=bool(seen.problem or values[0])), _saved(), *fields]
+    return [shown, gr.Accordion(open=bool(seen.problem or values[0] or asks)), _saved(), *fields]
 
 
 def first_row(paths: Sequence[str] | None, base: str, *values: Any) -> str:
@@ -157,12 +171,31 @@ def first_row(paths: Sequence[str] | None, base: str, *values: Any) -> str:
         return ""
     try:
         seen = importing.preview(found[0], options(values), count=5)
-        row = next((row for row in seen.rows if isinstance(row, dict)), None)
-        if row is None:
-            return ""
+    except Exception:
+        return ""  # said beside the guess
+    row = next((row for row in seen.rows if isinstance(row, dict)), None)
+    if row is None or seen.problem:
+        return ""
+    try:
         return f"<h4>The first row, as it will be learned</h4>{xray_view.picture(row, base, 1024)}"
     except Exception as error:
         return error_box(error)
+
+
+def _others(rest: Sequence[Source], seen: Preview, given: Options) -> str:
+    """What keeps further files from going together with the first."""
+    told = ""
+    for source in rest[:20]:
+        try:
+            other = importing.preview(source, given, count=5)
+        except Exception as error:
+            told += error_box(error)
+            continue
+        if other.problem:
+            told += box("warning", other.problem)
+        elif other.mapping != seen.mapping:
+            told += box("warning", f"{other.file}: {other.shape}, not {seen.shape}; add it on its own.")
+    return told
 
 
 def _guess(seen: Preview, count: int) -> str:
@@ -209,6 +242,7 @@ def _save(name: str, *fields: Any) -> tuple[Any, Any]:
     try:
         if not (name or "").strip():
             raise StudioError("mapping", "has no name yet", "Write one beside the button.")
+        refuse_incomplete(_mapping(fields))
         store.save_mapping(name.strip()[:60], _mapping(fields).model_dump_json(exclude_defaults=True))
     except Exception as error:
         return gr.skip(), error_box(error)

@@ -1,5 +1,6 @@
 """Data: add datasets, see their rows and exactly what the model will learn, and mix them."""
 
+import uuid
 from typing import Any
 
 import gradio as gr
@@ -56,6 +57,8 @@ def build(page: Page) -> None:
         with gr.Column(scale=3, min_width=420):
             chosen = gr.State(None)
             pane_shown = gr.State(desk.XRAY)
+            click, imported = gr.State(""), gr.State(None)
+            begun_clicks: set[str] = set()
             with gr.Tabs(selected="xray", elem_id="desk") as tabs:
                 shown = desk.build(page, tabs, chosen, pane_shown)
                 with gr.Tab("New file", id="new", render_children=True):
@@ -65,26 +68,30 @@ def build(page: Page) -> None:
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     base = page.form["model.base"]
 
-    def ready(paths: list[str] | None) -> tuple[Any, Any, Any, bool]:
-        """A newly chosen file: its guess is made anew, and its pane comes to the front."""
-        button = gr.Button("Check and add" if paths else "Choose a file", interactive=bool(paths))
+    def ready(paths: list[str] | None) -> list[Any]:
+        """A newly chosen file: nothing of the last one holds for it, and its pane comes to the front."""
         front = (gr.Tabs(selected="new"), "New file") if paths else (gr.skip(), gr.skip())
-        return button, *front, False
+        return [_button(paths), *front, uuid.uuid4().hex, *adding.FRESH]
 
     def add_files(
+        click: str,
         paths: list[str] | None,
         held_paths: list[str] | None,
         skip: bool,
         *values: Any,
         progress: Any = gr.Progress(),  # noqa: B008 (how Gradio asks for it)
     ) -> tuple[Any, ...]:
+        if click in begun_clicks:
+            return tuple(gr.skip() for _ in outputs)  # the second of two quick clicks
+        begun_clicks.add(click)
         try:
             dataset_id = adding.add(
                 paths, held_paths, skip, values, lambda share, text: progress(share, desc=text)
             )
         except Exception as error:
-            return error_box(error), *[gr.skip()] * 7
-        return _added(dataset_id)
+            begun_clicks.discard(click)
+            return error_box(error), *[gr.skip()] * 4
+        return *_added(dataset_id), [*(paths or []), *(held_paths or [])]
 
     def add_elsewhere(
         repo: str,
@@ -107,22 +114,37 @@ def build(page: Page) -> None:
                 wanted = (repo.strip(), config or None, split or None, held_split or None, revision or None)
                 dataset_id = hub.add(*wanted, importing.Options(leave_out=skip), told)
         except Exception as error:
-            return error_box(error), *[gr.skip()] * 7
-        return _added(dataset_id)
+            return error_box(error), *[gr.skip()] * 4
+        return *_added(dataset_id), []
 
-    def remove(dataset_id: int | None) -> tuple[Any, ...]:
+    def finish(
+        paths: list[str] | None, held_paths: list[str] | None, imported: list[str] | None
+    ) -> list[Any]:
+        """Its files go from the boxes and the X-ray comes, unless another file was chosen meanwhile."""
+        if imported is None:
+            return [gr.skip(), gr.skip(), _button(paths), gr.skip(), gr.skip(), None]
+        kept = [path for path in paths or [] if path not in imported]
+        front = (gr.skip(), gr.skip()) if kept else (gr.Tabs(selected="xray"), desk.XRAY)
+        held = gr.skip() if set(held_paths or []) - set(imported) else None
+        return [gr.skip() if kept or not paths else None, held, _button(kept), *front, None]
+
+    def remove(dataset_id: int | None, trained: str | None) -> tuple[Any, ...]:
         if dataset_id is None:
-            return gr.skip(), gr.Button(visible=False), box("warning", "Choose a dataset in the list first.")
+            warning = box("warning", "Choose a dataset in the list first.")
+            return gr.skip(), gr.Button(visible=False), warning, gr.skip()
         try:
             data.remove(dataset_id)
         except StudioError as error:
-            return gr.skip(), gr.Button(visible=False), error_box(error)
-        return None, gr.Button(visible=False), box("good", "Deleted.")
+            return gr.skip(), gr.Button(visible=False), error_box(error), gr.skip()
+        names = store.names()
+        left = gr.Dropdown(choices=names, value=trained if trained in names else next(iter(names), None))
+        return None, gr.Button(visible=False), box("good", "Deleted."), left
 
     # Guess, then the first row with the model's template: the second takes longer the first time.
     looked = [pane.guess, *pane.fields]
     look = {**quiet, "concurrency_id": "look", "concurrency_limit": 2}
-    arrived = upload.change(ready, upload, [add, tabs, pane_shown, pane.corrected], queue=False, **quiet)
+    fresh = [add, tabs, pane_shown, click, pane.corrected, *pane.reset]
+    arrived = upload.change(ready, upload, fresh, queue=False, **quiet)
     correcting = [field.input for field in pane.fields[2:]]
     corrected = gr.on(correcting, lambda: True, None, pane.corrected, queue=False, **quiet)
     reading = gr.on(
@@ -133,19 +155,11 @@ def build(page: Page) -> None:
         begun.then(adding.look, [upload, *pane.inputs], looked, **look).then(
             adding.first_row, [upload, base, *pane.inputs], pane.example, **look
         )
-    outputs = [
-        verdict,
-        shown.chosen,
-        upload,
-        held_out,
-        page.form["data.dataset"],
-        page.form["data.mix"],
-        tabs,
-        pane_shown,
-    ]
+    outputs = [verdict, shown.chosen, page.form["data.dataset"], page.form["data.mix"], imported]
+    add.click(lambda: gr.Button("Adding…", interactive=False), None, add, queue=False, **quiet)
     added = add.click(
         add_files,
-        [upload, held_out, leave_out, *pane.inputs],
+        [click, upload, held_out, leave_out, *pane.inputs],
         outputs,
         show_progress_on=verdict,
         api_visibility="private",
@@ -157,7 +171,15 @@ def build(page: Page) -> None:
         show_progress_on=verdict,
         api_visibility="private",
     )
-    removed = confirm.click(guarded(remove), shown.chosen, [shown.chosen, confirm, verdict], **quiet)
+    for ended in (added, fetched):
+        last = [upload, held_out, add, tabs, pane_shown, imported]
+        ended.then(finish, [upload, held_out, imported], last, queue=False, **quiet)
+    removed = confirm.click(
+        guarded(remove),
+        [shown.chosen, page.form["data.dataset"]],
+        [shown.chosen, confirm, verdict, page.form["data.dataset"]],
+        **quiet,
+    )
     for changed in (added, fetched, removed):
         shown.follow(changed)
         page.actions.append(changed)
@@ -168,6 +190,10 @@ def build(page: Page) -> None:
     tabs.select(_opened, None, pane_shown, queue=False, **quiet)
     delete.click(_ask, shown.chosen, confirm, queue=False, **quiet)
     page.views.append(View([listing], lambda run_id: _listing(), lambda run_id: [_listing()]))
+
+
+def _button(paths: list[str] | None) -> Any:
+    return gr.Button("Check and add" if paths else "Choose a file", interactive=bool(paths))
 
 
 def _elsewhere() -> list[Any]:
@@ -193,7 +219,7 @@ def _elsewhere() -> list[Any]:
 
 
 def _added(dataset_id: int) -> tuple[Any, ...]:
-    """Verdict, the chosen dataset, emptied uploads, the Train tab's choice (no mix), the X-ray in front."""
+    """Verdict, the chosen dataset, and what the Train tab learns from now: it, and no mix."""
     added = store.get(dataset_id)
     text = f"{added['name']}: {added['rows']:,} rows of the shape {added['shape']}"
     if added["left_out"] != "0":
@@ -205,7 +231,7 @@ def _added(dataset_id: int) -> tuple[Any, ...]:
             "warning", "\n".join(warnings[:4]) + ("\nSee Warnings for more." if len(warnings) > 4 else "")
         )
     chosen_too = gr.Dropdown(choices=store.names(), value=added["name"])
-    return told, dataset_id, None, None, chosen_too, "", gr.Tabs(selected="xray"), desk.XRAY
+    return told, dataset_id, chosen_too, ""
 
 
 def _pick(event: gr.SelectData, pane: str, *view: Any) -> list[Any]:
@@ -221,7 +247,10 @@ def _opened(event: gr.SelectData) -> str:
 
 
 def _listing() -> list[list[Any]]:
-    return [[d["name"], d["shape"].replace("/", " / "), _count(d), store.verdict(d)] for d in store.listed()]
+    return [
+        [d["name"], d["shape"].replace("/", " / "), _count(d), store.verdict(d)]
+        for d in reversed(store.listed())
+    ]
 
 
 def _count(dataset: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import gradio as gr
 
 from core.data import rows as stored
 from core.data import stats
-from core.jobs import queue
+from core.jobs import check, queue
 from core.store import datasets as store
 from studio import plots
 from studio.live import RESIZE, Page, View
@@ -17,6 +17,8 @@ from studio.messages import box, empty, error_box, escape, facts, table
 from studio.tabs import xray_view
 
 XRAY = "Loss X-ray"
+DELETED = "This dataset is not there any more. Choose another on the left."
+LONGEST = 4096
 PAGE_ROWS = 50
 CELL = 400
 
@@ -50,13 +52,13 @@ def build(page: Page, tabs: Any, chosen: Any, pane: Any) -> Shown:
         with gr.Row(equal_height=True):
             back = gr.Button("Previous", size="sm", scale=1, min_width=70)
             row = gr.Number(
-                1, show_label=False, container=False, precision=0, minimum=1, min_width=70, elem_id="xray-row"
+                1, show_label=False, container=False, precision=0, min_width=70, elem_id="xray-row"
             )
             forward = gr.Button("Next", size="sm", scale=1, min_width=70)
             cut_row = gr.Button("Next cut row", size="sm", scale=1, min_width=90)
         picture = gr.HTML(elem_id="xray")
         length = gr.Slider(
-            16, 4096, value=256, step=8, label="max_length", info="Moves the cut; Train has its own"
+            16, LONGEST, value=256, step=8, label="max_length", info="Moves the cut; Train has its own"
         )
         whole = gr.HTML(elem_id="xray-whole")
     with gr.Tab("Rows", id="rows", render_children=True) as listed:
@@ -65,7 +67,7 @@ def build(page: Page, tabs: Any, chosen: Any, pane: Any) -> Shown:
                 show_label=False, container=False, placeholder="Search the rows", scale=3, elem_id="search"
             )
             earlier = gr.Button("Earlier", size="sm", scale=1, min_width=70)
-            first = gr.Number(1, show_label=False, container=False, precision=0, minimum=1, min_width=70)
+            first = gr.Number(1, show_label=False, container=False, precision=0, min_width=70)
             later = gr.Button("Later", size="sm", scale=1, min_width=70)
         told = gr.HTML()
         rows = gr.Dataframe(
@@ -95,6 +97,7 @@ def build(page: Page, tabs: Any, chosen: Any, pane: Any) -> Shown:
         )
         near = gr.Button("Look for near-duplicates (in the background)", size="sm", elem_id="near")
         near_state = gr.HTML(elem_id="near-state")
+        near_stop = gr.Button("Stop looking", size="sm", visible=False)
     statistics.select(None, None, None, js=RESIZE)
     base = page.form["model.base"]
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
@@ -106,7 +109,7 @@ def build(page: Page, tabs: Any, chosen: Any, pane: Any) -> Shown:
     drawn = [heading, picture]
     outputs = [chosen, row, *drawn]
     sheet = [told, rows]
-    trouble = [summary, findings, near, near_state]
+    trouble = [summary, findings, near, near_state, near_stop]
     charts = [figures, plot, numbers]
     inputs = [chosen, part, length, base, first, words]
 
@@ -121,6 +124,11 @@ def build(page: Page, tabs: Any, chosen: Any, pane: Any) -> Shown:
     listed.select(_page_of, [chosen, part, first, words], sheet, **beside)
     statistics.select(_statistics, [chosen, part, length, base], charts, **beside)
     warnings.select(_warnings, chosen, trouble, **beside)
+    # A number that is typed past the ends would be refused by every handler that reads it.
+    length.change(
+        None, length, length, js=f"value => Math.min({LONGEST}, Math.max(16, Number(value) || 256))"
+    )
+    follow(base.change(lambda: None, None, None, queue=False, **quiet))
     follow(page.blocks.load(lambda: None, None, None, queue=False, **quiet))
     follow(part.input(lambda: None, None, None, queue=False, **quiet))
     moved = gr.on(
@@ -137,9 +145,10 @@ def build(page: Page, tabs: Any, chosen: Any, pane: Any) -> Shown:
     # Tabs report only the user's own clicks, so who moves them says so in ``pane`` as well.
     fill(rows.select(_pick_row, [chosen, part, length, base], [row, *drawn, tabs, pane], **ordered))
     fill(findings.select(_pick_finding, [chosen, length, base], [part, row, *drawn, tabs, pane], **ordered))
-    started = near.click(_start_near, chosen, near_state, **quiet)
-    page.actions.append(started)
-    page.views.append(View([near_state], lambda run_id: _near_signature(), lambda run_id: [_near_text()]))
+    started = near.click(_start_near, chosen, [near_state, near_stop], **quiet)
+    stopped = near_stop.click(_stop_near, None, [near_state, near_stop], **quiet)
+    page.actions += [started, stopped]
+    page.views.append(View([near_state, near_stop], lambda run_id: _near_signature(), lambda run_id: _near()))
     return Shown(chosen, follow, fill, [part, length, base], outputs)
 
 
@@ -148,9 +157,13 @@ def _first() -> int | None:
 
 
 def _count(dataset_id: int | None, part: str) -> int:
-    if dataset_id is None:
-        return 0
-    return store.get(dataset_id)["held_out_rows" if part == "held_out" else "rows"]
+    dataset = _dataset(dataset_id)
+    return 0 if dataset is None else dataset["held_out_rows" if part == "held_out" else "rows"]
+
+
+def _dataset(dataset_id: int | None) -> dict[str, Any] | None:
+    """The chosen dataset, or None when there is none, or it was deleted meanwhile (in another tab)."""
+    return next((one for one in store.listed() if one["id"] == dataset_id), None)
 
 
 def opened(dataset_id: int | None, part: str, length: float, base: str) -> list[Any]:
@@ -171,14 +184,15 @@ def _look(dataset_id: int | None, part: str, number: float, length: float, base:
 
 
 def _xray(dataset_id: int | None, part: str, number: int, length: int, base: str) -> tuple[str, str]:
-    if dataset_id is None:
-        return empty("Add a dataset on the left."), ""
-    name, total = store.get(dataset_id)["name"], _count(dataset_id, part)
+    dataset = _dataset(dataset_id)
+    if dataset_id is None or dataset is None:
+        return empty("Add a dataset on the left." if dataset_id is None else DELETED), ""
+    name, total = dataset["name"], _count(dataset_id, part)
     found = stored.page(dataset_id, part, number - 1, 1) if number >= 1 else []
     if not found:
         if part == "held_out" and not total:
             return empty("No held-out file: a share of the rows is held out when a run starts."), ""
-        return empty(f"There is no row {number}; the last one is {total:,}."), ""
+        return empty(f"There is no row {number:,}; the last one is {total:,}."), ""
     row, picture = xray_view.encoded(found[0], base, length)
     lost = f", {row.cut_supervised:,} more are cut off" if row.cut_supervised else ""
     heading = (
@@ -196,9 +210,13 @@ def _turn(step: int, dataset_id: int | None, part: str, number: float, *rest: An
 
 def _next_cut(dataset_id: int | None, part: str, number: float, length: float, base: str) -> list[Any]:
     """The next row that the cut shortens, from the beginning again after the last one known."""
-    if dataset_id is None:
-        return [gr.skip(), gr.skip(), gr.skip()]
-    measured = stats.of_dataset(store.get(dataset_id), part, base, None)
+    dataset = _dataset(dataset_id)
+    if dataset is None:
+        return [gr.skip(), empty(DELETED), ""]
+    try:
+        measured = stats.of_dataset(dataset, part, base, None)
+    except Exception as error:
+        return [gr.skip(), error_box(error), ""]
     cut = measured.numbers[measured.lengths > int(length)] + 1
     if not len(cut):
         return [gr.skip(), box("good", f"No row is cut at {int(length)} tokens."), gr.skip()]
@@ -214,15 +232,15 @@ def _pane(
     whole = _whole(dataset_id, part, length, base) if pane == XRAY else gr.skip()
     sheet = _page_of(dataset_id, part, first, words) if pane == "Rows" else [gr.skip()] * 2
     charts = _statistics(dataset_id, part, length, base) if pane == "Statistics" else [gr.skip()] * 3
-    trouble = _warnings(dataset_id) if pane == "Warnings" else [gr.skip()] * 4
+    trouble = _warnings(dataset_id) if pane == "Warnings" else [gr.skip()] * 5
     return [whole, *sheet, *charts, *trouble]
 
 
 def _whole(dataset_id: int | None, part: str, length: float, base: str) -> str:
     """What the whole set comes to at the cut, with the real tokenizer."""
-    if dataset_id is None or not _count(dataset_id, part):
+    dataset = _dataset(dataset_id)
+    if dataset is None or not _count(dataset_id, part):
         return ""
-    dataset = store.get(dataset_id)
     try:
         measured = stats.of_dataset(dataset, part, base, None)
     except Exception as error:
@@ -232,9 +250,9 @@ def _whole(dataset_id: int | None, part: str, length: float, base: str) -> str:
 
 def _statistics(dataset_id: int | None, part: str, length: float, base: str) -> list[Any]:
     """Figures, the chart of lengths, and its table."""
-    if dataset_id is None or not _count(dataset_id, part):
-        return [empty("This part has no rows."), None, ""]
-    dataset = store.get(dataset_id)
+    dataset = _dataset(dataset_id)
+    if dataset is None or not _count(dataset_id, part):
+        return [empty("This part has no rows." if dataset else DELETED), None, ""]
     try:
         measured = stats.of_dataset(dataset, part, base, None)
     except Exception as error:
@@ -271,8 +289,9 @@ def _range(turns: Any) -> str:
 def _page_of(dataset_id: int | None, part: str, begin: float, words: str) -> list[Any]:
     """A page of rows, or the rows that hold the words."""
     total = _count(dataset_id, part)
-    if dataset_id is None or not total:
-        return [empty("This part has no rows."), []]
+    dataset = _dataset(dataset_id)
+    if dataset_id is None or dataset is None or not total:
+        return [empty("This part has no rows." if dataset else DELETED), []]
     start = max(0, int(begin or 1) - 1)
     if words and words.strip():
         numbers = stored.search(dataset_id, part, words.strip(), start, PAGE_ROWS)
@@ -283,7 +302,10 @@ def _page_of(dataset_id: int | None, part: str, begin: float, words: str) -> lis
         numbers = list(range(start, min(total, start + PAGE_ROWS)))
         told = f"Rows {start + 1:,} to {start + len(numbers):,} of {total:,}. Click one to see its X-ray."
     listed = zip(numbers, stored.at(dataset_id, part, numbers), strict=True)
-    return [f'<p class="pl-muted">{told}</p>', [[number + 1, *_said(row)] for number, row in listed]]
+    return [
+        f'<p class="pl-muted">{escape(dataset["name"])}: {told[0].lower()}{told[1:]}</p>',
+        [[number + 1, *_said(row)] for number, row in listed],
+    ]
 
 
 def _said(row: dict[str, Any]) -> tuple[str, str]:
@@ -307,14 +329,9 @@ def _pick_row(event: gr.SelectData, dataset_id: int | None, part: str, length: f
 
 
 def _warnings(dataset_id: int | None) -> list[Any]:
-    if dataset_id is None:
-        return [
-            empty("Add a dataset on the left."),
-            gr.Dataframe(visible=False),
-            gr.Button(interactive=False),
-            "",
-        ]
-    dataset = store.get(dataset_id)
+    dataset = _dataset(dataset_id)
+    if dataset is None:
+        return [empty(DELETED), gr.Dataframe(visible=False), gr.Button(interactive=False), *_near()]
     found = store.findings(dataset)
     text = f"{dataset['name']} is {store.verdict(dataset)}."
     if int(dataset["left_out"]):
@@ -333,7 +350,7 @@ def _warnings(dataset_id: int | None) -> list[Any]:
         box(level, text + hint),
         gr.Dataframe(value=listed, visible=bool(listed)),
         gr.Button(interactive=True),
-        _near_text(),
+        *_near(),
     ]
 
 
@@ -343,7 +360,8 @@ def _numbers(rows: list[int]) -> str:
 
 def _pick_finding(event: gr.SelectData, dataset_id: int | None, length: float, base: str) -> list[Any]:
     """The first row of a warning, in the X-ray."""
-    found = store.findings(store.get(dataset_id))[event.index[0]] if dataset_id is not None else None
+    dataset = _dataset(dataset_id)
+    found = store.findings(dataset)[event.index[0]] if dataset is not None else None
     if not found or not found["rows"]:
         return [gr.skip() for _ in range(6)]
     number = found["rows"][0]
@@ -351,24 +369,24 @@ def _pick_finding(event: gr.SelectData, dataset_id: int | None, length: float, b
     return [found["part"], number, *drawn, gr.Tabs(selected="xray"), XRAY]
 
 
-def _start_near(dataset_id: int | None) -> str:
-    if dataset_id is None:
-        return box("warning", "Choose a dataset first.")
+def _start_near(dataset_id: int | None) -> list[Any]:
+    if _dataset(dataset_id) is None:
+        return [box("warning", "Choose a dataset first."), gr.skip()]
     try:
-        queue.enqueue("check", None, dataset_id=dataset_id)
+        check.start(dataset_id)
     except Exception as error:
-        return error_box(error)
-    return _near_text()
+        return [error_box(error), gr.skip()]
+    return _near()
 
 
 def _near_signature() -> Any:
-    job = getattr(queue, "latest_check", lambda: None)()
+    job = queue.latest_check()
     return job and (job["id"], job["state"], job["phase"], round(job["progress"] or 0, 2))
 
 
 def _near_text() -> str:
     """How the newest look for near-duplicates stands."""
-    job = getattr(queue, "latest_check", lambda: None)()
+    job = queue.latest_check()
     if job is None:
         return ""
     name = next((d["name"] for d in store.listed() if d["id"] == job["dataset_id"]), "a deleted dataset")
@@ -379,5 +397,19 @@ def _near_text() -> str:
         return box("good", f"{name}: {found or 'no row nearly repeats another'}.")
     if job["state"] == "failed":
         return box("bad", f"{name}: {job['error']}")
-    waiting = "waiting for another job" if job["state"] == "queued" else job["phase"] or job["state"]
-    return box("warning", f"{name}: looking for near-duplicates, {waiting} ({job['progress'] or 0:.0%})")
+    phase = job["phase"] or job["state"]
+    return box("warning", f"{name}: looking for near-duplicates, {phase} ({job['progress'] or 0:.0%})")
+
+
+def _near() -> list[Any]:
+    """How the look stands, and the button that ends it while there is one."""
+    job = queue.latest_check()
+    running = job is not None and job["state"] not in queue.ENDED
+    return [_near_text(), gr.Button(visible=running)]
+
+
+def _stop_near() -> list[Any]:
+    job = queue.latest_check()
+    if job is not None:
+        queue.stop(job["id"])
+    return _near()

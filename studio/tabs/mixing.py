@@ -7,6 +7,7 @@ import gradio as gr
 from core import config as schema
 from core.config import DataSection
 from core.data import mix, overview
+from core.errors import StudioError
 from core.store import datasets as store
 from studio import forms
 from studio.live import Page, View
@@ -26,11 +27,7 @@ def build(page: Page) -> None:
     rows: list[Any] = []
     for number in range(SLOTS):
         with gr.Row(visible=False) as row:
-            weights.append(
-                gr.Number(
-                    1, label="weight", minimum=0.01, maximum=100, min_width=110, elem_id=f"weight-{number}"
-                )
-            )
+            weights.append(gr.Number(1, label="weight", min_width=110, elem_id=f"weight-{number}"))
             prefixes.append(gr.Textbox(label="task prefix", scale=3, min_width=180))
         rows.append(row)
     gr.HTML(
@@ -40,9 +37,7 @@ def build(page: Page) -> None:
     with gr.Row():
         split = gr.Dropdown(SPLITS, value="random", label="Split", info=_help("split"))
         split_column = gr.Textbox(label="Split column", info="empty: label, or group")
-        share = gr.Number(
-            0.1, label="Held-out share", info="where there is no held-out file", minimum=0.001, maximum=0.5
-        )
+        share = gr.Number(0.1, label="Held-out share", info="where there is no held-out file")
     with gr.Row():
         order = gr.Dropdown(ORDERS, value="shuffled", label="Order", info=_help("order"))
         order_column = gr.Textbox(label="Order column")
@@ -68,7 +63,8 @@ def build(page: Page) -> None:
         **shown,
     )
     target = [form[f"data.{name}"] for name in TARGETS]
-    use.click(_use, [chosen, *knobs], [used, *target], **quiet)
+    use.click(_use, [chosen, *knobs], [used, form["data.dataset"], *target], **quiet)
+    form["data.dataset"].input(lambda: "", None, used, queue=False, **quiet)
     page.views.append(
         View([chosen], lambda run_id: store.names(), lambda run_id: [gr.Dropdown(choices=store.names())])
     )
@@ -101,9 +97,12 @@ def _place(chosen: list[str], names: list[str], *values: Any) -> list[Any]:
 
 
 def _section(chosen: list[str], knobs: tuple[Any, ...]) -> dict[str, Any]:
-    """The recipe's data section that the desk shows."""
+    """The recipe's data section that the desk shows. :raises StudioError: with the dataset of a bad weight"""
     weights, prefixes = knobs[:SLOTS], knobs[SLOTS : 2 * SLOTS]
     split, split_column, share, order, order_column = knobs[2 * SLOTS :]
+    for name, weight in zip(chosen, weights, strict=False):
+        if not isinstance(weight, (int, float)) or not 0 < weight <= 100:
+            raise StudioError(f"weight of {name}", f"is {weight}", "Give a number above 0, at most 100.")
     parts = [
         {"dataset": name, "weight": weight, **({"prefix": prefix} if prefix else {})}
         for name, weight, prefix in zip(chosen, weights, prefixes, strict=False)
@@ -174,12 +173,13 @@ def _line(share: overview.Share, total: int) -> str:
 def _use(chosen: list[str], *knobs: Any) -> list[Any]:
     """The mix in the training form. One dataset of weight 1 is a mix too."""
     if not chosen:
-        return [box("warning", "Choose a dataset first."), *[gr.skip() for _ in TARGETS]]
-    section = _section(chosen, knobs)
+        return [box("warning", "Choose a dataset first."), gr.skip(), *[gr.skip() for _ in TARGETS]]
     try:
-        config = schema.validated({"data": section}, "mix")
+        config = schema.validated({"data": _section(chosen, knobs)}, "mix")
+        mix.choose(config.data)
     except Exception as error:
-        return [error_box(error), *[gr.skip() for _ in TARGETS]]
+        return [error_box(error), gr.skip(), *[gr.skip() for _ in TARGETS]]
     said = " + ".join(f"{part.dataset} × {part.weight:g}" for part in config.data.mix)
     values = forms.values(config, [f"data.{name}" for name in TARGETS])
-    return [box("good", f"The Train tab now learns from {said}."), *values]
+    shown = gr.Dropdown(value=chosen[0])  # the form shows one dataset: the mix's first, not any other
+    return [box("good", f"The Train tab now learns from {said}."), shown, *values]

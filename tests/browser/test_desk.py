@@ -157,3 +157,67 @@ def test_the_dark_desk_has_no_white_slabs_and_nothing_overflows(page: Page, stud
         open_tab(page, tab)
         assert white_slabs(page) == [], tab
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), tab
+
+
+def test_two_quick_clicks_add_one_dataset(page: Page, studio: Studio, tmp_path: Path) -> None:
+    desk(page, studio)
+    choose(page, lines(tmp_path / "twice.jsonl", [{"prompt": "a", "completion": "b"}] * 3))
+    page.get_by_role("button", name="Check and add").dblclick()
+    expect(page.locator("#verdict")).to_contain_text("twice: 3 rows")
+    expect(page.get_by_role("button", name="Choose a file")).to_be_disabled()
+    expect(page.locator("#datasets")).not_to_contain_text("twice-2")
+
+
+def test_a_reading_that_was_set_for_one_file_is_not_kept_for_the_next(
+    page: Page, studio: Studio, tmp_path: Path
+) -> None:
+    desk(page, studio)
+    old, new = tmp_path / "old.csv", tmp_path / "new.csv"
+    old.write_bytes("question,answer\nWo ist Köln?,Am Rhein\n".encode("windows-1252"))
+    new.write_text("question,answer\nWo ist Köln?,Am Rhein\n")
+    choose(page, old)
+    expect(page.locator("#guess")).to_contain_text("0xf6 is not UTF-8")
+    page.get_by_text("Reading: encoding, delimiter, header").click()
+    page.locator("#encoding input").click()
+    page.get_by_role("option", name="windows-1252").click()
+    expect(page.locator("#guess")).to_contain_text("Wo ist Köln?")
+    add(page, "old")
+    choose(page, new)
+    expect(page.locator("#guess")).to_contain_text("Wo ist Köln?")
+    expect(page.locator("#encoding input")).to_have_value("utf-8")
+
+
+def test_a_dataset_that_another_tab_deleted_is_said_to_be_gone(
+    page: Page, studio: Studio, tmp_path: Path
+) -> None:
+    desk(page, studio)
+    choose(page, lines(tmp_path / "passing.jsonl", [{"prompt": "a", "completion": "b"}] * 3))
+    add(page, "passing")
+    other = page.context.new_page()
+    other.goto(studio.url)
+    open_tab(other, "Data")
+    other.locator("#datasets").get_by_text("passing").locator("visible=true").click()
+    expect(other.locator("#xray-heading")).to_contain_text("passing")
+    other.get_by_role("button", name="Delete the chosen one").click()
+    other.get_by_role("button", name="Yes, delete passing").click()
+    expect(other.locator("#datasets")).not_to_contain_text("passing")
+    other.close()
+    page.get_by_role("button", name="Next", exact=True).click()
+    expect(page.locator("#xray-heading")).to_contain_text("is not there any more")
+    for tab in ("Rows", "Statistics", "Warnings"):
+        open_tab(page, tab)
+        expect(page.get_by_role("tabpanel").filter(has_text="is not there any more").last).to_be_visible()
+
+
+def test_a_wrong_weight_names_its_dataset_and_changes_nothing_on_train(page: Page, studio: Studio) -> None:
+    desk(page, studio, "Mixing desk")
+    page.get_by_label("Datasets (at most").click()
+    page.get_by_role("option", name="cited-answers").click()
+    page.keyboard.press("Escape")
+    expect(page.locator("#mix-result")).to_contain_text("cited-answers")
+    page.locator("#weight-0 input").fill("0")
+    page.locator("#weight-0 input").blur()
+    expect(page.locator("#mix-result")).to_contain_text("weight of cited-answers: is 0")
+    page.get_by_role("button", name="Use this mix on the Train tab").click()
+    expect(page.get_by_text("weight of cited-answers: is 0").nth(1)).to_be_visible()
+    expect(page.get_by_text("The Train tab now learns")).to_have_count(0)

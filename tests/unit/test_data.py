@@ -12,7 +12,7 @@ from core.data.files import Source
 from core.data.importing import Options, add
 from core.errors import StudioError
 from core.store import datasets as store
-from tests.uploads import GOOD, every, first, lines, refusal, source, stored
+from tests.uploads import GOOD, every, first, lines, refusal, source, stored, talk
 
 
 def split(dataset: dict, share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -157,3 +157,22 @@ def test_an_import_without_files_is_explained(workspace: Path) -> None:
 def test_a_source_keeps_its_name_for_messages_only(workspace: Path, tmp_path: Path) -> None:
     given = Source(source(tmp_path, "x", lines(GOOD)).path, "nice name.jsonl")
     assert store.get(add([given]))["name"] == "nice-name"
+
+
+def test_a_search_looks_in_texts_alone_and_in_any_case(workspace: Path, tmp_path: Path) -> None:
+    values = [
+        {"text": "One\nnut", "label": "Good", "group": "zoo"},
+        {"text": "Große ÜBUNG", "label": "user", "group": "x"},
+        {"text": 'say "role": "user"', "label": "bad", "group": "x"},
+    ]
+    stored(tmp_path, "a.jsonl", lines(*values))
+    stored(tmp_path, "b.jsonl", lines(*[GOOD] * 3, talk("Привет", "the USER said")))
+    answers = {
+        "ONE\nNUT": [0], "\\n": [], "nnut": [], "good": [0], "ZOO": [0], "übung": [1], "GROSSE ü": [1],
+        "\"ROLE\": \"user": [2], "user": [1, 2], "desirable": [], "\ud800": [], "": [],
+    }  # fmt: skip
+    assert {words: rows.search(1, "train", words) for words in answers} == answers
+    assert rows.search(2, "train", "role") == []
+    assert rows.search(2, "train", "user") == rows.search(2, "train", "привет") == [3]
+    assert rows.search(2, "train", "HELLO", start=1, count=1) == [1]
+    assert rows.search(2, "train", "hello", start=4) == []

@@ -155,3 +155,8 @@ def test_a_random_split_is_drawn_as_earlier_versions_drew_it(rated: str) -> None
 
     chosen = mix.choose(section(dataset=rated, held_out_share=0.2, split_seed=42))
     assert chosen[0].held_out.tolist() == sorted(random.Random(42).sample(range(100), 20))
+
+
+def test_an_order_by_a_column_that_is_not_there_is_refused_at_once(rated: str) -> None:
+    with pytest.raises(StudioError, match="has no column 'taste'. It has label, group"):
+        mix.choose(section(dataset=rated, order="by column", order_column="taste"))

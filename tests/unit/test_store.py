@@ -335,3 +335,12 @@ def test_a_run_of_the_version_before_goes_on_and_its_dataset_is_checked(old_work
     assert do("check", None, dataset_id=1)["state"] == "completed"
     with pytest.raises(StudioError, match="is used by old-r4"):
         data.remove(1)
+
+
+def test_a_check_that_waits_or_runs_is_not_queued_again(samples: Path) -> None:
+    job_id = check.start(1)
+    assert check.start(1) == job_id and check.start(2) != job_id and check.start(1, 0.9) != job_id
+    queue.set_state(job_id, "running")
+    assert check.start(1) == job_id
+    queue.set_state(job_id, "stopping")
+    assert check.start(1) != job_id
