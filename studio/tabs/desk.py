@@ -9,11 +9,11 @@ import gradio as gr
 
 from core.data import rows as stored
 from core.data import stats
-from core.jobs import check, queue
 from core.store import datasets as store
 from studio import plots
 from studio.live import RESIZE, Page, View
 from studio.messages import box, empty, error_box, escape, facts, table
+from studio.tabs import near as near_duplicates
 from studio.tabs import xray_view
 
 XRAY = "Loss X-ray"
@@ -145,10 +145,16 @@ def build(page: Page, tabs: Any, chosen: Any, pane: Any) -> Shown:
     # Tabs report only the user's own clicks, so who moves them says so in ``pane`` as well.
     fill(rows.select(_pick_row, [chosen, part, length, base], [row, *drawn, tabs, pane], **ordered))
     fill(findings.select(_pick_finding, [chosen, length, base], [part, row, *drawn, tabs, pane], **ordered))
-    started = near.click(_start_near, chosen, [near_state, near_stop], **quiet)
-    stopped = near_stop.click(_stop_near, None, [near_state, near_stop], **quiet)
+    started = near.click(near_duplicates.start, chosen, [near_state, near_stop], **quiet)
+    stopped = near_stop.click(near_duplicates.stop, None, [near_state, near_stop], **quiet)
     page.actions += [started, stopped]
-    page.views.append(View([near_state, near_stop], lambda run_id: _near_signature(), lambda run_id: _near()))
+    page.views.append(
+        View(
+            [near_state, near_stop],
+            lambda run_id: near_duplicates.signature(),
+            lambda run_id: near_duplicates.state(),
+        )
+    )
     return Shown(chosen, follow, fill, [part, length, base], outputs)
 
 
@@ -331,7 +337,12 @@ def _pick_row(event: gr.SelectData, dataset_id: int | None, part: str, length: f
 def _warnings(dataset_id: int | None) -> list[Any]:
     dataset = _dataset(dataset_id)
     if dataset is None:
-        return [empty(DELETED), gr.Dataframe(visible=False), gr.Button(interactive=False), *_near()]
+        return [
+            empty(DELETED),
+            gr.Dataframe(visible=False),
+            gr.Button(interactive=False),
+            *near_duplicates.state(),
+        ]
     found = store.findings(dataset)
     text = f"{dataset['name']} is {store.verdict(dataset)}."
     if int(dataset["left_out"]):
@@ -350,7 +361,7 @@ def _warnings(dataset_id: int | None) -> list[Any]:
         box(level, text + hint),
         gr.Dataframe(value=listed, visible=bool(listed)),
         gr.Button(interactive=True),
-        *_near(),
+        *near_duplicates.state(),
     ]
 
 
@@ -367,49 +378,3 @@ def _pick_finding(event: gr.SelectData, dataset_id: int | None, length: float, b
     number = found["rows"][0]
     drawn = _look(dataset_id, found["part"], number, length, base)
     return [found["part"], number, *drawn, gr.Tabs(selected="xray"), XRAY]
-
-
-def _start_near(dataset_id: int | None) -> list[Any]:
-    if _dataset(dataset_id) is None:
-        return [box("warning", "Choose a dataset first."), gr.skip()]
-    try:
-        check.start(dataset_id)
-    except Exception as error:
-        return [error_box(error), gr.skip()]
-    return _near()
-
-
-def _near_signature() -> Any:
-    job = queue.latest_check()
-    return job and (job["id"], job["state"], job["phase"], round(job["progress"] or 0, 2))
-
-
-def _near_text() -> str:
-    """How the newest look for near-duplicates stands."""
-    job = queue.latest_check()
-    if job is None:
-        return ""
-    name = next((d["name"] for d in store.listed() if d["id"] == job["dataset_id"]), "a deleted dataset")
-    if job["state"] == "completed":
-        found = next(
-            (f["text"] for f in store.findings(store.get(job["dataset_id"])) if f["kind"] == "near"), ""
-        )
-        return box("good", f"{name}: {found or 'no row nearly repeats another'}.")
-    if job["state"] == "failed":
-        return box("bad", f"{name}: {job['error']}")
-    phase = job["phase"] or job["state"]
-    return box("warning", f"{name}: looking for near-duplicates, {phase} ({job['progress'] or 0:.0%})")
-
-
-def _near() -> list[Any]:
-    """How the look stands, and the button that ends it while there is one."""
-    job = queue.latest_check()
-    running = job is not None and job["state"] not in queue.ENDED
-    return [_near_text(), gr.Button(visible=running)]
-
-
-def _stop_near() -> list[Any]:
-    job = queue.latest_check()
-    if job is not None:
-        queue.stop(job["id"])
-    return _near()

@@ -138,6 +138,7 @@ def test_a_job_that_fails_is_raised_with_its_reason(workspace: Path) -> None:
         api.train(recipe(training={"max_length": 16}))
 
 
-def test_the_readmes_recipe_is_valid() -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.S)
-    assert schema.loads(text).model.base.startswith("meta-llama/")
+def test_the_readmes_recipes_are_valid() -> None:
+    mixed, whole = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.S)
+    assert [part.weight for part in schema.loads(mixed).data.parts] == [2, 0.5]
+    assert schema.loads(whole).model.base.startswith("meta-llama/")
