@@ -13,22 +13,26 @@ print(api.merge(run))
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.config import RunConfig
-from core.data import datasets, hub, importing
+from core.data import datasets, hub, importing, overview
 from core.data.files import Reading, Source
 from core.data.importing import Options
 from core.data.mapping_text import mapping_of
 from core.errors import StudioError
 from core.home import export_folder
 from core.jobs import check as check_job
+from core.jobs import probe as probe_job
 from core.jobs import queue
 from core.jobs.wait import until_ended
-from core.jobs.words import dataset_name
+from core.jobs.words import dataset_name, recipe_name
 from core.jobs.worker import recover
 from core.store import datasets as dataset_store
 from core.store import evaluations, runs
+
+if TYPE_CHECKING:
+    from core.training.forecast import Forecast
 
 Files = str | Path | Sequence[str | Path]
 COLUMNS_FROM = 200  # rows of a file that its columns are known from
@@ -126,6 +130,21 @@ def check(dataset: int | str, threshold: float = check_job.THRESHOLD) -> dict[st
     return _finish(check_job.start(dataset_id, threshold))["result"]
 
 
+def forecast(recipe: RunConfig, probe: bool = False) -> "Forecast":
+    """What a recipe would take on this machine; ``problem`` says why it would not fit, if it would not.
+
+    A recipe that was measured here before has what was measured then.
+
+    :param probe: measure it first: two steps at the worst length, about 20 s
+    :raises StudioError: when a dataset or the base cannot be had, nothing would be learned, or the
+        measurement does not complete
+    """
+    datasets.ensure_samples()
+    if probe:
+        _finish(probe_job.start(recipe))
+    return overview.expected(recipe)
+
+
 def train(recipe: RunConfig, data: int | Files | None = None) -> int:
     """Train a new run. :returns: its id
 
@@ -181,6 +200,11 @@ def merge(run_id: int) -> Path:
 def _finish(job_id: int) -> dict[str, Any]:
     job = until_ended(job_id)
     if job["state"] != "completed":
-        owner = dataset_name(job) if job["kind"] == "check" else f"run {job['run_id']}"
-        raise StudioError(f"{job['kind']} of {owner}", job["error"] or f"was {job['state']}")
+        raise StudioError(f"{job['kind']} of {_owner(job)}", job["error"] or f"was {job['state']}")
     return job
+
+
+def _owner(job: dict[str, Any]) -> str:
+    if job["kind"] == "check":
+        return dataset_name(job)
+    return recipe_name(job) if job["kind"] == "probe" else f"run {job['run_id']}"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from core import cli_data
+from core import cli_data, cli_forecast
 from core import config as schema
 from core.errors import StudioError, message_of
 from core.terminal import clipped, safe, say, watch
@@ -58,12 +58,16 @@ def _parser() -> argparse.ArgumentParser:
         "--data", action="append", metavar="FILE", help="a data file to import and train on; may come again"
     )
     train.add_argument("--leave-bad-rows-out", action="store_true", help="train on the rows that are good")
+    cli_forecast.forecast_options(
+        verbs.add_parser("forecast", help="what a recipe would take: memory, time, disk, cost, and why")
+    )
     cli_data.add_parser(verbs)
     resume = verbs.add_parser("resume", help="go on with a stopped, interrupted or failed run")
     evaluate = verbs.add_parser("evaluate", help="compare a run's adapter with its base")
     merge = verbs.add_parser("merge", help="merge a run's adapter into its 16-bit base")
     export = verbs.add_parser("export", help="zip a run's adapter")
-    for target in (resume, evaluate, merge, export):
+    show = verbs.add_parser("show", help="one run: how it stands, its forecast beside its outcome")
+    for target in (resume, evaluate, merge, export, show):
         target.add_argument("run", type=int, help="the run's number, as `runs` lists it")
     verbs.add_parser("runs", help="list all runs")
     verbs.add_parser("doctor", help="versions, device, compute type and why, free memory and disk")
@@ -137,11 +141,18 @@ def _train(arguments: argparse.Namespace, serve: Serve) -> int:
     from core import api
     from core.store import runs
 
-    name = str(arguments.recipe)
-    recipe = schema.preset(name) if name in schema.preset_names() else schema.read_recipe(arguments.recipe)
+    recipe = schema.named(str(arguments.recipe))
     run_id = api.add(recipe, arguments.data, arguments.leave_bad_rows_out)
     say(f"Run {run_id}: {runs.get(run_id)['name']}")
     return 0 if _do("train", run_id) == "completed" else 1
+
+
+def _forecast(arguments: argparse.Namespace, serve: Serve) -> int:
+    return cli_forecast.forecast(arguments)
+
+
+def _show(arguments: argparse.Namespace, serve: Serve) -> int:
+    return cli_forecast.show(arguments)
 
 
 def _data(arguments: argparse.Namespace, serve: Serve) -> int:
@@ -225,12 +236,14 @@ _VERBS: dict[str, Callable[[argparse.Namespace, Serve], int]] = {
     "studio": _studio,
     "quickstart": _quickstart,
     "train": _train,
+    "forecast": _forecast,
     "data": _data,
     "resume": _resume,
     "evaluate": _evaluate,
     "merge": _export,
     "export": _export,
     "runs": _runs,
+    "show": _show,
     "doctor": _doctor,
     "test": _test,
 }

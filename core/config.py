@@ -4,19 +4,27 @@
 """
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from core.data.mapping import Mapping
 from core.errors import RecipeError, StudioError
 from core.home import assets
+from core.phrases import phrase
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -52,8 +60,11 @@ class ModelSection(Section):
 class QuantisationSection(Section):
     """How the frozen base is held in memory."""
 
-    method: Literal["nf4", "fp4", "none"] = setting(
-        "nf4", "Quantisation", "nf4 fits trained weights best; none needs four times the memory"
+    method: Literal["nf4", "fp4", "int8", "none"] = setting(
+        "nf4",
+        "Quantisation",
+        "nf4 fits trained weights best; int8: 8-bit weights, dequantised for each product, twice nf4's "
+        "memory; none: four times",
     )
     double: bool = setting(
         True, "Double quantisation", "Also quantise the scales: saves 0.4 bits a weight, costs little"
@@ -78,7 +89,12 @@ class LoraSection(Section):
         32, "Alpha", "Strength of the adapter; usually 2 × r, raise both together", gt=0, le=4096
     )
     dropout: float = setting(
-        0.05, "LoRA dropout", "Share of adapter inputs dropped; more fights overfitting", ge=0, lt=1
+        0.0,
+        "LoRA dropout",
+        "Share of adapter inputs dropped; a few percent fight overfitting on small data, but any value "
+        "above 0 leaves the fast path",
+        ge=0,
+        lt=1,
     )
     target_modules: tuple[str, ...] = setting(
         PROJECTIONS,
@@ -185,8 +201,12 @@ class TrainingSection(Section):
         ge=1,
         le=4096,
     )
-    micro_batch: int = setting(
-        4, "Micro-batch", "Rows computed at once; less = less memory, same result", ge=1, le=1024
+    micro_batch_tokens: int | None = setting(
+        None,
+        "Micro-batch tokens",
+        "Tokens computed at once; less = less memory, same result; empty means the planner chooses",
+        ge=16,
+        le=1_048_576,
     )
     max_length: int = setting(
         1024,
@@ -196,17 +216,21 @@ class TrainingSection(Section):
         ge=16,
         le=1_048_576,
     )
-    optimizer: Literal["paged_adamw_8bit", "adamw_8bit", "adamw_torch"] = setting(
-        "paged_adamw_8bit",
+    optimizer: Literal["auto", "adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = setting(
+        "auto",
         "Optimizer",
-        "paged 8-bit AdamW needs least memory; without CUDA the unpaged one is taken",
+        "auto takes the fastest that fits; 8-bit states need a quarter of the memory, paged ones may "
+        "wait in host memory (CUDA only)",
     )
     weight_decay: float = setting(0.0, "Weight decay", "Pull of the weights to zero", ge=0, le=1)
     max_grad_norm: float = setting(
         1.0, "Gradient clipping", "Longest gradient let through; tames loss spikes", gt=0, le=1000
     )
-    gradient_checkpointing: bool = setting(
-        True, "Gradient checkpointing", "Recompute activations: far less memory, about 30 % slower"
+    gradient_checkpointing: Literal["auto", "none", "selective", "full", "offload"] = setting(
+        "auto",
+        "Gradient checkpointing",
+        "none keeps all activations: fastest; selective those of as many layers as fit; full recomputes "
+        "all; offload too, and layer inputs wait in host memory: smallest; auto lets the planner choose",
     )
     seed: int = setting(0, "Seed", "Same seed, same run on the same machine", ge=0, lt=2**31)
     logging_steps: int = setting(1, "Log every", "Optimizer steps between logged points", ge=1)
@@ -219,6 +243,24 @@ class TrainingSection(Section):
     keep_checkpoints: int = setting(
         2, "Checkpoints kept", "Newest ones on disk; each holds adapter and optimizer", ge=1, le=100
     )
+    price_per_hour: float | None = setting(
+        None,
+        "Price per hour",
+        "What the machine costs, in any currency, for the cost that is forecast; changes nothing else",
+        ge=0,
+        le=1_000_000,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_earlier_versions(cls, value: Any) -> Any:
+        """Recipes used to give rows in a micro-batch, which never changed a result, and a yes or no."""
+        if not isinstance(value, dict):
+            return value
+        value = {name: given for name, given in value.items() if name != "micro_batch"}
+        if isinstance(given := value.get("gradient_checkpointing"), bool):
+            value["gradient_checkpointing"] = "full" if given else "none"
+        return value
 
 
 class EvaluationSection(Section):
@@ -246,11 +288,6 @@ class RunConfig(Section):
     def display_name(self) -> str:
         names = "+".join(part.dataset for part in self.data.parts)
         return self.name or f"{names[:60]}-r{self.lora.r}"
-
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches per optimizer step."""
-        return self.training.effective_batch // min(self.training.micro_batch, self.training.effective_batch)
 
 
 @dataclass(frozen=True)
@@ -288,49 +325,16 @@ def problems(raw: dict[str, Any]) -> dict[str, str]:
         config = RunConfig.model_validate(raw)
     except ValidationError as error:
         return {
-            ".".join(str(part) for part in item["loc"] if not isinstance(part, int)): _say(item)
+            ".".join(str(part) for part in item["loc"] if not isinstance(part, int)): phrase(item)
             for item in error.errors()
         }
     found: dict[str, str] = {}
-    training = config.training
-    if training.effective_batch % min(training.micro_batch, training.effective_batch):
-        found["training.effective_batch"] = (
-            f"must be a multiple of training.micro_batch ({training.micro_batch}), "
-            f"got {training.effective_batch}"
-        )
     names = [part.dataset for part in config.data.mix]
     if len(set(names)) < len(names):
         found["data.mix"] = "names one dataset twice; give it a higher weight"
     if config.data.order == "by column" and not config.data.order_column:
         found["data.order_column"] = "must name a column when the order is by column"
     return found
-
-
-_LIMITS = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
-
-
-def _say(item: Any) -> str:
-    """One pydantic error as a phrase that follows the field's name."""
-    kind, got, context = item["type"], item.get("input"), item.get("ctx", {})
-    shown = f", got {json.dumps(got, default=str)[:60]}"
-    if kind == "extra_forbidden":
-        return "is not a known setting"
-    if kind == "missing":
-        return "is missing"
-    for key, words in _LIMITS.items():
-        if key in context and kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
-            return f"must be {words} {context[key]:g}{shown}"
-    if kind == "finite_number" or (isinstance(got, float) and not math.isfinite(got)):
-        return f"must be a finite number{shown}"
-    if kind.startswith("float"):
-        return f"must be a number{shown}"
-    if kind.startswith("int"):
-        return f"must be a whole number{shown}"
-    if kind.startswith("bool"):
-        return f"must be true or false{shown}"
-    if kind == "literal_error":
-        return f"must be one of {context['expected']}{shown}"
-    return f"{item['msg'][0].lower()}{item['msg'][1:]}{shown}"
 
 
 def validated(raw: dict[str, Any], where: str = "recipe") -> RunConfig:
@@ -371,6 +375,11 @@ def preset(name: str) -> RunConfig:
         raise StudioError(f"preset {name!r}", "does not exist", f"Known: {', '.join(preset_names())}.")
     path = assets() / "presets" / f"{name}.yaml"
     return loads(path.read_text(encoding="utf-8"), path.name)
+
+
+def named(recipe: str) -> RunConfig:
+    """A preset by its name, else a recipe file. :raises StudioError: with everything wrong in it"""
+    return preset(recipe) if recipe in preset_names() else read_recipe(Path(recipe))
 
 
 def read_recipe(path: Path) -> RunConfig:

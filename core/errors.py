@@ -55,8 +55,8 @@ def message_of(error: BaseException) -> str:
         return "The disk is full. Free some space, then resume: what was saved before is intact."
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return (
-            "Out of memory. Lower training.micro_batch or training.max_length, or switch "
-            "training.gradient_checkpointing on, then start again."
+            "Out of memory. Lower training.micro_batch_tokens or training.max_length, or set "
+            "training.gradient_checkpointing to offload, then start again."
         )
     code = secrets.token_hex(4)
     log.error("internal error %s", code, exc_info=error)

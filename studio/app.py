@@ -87,6 +87,8 @@ def _follow(page: Page, run: gr.State, seen: gr.State, chosen: list[gr.Dropdown]
         job = queue.active()
         if job and job["kind"] == "check":
             return run_id, gr.Tabs(selected="data")
+        if job and job["kind"] == "probe":
+            return run_id, gr.Tabs(selected="train")
         return (job["run_id"] if job else run_id), gr.Tabs(selected="runs")
 
     live = [seen, *page.outputs]

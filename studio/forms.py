@@ -45,7 +45,7 @@ def component(setting: Setting, default: Any) -> Any:
     if setting.key == "data.dataset":
         names = datasets.names()
         return gr.Dropdown(names, value=default if default in names else next(iter(names), None), **common)
-    if setting.key in AS_TEXT or setting.key in AS_YAML:
+    if setting.key in AS_TEXT or setting.key in AS_YAML or _may_be_empty(kind):
         return gr.Textbox(default, **common)
     if get_origin(kind) is Literal:
         return gr.Dropdown(list(get_args(kind)), value=default, **common)
@@ -53,16 +53,14 @@ def component(setting: Setting, default: Any) -> Any:
         return gr.Checkbox(value=default, **common)
     if get_origin(kind) is tuple:
         return gr.Dropdown(list(default), value=default, multiselect=True, allow_custom_value=True, **common)
-    if _plain(kind) in (int, float):
-        return gr.Number(value=default, precision=0 if _plain(kind) is int else None, **common)
+    if kind in (int, float):
+        return gr.Number(value=default, precision=0 if kind is int else None, **common)
     return gr.Textbox(default or "", **common)
 
 
-def _plain(kind: Any) -> Any:
-    """int for ``int | None``."""
-    if get_origin(kind) in (Union, types.UnionType):
-        return next(part for part in get_args(kind) if part is not type(None))
-    return kind
+def _may_be_empty(kind: Any) -> bool:
+    """Whether a number may be left out. Such ones are text: an empty number box of Gradio 6 says 0."""
+    return get_origin(kind) in (Union, types.UnionType) and bool({int, float} & set(get_args(kind)))
 
 
 def build(simple: bool, start: RunConfig) -> dict[str, Any]:
@@ -106,12 +104,15 @@ def raw(keys: list[str], values: list[Any]) -> dict[str, Any]:
 
 def values(config: RunConfig, keys: list[str]) -> list[Any]:
     """What the components show for a recipe."""
+    kinds = {setting.key: setting.info.annotation for setting in schema.settings()}
     shown = []
     for key in keys:
         section, _, name = key.rpartition(".")
         value = getattr(getattr(config, section), name) if section else getattr(config, name)
         if key in AS_TEXT:
             value = f"{value:g}"
+        if _may_be_empty(kinds[key]):
+            value = "" if value is None else str(value)
         if key in AS_YAML:
             value = _line_of_yaml(value)
         shown.append(list(value) if isinstance(value, tuple) else value)

@@ -71,16 +71,6 @@ def bar(share: float) -> str:
     )
 
 
-def duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
 def size(count: float) -> str:
     for unit in ("B", "kB", "MB"):
         if count < 1000:

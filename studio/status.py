@@ -4,11 +4,12 @@ import math
 from html import escape
 from typing import Any
 
+from core.figures import duration
 from core.jobs import queue
-from core.jobs.words import dataset_name
+from core.jobs.words import dataset_name, recipe_name
 from core.models.hardware import memory_total_gb
 from core.store import datasets, runs
-from studio.messages import bar, duration
+from studio.messages import bar
 
 
 def strip() -> str:
@@ -37,6 +38,8 @@ def strip() -> str:
 def _title(job: dict[str, Any]) -> str:
     if job["kind"] == "check":
         return f"checking {dataset_name(job)} for near-duplicates"
+    if job["kind"] == "probe":
+        return f"measuring {recipe_name(job)}"
     run = runs.get(job["run_id"])
     name = f"{run['name']} (run {run['id']})"
     return name if job["kind"] == "train" else f"{job['kind']} of {name}"

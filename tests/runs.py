@@ -13,7 +13,7 @@ def recipe(**sections: dict[str, Any]) -> schema.RunConfig:
     raw = schema.preset("starter").model_dump()
     short: dict[str, dict[str, Any]] = {
         "data": {"max_rows": 32},
-        "training": {"max_steps": 4, "micro_batch": 4, "eval_steps": 2, "save_steps": 2},
+        "training": {"max_steps": 4, "eval_steps": 2, "save_steps": 2},
         "evaluation": {"max_rows": 8, "batch": 8, "max_new_tokens": 12},
     }
     for part in (short, sections):

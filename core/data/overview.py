@@ -1,14 +1,28 @@
-"""What Start would do: figures and checks over everything a recipe learns from, quick enough for a form."""
+"""What Start would do: figures and checks over everything a recipe learns from, and what that would take.
 
+Quick enough for a form: a measurement of the same recipe is shown when there is one, else a forecast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from core import figures
 from core.config import RunConfig
 from core.data import mix, stats
 from core.data.mix import Chosen
-from core.data.stats import Summary
+from core.data.stats import Measured, Summary
 from core.errors import StudioError
+from core.home import home
+from core.jobs import probe
 from core.models import hardware
+from core.models.hardware import Choice
+
+if TYPE_CHECKING:
+    from core.training.forecast import Forecast
 
 
 @dataclass(frozen=True)
@@ -23,27 +37,45 @@ class Check:
 class Outlook:
     """What Start would do: figures as label and text, checks, and whether it may.
 
+    :param decisions: what is chosen for this machine and why
+    :param forecast: None when nothing would be learned, or it cannot be had
     :param left_out: rows that would train on nothing; whoever starts agrees to leave them out
     """
 
     figures: list[tuple[str, str]]
+    decisions: dict[str, Choice]
     checks: list[Check]
+    forecast: Forecast | None = None
     left_out: int = 0
 
     @property
     def blocked(self) -> bool:
         return any(check.level == "bad" for check in self.checks)
 
+    @property
+    def learns(self) -> bool:
+        """Whether there is something to learn, and so to measure; it may still not fit."""
+        return self.forecast is not None
+
 
 @dataclass(frozen=True)
 class Share:
-    """What one dataset of a mix comes to in an epoch; tokens are estimated from its sample."""
+    """What one dataset of a mix comes to in an epoch; tokens are estimated from its sample.
+
+    :param lengths: tokens, cut, of the rows of its sample that are trained on
+    """
 
     chosen: Chosen
     summary: Summary
     rows: int
     tokens: int
     supervised: int
+    lengths: Any
+
+    @property
+    def empty(self) -> int:
+        """Rows that would train on nothing, and are left out."""
+        return round(self.summary.empty_rows * self.rows / max(1, self.summary.rows))
 
 
 def shares(config: RunConfig, chosen: list[Chosen] | None = None) -> list[Share]:
@@ -51,19 +83,47 @@ def shares(config: RunConfig, chosen: list[Chosen] | None = None) -> list[Share]
     model, found = config.model, []
     for one in chosen if chosen is not None else mix.choose(config.data):
         measured = stats.of_part(one.part, one.dataset, model.base, model.revision)
-        summary = measured.at(config.training.max_length)
-        scale = len(one.train) / max(1, summary.rows)
-        found.append(
-            Share(
-                one, summary, len(one.train), round(summary.tokens * scale), round(summary.supervised * scale)
-            )
-        )
+        found.append(_share(one, measured, config.training.max_length))
     return found
+
+
+def _share(one: Chosen, measured: Measured, max_length: int) -> Share:
+    summary = measured.at(max_length)
+    scale = len(one.train) / max(1, summary.rows)
+    tokens, supervised = round(summary.tokens * scale), round(summary.supervised * scale)
+    return Share(one, summary, len(one.train), tokens, supervised, measured.trained(one.train, max_length))
+
+
+def expected(config: RunConfig, found: list[Share] | None = None) -> Forecast:
+    """What a recipe would take: as measured on this machine where it was, else as forecast.
+
+    :param found: its `shares`, where they are known
+    :raises StudioError: when a dataset or the base cannot be had, or nothing would be learned
+    """
+    from core.training.forecast import Forecast, forecast
+
+    found = shares(config) if found is None else found
+    for share in found:
+        stats.refuse_nothing_to_learn(share.summary, config.training.max_length)
+    rows = sum(share.rows - share.empty for share in found)
+    lengths = stats.together([(share.lengths, share.rows - share.empty) for share in found])
+    # In the loss of the rows that stand for all.
+    supervised = sum(share.supervised for share in found) * len(lengths) / max(1, rows)
+    quick = forecast(config, rows, lengths, round(supervised))
+    kept = probe.known(config)
+    if kept is None:
+        return quick
+    measured = Forecast.from_json(kept)
+    if measured.peak_gib > quick.free_gib:
+        return quick  # there was more memory when it was measured
+    price = config.training.price_per_hour
+    cost = None if price is None else price * measured.total_seconds / 3600
+    return dataclasses.replace(measured, free_gib=quick.free_gib, cost=cost)
 
 
 def outlook(config: RunConfig) -> Outlook:
     """:raises StudioError: when a dataset or the base cannot be had at all"""
-    from core.training.run import total_steps
+    from core.training.prepare import total_steps
 
     chosen = mix.choose(config.data)
     found = shares(config, chosen)
@@ -71,35 +131,46 @@ def outlook(config: RunConfig) -> Outlook:
     held_out = sum(len(one.held_out) for one in chosen)
     tokens = sum(share.tokens for share in found)
     supervised = sum(share.supervised for share in found)
-    steps = total_steps(config, max(1, rows))
+    empty = sum(share.empty for share in found)
+    steps = total_steps(config, max(1, rows - empty))
     exact = all(share.rows == share.summary.rows for share in found)
-    figures = [
+    shown = [
         ("Rows", f"{rows:,} train + {held_out:,} held out"),
         *(_source(share, supervised) for share in found if len(found) > 1),
         ("Steps", f"{steps:,} of {config.training.effective_batch} rows"),
         ("Tokens", f"{'' if exact else 'about '}{tokens:,} per pass"),
         ("In the loss", f"{supervised / max(tokens, 1):.0%} of the tokens"),
         ("Longest row", f"{max(share.summary.longest for share in found):,} tokens"),
-        *((name.capitalize(), f"{choice.value} ({choice.why})") for name, choice in _choices(config)),
     ]
     checks = _together(found, [_checks(share, config) for share in found])
     checks += [Check("warning", finding.text) for finding in mix.leaks(chosen)]
-    empty = sum(round(share.summary.empty_rows * share.rows / share.summary.rows) for share in found)
-    return Outlook(figures, checks, empty)
+    decisions = {"device": hardware.device(), "compute type": hardware.compute_dtype(config)}
+    forecast = None
+    if not any(check.level == "bad" for check in checks):
+        try:
+            forecast = expected(config, found)
+        except StudioError as error:
+            checks.append(Check("bad", error.text))
+        else:
+            checks += _room(forecast)
+            decisions |= forecast.plan.choices
+    return Outlook(shown, decisions, checks, forecast, empty)
+
+
+def _room(forecast: Forecast) -> list[Check]:
+    """What says that there is not enough memory or disk."""
+    checks = [Check("bad", forecast.problem)] if forecast.problem else []
+    free = shutil.disk_usage(home()).free / hardware.GIB
+    if forecast.disk_gib > free:
+        text = f"the run would write {figures.gib(forecast.disk_gib)} GiB; {figures.gib(free)} GiB are free"
+        checks.append(Check("bad", text))
+    return checks
 
 
 def _source(share: Share, supervised: int) -> tuple[str, str]:
     part = share.supervised / max(1, supervised)
     weight = share.chosen.part.weight
     return f"· {share.chosen.name}", f"{share.rows:,} rows (× {weight:g}), {part:.0%} of the loss"
-
-
-def _choices(config: RunConfig) -> list[tuple[str, hardware.Choice]]:
-    return [
-        ("device", hardware.device()),
-        ("compute type", hardware.compute_dtype(config)),
-        ("optimizer", hardware.optimizer(config)),
-    ]
 
 
 def _together(found: list[Share], checks: list[list[Check]]) -> list[Check]:

@@ -63,11 +63,26 @@ class Measured:
     def exact(self) -> bool:
         return len(self.lengths) == self.total
 
+    def learned(self, max_length: int) -> Any:
+        """Tokens in the loss, one entry a row. A row's first token is never predicted, so never counts."""
+        kept = (numpy.minimum(self.stop, max_length) - numpy.maximum(self.start, 1)).clip(0)
+        return numpy.bincount(self.row, kept, len(self.lengths))
+
+    def trained(self, numbers: Any, max_length: int) -> Any:
+        """Tokens, cut, of those of some rows that were measured and have something to learn.
+
+        :param numbers: row numbers from 0; one that stands twice counts twice
+        """
+        if not len(self.lengths):
+            return self.lengths
+        at = numpy.minimum(numpy.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
+        at = at[(self.numbers[at] == numbers) & (self.learned(max_length)[at] > 0)]
+        return numpy.minimum(self.lengths[at], max_length)
+
     def at(self, max_length: int) -> Summary:
-        """Counts at a cut. The first token of a row is never predicted, so it never counts."""
+        """Counts at a cut."""
         kept = numpy.minimum(self.lengths, max_length)
-        learned = (numpy.minimum(self.stop, max_length) - numpy.maximum(self.start, 1)).clip(0)
-        by_row = numpy.bincount(self.row, learned, len(self.lengths))
+        by_row = self.learned(max_length)
         empty, cut = by_row == 0, self.lengths > max_length
         return Summary(
             rows=len(self.lengths),
@@ -163,6 +178,26 @@ def _of_dataset(
 
 def of_part(part: MixPart, dataset: dict[str, Any], base: str, revision: str | None) -> Measured:
     return of_dataset(dataset, "train", base, revision, part.prefix)
+
+
+def together(parts: list[tuple[Any, int]]) -> Any:
+    """Lengths that stand for the rows of several datasets, each by its share of all rows.
+
+    :param parts: lengths of some rows of a dataset, and how many rows they stand for; where they are
+        thinned out, the longest stays
+    """
+    parts = [(lengths, rows) for lengths, rows in parts if len(lengths)]
+    if not parts:
+        return numpy.zeros(0, int)
+    share = min(1.0, min(len(lengths) / rows for lengths, rows in parts))
+    return numpy.concatenate([_thinned(lengths, max(1, round(rows * share))) for lengths, rows in parts])
+
+
+def _thinned(lengths: Any, count: int) -> Any:
+    if count >= len(lengths):
+        return lengths
+    last = len(lengths) - 1
+    return numpy.sort(lengths)[numpy.linspace(last, 0, count).round().astype(int)]
 
 
 def percentiles(lengths: Any) -> list[float]:

@@ -5,7 +5,7 @@ it, weighs a token by the company it keeps.)
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,11 @@ def held_out_loss(
                     held[0], held[1] = held[0] + loss, held[1] + learned
     finally:
         model.train(was_training)
+    return weighted(sums)
+
+
+def weighted(sums: Mapping[str, Sequence[float]]) -> HeldOutLoss:
+    """The loss over all rows. :param sums: by dataset, its summed negative log-likelihood and its tokens"""
     total, count = 0.0, 0.0
     for loss, tokens in sums.values():
         total, count = total + loss, count + tokens

@@ -1,7 +1,7 @@
-"""The queue in SQLite: train, evaluate, merge, export and check all wait here and are told to stop here.
+"""The queue in SQLite: every job waits here and is told to stop here.
 
 A run's state is its newest training job's state; only this module changes either. A check belongs to
-a dataset and has no run; every other job has one.
+a dataset and has no run; a probe has neither, for its recipe is no run yet; every other job has a run.
 """
 
 import json
@@ -15,7 +15,7 @@ from core.jobs.words import subject
 from core.store import runs
 from core.store.database import database, insert, writing
 
-Kind = Literal["train", "evaluate", "merge", "adapter", "check"]
+Kind = Literal["train", "evaluate", "merge", "adapter", "check", "probe"]
 ACTIVE = ("preparing", "running", "stopping")
 ENDED = ("completed", "stopped", "failed", "interrupted")
 
@@ -30,10 +30,11 @@ def enqueue(
 ) -> int:
     """Put a job in the queue and return its id.
 
-    :param run_id: the run that it belongs to; None for a check, which has a ``dataset_id`` instead
+    :param run_id: the run that it belongs to; None for a check, which has a ``dataset_id`` instead, and
+        for a probe
     :param token: names one click; a second click with the same token gets the same job back
     """
-    if (dataset_id if kind == "check" else run_id) is None:
+    if kind != "probe" and (dataset_id if kind == "check" else run_id) is None:
         raise ValueError(f"a {kind} job needs {'a dataset' if kind == 'check' else 'a run'}")
     with writing() as db:
         if token is not None:
@@ -117,6 +118,11 @@ def latest_check(dataset_id: int | None = None) -> dict[str, Any] | None:
     if dataset_id is None:
         return _newest("kind = 'check' and dataset_id is not null", [])
     return _newest("kind = 'check' and dataset_id = ?", [dataset_id])
+
+
+def latest_probe() -> dict[str, Any] | None:
+    """The newest probe, or None when there was none."""
+    return _newest("kind = 'probe'", [])
 
 
 def unfinished_check(dataset_id: int, **payload: Any) -> int | None:

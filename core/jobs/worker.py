@@ -33,7 +33,7 @@ class Job:
 
     @property
     def run_id(self) -> int:
-        """The run it belongs to; a check has none."""
+        """The run it belongs to; a check and a probe have none."""
         assert self._run_id is not None, f"a {self.kind} job has no run"
         return self._run_id
 
@@ -76,6 +76,10 @@ def _handler(kind: str) -> Callable[[Job], Any]:
         from core.jobs.check import check
 
         return check
+    if kind == "probe":
+        from core.jobs.probe import probe
+
+        return probe
     if kind == "train":
         from core.training.run import train
 

@@ -56,14 +56,14 @@ def compute_dtype(config: RunConfig) -> Choice:
     return Choice("float32", "this CPU has no bfloat16 instructions")
 
 
-def optimizer(config: RunConfig) -> Choice:
-    """The optimizer by transformers' name."""
+def optimizer(planned: str) -> str:
+    """transformers' name for an optimizer on this device."""
     import torch
 
-    wanted = config.training.optimizer
-    if wanted == "paged_adamw_8bit" and not torch.cuda.is_available():
-        return Choice("adamw_8bit", "paged memory needs CUDA, so the 8-bit AdamW without paging")
-    return Choice(wanted, "set in the recipe")
+    cuda = torch.cuda.is_available()
+    if planned == "adamw_torch":
+        return "adamw_torch_fused" if cuda else "adamw_torch"
+    return planned if cuda else "adamw_8bit"  # paged memory needs CUDA
 
 
 def threads() -> Choice:
@@ -92,6 +92,13 @@ def forget_peak() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+
+
+def allocated_bytes() -> int:
+    """What torch's tensors hold on the GPU now; 0 without one."""
+    import torch
+
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
 
 
 def memory_used_gb() -> float:

@@ -110,7 +110,9 @@ def base_model(config: RunConfig) -> Any:
     dtype = getattr(torch, hardware.compute_dtype(config).value)
     where: Any = {"": 0} if hardware.device().value == "cuda" else {"": "cpu"}
     quantisation = None
-    if config.quantisation.method != "none":
+    if config.quantisation.method == "int8":
+        quantisation = BitsAndBytesConfig(load_in_8bit=True)
+    elif config.quantisation.method != "none":
         quantisation = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type=config.quantisation.method,
@@ -124,7 +126,6 @@ def base_model(config: RunConfig) -> Any:
             quantization_config=quantisation,
             dtype=dtype,
             device_map=where,
-            attn_implementation="sdpa",
             trust_remote_code=False,
             use_safetensors=True,
         )
@@ -133,6 +134,23 @@ def base_model(config: RunConfig) -> Any:
     embeddings: Any = model.get_input_embeddings().weight
     _check_vocabulary(tokenizer(config.model.base, config.model.revision), len(embeddings))
     return model
+
+
+def skeleton(base: str, revision: str | None) -> Any:
+    """The base without its weights: modules and shapes on torch's meta device.
+
+    :raises StudioError: when its config cannot be had
+    """
+    stack.ready()
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    _quiet_libraries()
+    with _explained(base):
+        _refuse_unreachable(base, revision)
+        described = AutoConfig.from_pretrained(resolve(base), revision=revision, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(described)
 
 
 def _check_vocabulary(loaded: Any, embeddings: int) -> None:

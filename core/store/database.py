@@ -168,6 +168,18 @@ def m007_data_desk(db: Database) -> None:
     db.table("jobs").add_column("dataset_id", int)
 
 
+@migrations()
+def m008_forecasts(db: Database) -> None:
+    # What a run was expected to take and what it took, as JSON (core.training.forecast, core.figures).
+    for name in ("forecast", "outcome"):
+        db.table("runs").add_column(name, str)
+    db.table("probes").create(
+        {"recipe": str, "device": str, "forecast": str, "created_at": float},
+        pk=("recipe", "device"),
+        not_null={"forecast"},
+    )
+
+
 def database_path() -> Path:
     return home() / "plumbline.db"
 

@@ -47,6 +47,14 @@ def decisions(run_id: int) -> dict[str, dict[str, str]]:
     return json.loads(get(run_id)["decisions"] or "{}")
 
 
+def forecast_and_outcome(run_id: int) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """What a run was expected to take, and what it took; None until both are known."""
+    run = get(run_id)
+    if not run["forecast"] or not run["outcome"]:
+        return None
+    return json.loads(run["forecast"]), json.loads(run["outcome"])
+
+
 def update(run_id: int, **values: Any) -> None:
     database().table("runs").update(run_id, values)
 

@@ -1,27 +1,42 @@
-"""TRL's SFTTrainer with our own held-out evaluation, checkpoints and record of the run."""
+"""TRL's SFTTrainer over packs: our own engine, held-out evaluation and checkpoints."""
 
-import json
-import math
 import shutil
-import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import SequentialSampler
-from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from core.data.xray import Encoded
-from core.errors import StudioError
-from core.evaluation.loss import held_out_loss
+from core.evaluation.loss import HeldOutLoss, weighted
 from core.jobs.worker import Job
-from core.models import hardware
-from core.store import runs
 from core.training import checkpoints
+from core.training.engine import Engine
+from core.training.packing import Packer, Step, pack, split
+from core.training.record import Record
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a step's loss and gradient norm will be once the device has computed them."""
+
+    step: int
+    epoch: float
+    learning_rate: float
+    steps: int
+    tokens: int
+    values: torch.Tensor
+    ready: Any
 
 
 class Trainer(SFTTrainer):
-    """Evaluates token-weighted, and writes checkpoints that are whole or absent."""
+    """Computes every optimizer step in packs, evaluates token-weighted, writes whole checkpoints.
+
+    :param engine: makes the engine, once the adapter's weights have their type
+    """
 
     model: Any
     processing_class: Any
@@ -29,40 +44,131 @@ class Trainer(SFTTrainer):
     def __init__(
         self,
         *,
+        engine: Callable[[Any], Engine],
+        packer: Packer,
         held_out: list[Encoded],
         sources: list[str],
         shuffled: bool,
-        eval_batch: int,
         keep: int,
         job: Job,
+        record: Record,
         **kwargs: Any,
     ) -> None:
         # The dataset only tells transformers that there is something to evaluate.
-        super().__init__(eval_dataset=kwargs["train_dataset"].select(range(1)), **kwargs)
-        self.held_out, self.eval_batch, self.keep, self.job = held_out, eval_batch, keep, job
-        self.sources, self.shuffled = sources, shuffled
+        some = kwargs["train_dataset"].select(range(1))
+        super().__init__(eval_dataset=some, data_collator=packer, callbacks=[record], **kwargs)
+        self.held_out, self.keep, self.job = held_out, keep, job
+        self.sources, self.shuffled, self.record, self.packer = sources, shuffled, record, packer
         # TRL puts the adapter of a 4-bit base in bfloat16; see core.models.adapters.attach.
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        self.engine = engine(self.model)
+        self.tokens = 0
+        self.pending: Measured | None = None
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """One optimizer step: gradients of the mean loss over all its supervised tokens."""
+        model.train()
+        step: Step = inputs["step"].to(self.args.device, non_blocking=True)
+        self.tokens += step.tokens
+        losses = [self.engine.step(pack, 1 / step.supervised) for pack in step.packs]
+        return torch.stack(losses).sum()
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0  # transformers would estimate them from ids that a step of packs has not
+
+    def _maybe_log_save_evaluate(
+        self,
+        tr_loss: torch.Tensor,
+        grad_norm: Any,
+        model: Any,
+        trial: Any,
+        epoch: float,
+        ignore_keys_for_eval: Any,
+        start_time: float,
+        learning_rate: float | None = None,
+    ) -> None:
+        """What transformers does, but a step is logged while the device computes the next one."""
+        last, now = self._globalstep_last_logged, self.state.global_step
+        if self.control.should_log and now > last:
+            rate = self._get_learning_rate() if learning_rate is None else learning_rate
+            before, self.pending = self.pending, self._measure(tr_loss, grad_norm, rate, now - last)
+            tr_loss -= tr_loss
+            self._globalstep_last_logged = now
+            if before is not None:
+                self._say(before)
+        self.control.should_log = False
+        ends = now >= self.state.max_steps or self.control.should_training_stop
+        if ends or self.control.should_evaluate or self.control.should_save:
+            self.say_pending()
+        super()._maybe_log_save_evaluate(
+            tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate
+        )
+
+    def say_pending(self) -> None:
+        """Log the step that was measured last, waiting for it."""
+        if self.pending is not None:
+            measured, self.pending = self.pending, None
+            self._say(measured)
+
+    def _measure(self, loss: torch.Tensor, grad_norm: Any, rate: float, steps: int) -> Measured:
+        norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, device=loss.device)
+        values, ready = torch.stack([loss.detach().float() / steps, norm.float()]), None
+        if values.is_cuda:
+            host = torch.empty(2, pin_memory=True)
+            host.copy_(values, non_blocking=True)
+            values, ready = host, torch.cuda.Event()
+            ready.record()
+        state = self.state
+        return Measured(state.global_step, state.epoch or 0.0, rate, steps, self.tokens, values, ready)
+
+    def _say(self, measured: Measured) -> None:
+        if measured.ready is not None:
+            measured.ready.synchronize()
+        loss, norm = measured.values.tolist()
+        self._total_loss_scalar += loss * measured.steps
+        logs = {"loss": loss, "grad_norm": norm, "learning_rate": measured.learning_rate}
+        now = self.state.global_step, self.state.epoch
+        # Callbacks ask the state which step a value belongs to.
+        self.state.global_step, self.state.epoch = measured.step, measured.epoch
+        try:
+            self.log(logs | {"num_tokens": float(measured.tokens)})
+        finally:
+            self.state.global_step, self.state.epoch = now
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        result = held_out_loss(
-            self.model,
-            self.held_out,
-            self.processing_class.pad_token_id,
-            self.eval_batch,
-            each_batch=lambda done: self.job.check_stop(),
-            sources=self.sources,
-        )
+        result = self._held_out_loss()
         metrics = {f"{metric_key_prefix}_loss": result.loss}
         # One curve a dataset of a mix: a rising one hides in the sum.
         metrics |= {f"{metric_key_prefix}_loss/{name}": loss for name, loss in result.by_source.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _held_out_loss(self) -> HeldOutLoss:
+        """Through the engine, so that it takes no more memory than a step does."""
+        rows = [
+            (row, source) for row, source in zip(self.held_out, self.sources, strict=True) if row.supervised
+        ]
+        sums = {source: [0.0, 0] for _, source in rows}
+        lengths = [len(row.input_ids) for row, _ in rows]
+        for bin_ in split(lengths, self.packer.limit):
+            self.job.check_stop()
+            some = [rows[number] for number in bin_]
+            held = pack([{"input_ids": row.input_ids, "labels": row.labels} for row, _ in some])
+            held = held.to(self.args.device)
+            losses = self.engine.losses(held).double()
+            place = torch.bucketize(held.learned, held.boundaries[1:].long(), right=True)
+            of_rows = losses.new_zeros(len(some)).index_add_(0, place, losses).tolist()
+            for (row, source), loss in zip(some, of_rows, strict=True):
+                sums[source][0] += loss
+                sums[source][1] += row.supervised
+        return weighted(sums)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """A curriculum is kept in its order; transformers would shuffle it."""
@@ -73,6 +179,8 @@ class Trainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """transformers writes into the final folder file by file; here it is staged."""
+        self.say_pending()
+        self.record.write(self.state)
         folder = Path(str(self.args.output_dir))
         staging = folder / "staging"
         shutil.rmtree(staging, ignore_errors=True)
@@ -84,92 +192,3 @@ class Trainer(SFTTrainer):
         name = f"checkpoint-{self.state.global_step}"
         checkpoints.publish(staging / name, folder / name)
         checkpoints.rotate(folder, self.keep)
-
-
-class Record(TrainerCallback):
-    """Writes what is measured to SQLite and metrics_history.jsonl, and listens for Stop."""
-
-    def __init__(self, job: Job, history: Path) -> None:
-        self.job, self.history = job, history
-        self.tokens, self.logged_at = 0.0, time.perf_counter()
-        self.step_seconds: float | None = None
-        self.step_began = time.perf_counter()
-        self.best = math.inf
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.logged_at = time.perf_counter()
-        run = runs.get(self.job.run_id)
-        self.best = run["best_eval_loss"] if run["best_eval_loss"] is not None else math.inf
-        runs.update(self.job.run_id, total_steps=state.max_steps)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.step_began = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        seconds = time.perf_counter() - self.step_began
-        # The first step also pays for warming up; later ones are averaged.
-        self.step_seconds = (
-            seconds
-            if state.global_step <= 2 or self.step_seconds is None
-            else (0.9 * self.step_seconds + 0.1 * seconds)
-        )
-        left = (state.max_steps - state.global_step) * self.step_seconds
-        runs.update(self.job.run_id, step=state.global_step, seconds_left=left)
-        self.job.report(
-            f"training, step {state.global_step} of {state.max_steps}", state.global_step / state.max_steps
-        )
-        if self.job.stop_requested() and state.global_step < state.max_steps:
-            control.should_save = True
-            control.should_training_stop = True
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        values = {key: value for key, value in (logs or {}).items() if isinstance(value, (int, float))}
-        if "train_runtime" in values:
-            return
-        if "loss" in values:
-            now = time.perf_counter()
-            tokens = values.get("num_tokens", 0.0)
-            if tokens > self.tokens > 0:
-                values["tokens_per_second"] = (tokens - self.tokens) / (now - self.logged_at)
-            self.tokens, self.logged_at = tokens, now
-            values["memory_gb"] = hardware.memory_used_gb()
-            runs.update(self.job.run_id, loss=_or_none(values["loss"]), memory_gb=values["memory_gb"])
-        if "eval_loss" in values:
-            self._note_eval(state.global_step, values["eval_loss"])
-            self.logged_at = time.perf_counter()
-        runs.record(self.job.run_id, state.global_step, values)
-        with open(self.history, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **values}) + "\n")
-        if not math.isfinite(values.get("loss", 0.0)):
-            raise StudioError(
-                f"step {state.global_step}",
-                f"the loss became {values['loss']}",
-                "Halve training.learning_rate; the last checkpoint before it is intact.",
-            )
-
-    def _note_eval(self, step: int, loss: float) -> None:
-        change: dict[str, Any] = {"eval_loss": _or_none(loss)}
-        if step == 0:
-            change["base_eval_loss"] = _or_none(loss)
-        elif loss < self.best:
-            self.best = loss
-            change |= {"best_eval_loss": loss, "best_step": step}
-        runs.update(self.job.run_id, **change)
-
-
-def _or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def cut_history(history: Path, step: int) -> None:
-    """Drop the points past a checkpoint from metrics_history.jsonl; a torn last line goes too."""
-    if not history.exists():
-        return
-    kept = []
-    for line in history.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except ValueError:
-            continue
-    history.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

@@ -5,11 +5,12 @@ from typing import Any
 
 import gradio as gr
 
+from core.figures import COMPARED, compared, duration
 from core.jobs import queue
 from core.store import runs
 from studio import plots
 from studio.live import Page, View
-from studio.messages import bar, box, duration, empty, escape, facts, figures, guarded, table
+from studio.messages import bar, box, empty, escape, facts, figures, guarded, table
 
 COLUMNS = ["run", "name", "state", "step", "base", "held-out loss", "best", "time"]
 
@@ -33,6 +34,7 @@ def build(page: Page) -> None:
             speed = gr.Plot(show_label=False)
             memory = gr.Plot(show_label=False)
         points = gr.HTML()
+    forecast = gr.HTML(visible=False, elem_id="forecast-outcome")
     with gr.Row():
         with gr.Accordion("Log", open=True):
             log = gr.HTML()
@@ -64,6 +66,7 @@ def build(page: Page) -> None:
         View([stop, resume], _buttons_state, _buttons),
         View([loss, perplexity], _drawn, _main_figures, pausable=True),
         View([rate, gradient, speed, memory, points], _drawn, _small_figures, pausable=True),
+        View([forecast], _expected, lambda run_id: [_forecast(run_id)]),
         View([log], lambda run_id: [e["id"] for e in _events(run_id)], lambda run_id: [_log(run_id)]),
         View([decisions, recipe], lambda run_id: run_id and (run_id, runs.decisions(run_id)), _recipe),
         View([listing], _listing, lambda run_id: [_listing(run_id)]),
@@ -164,6 +167,24 @@ def _points_table(points: list[dict[str, Any]]) -> str:
         if p["eval_loss"] is not None
     ]
     return table(["step", "held-out loss", "train loss"], rows)
+
+
+def _expected(run_id: int | None) -> Any:
+    return None if run_id is None else runs.forecast_and_outcome(run_id)
+
+
+def _forecast(run_id: int | None) -> Any:
+    """What the run was expected to take beside what it took, once both are known."""
+    found = _expected(run_id)
+    if found is None:
+        return gr.HTML(visible=False)
+    expected, outcome = found
+    how = "measured before Start" if expected.get("probed") else "not measured before Start"
+    card = (
+        f'<div class="pl-card pl-narrow"><h3>Forecast and outcome <span class="pl-muted">{how}</span></h3>'
+        f"{table(list(COMPARED), compared(expected, outcome))}</div>"
+    )
+    return gr.HTML(card, visible=True)
 
 
 def _events(run_id: int | None) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Train: choose, see what Start would do, start."""
+"""Train: choose, see what Start would do and take, measure it, start."""
 
 import uuid
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from core import config as schema
+from core.config import RunConfig
 from core.data.datasets import described
 from core.data.overview import outlook
 from core.errors import RecipeError, StudioError
@@ -14,7 +15,8 @@ from core.models.load import is_shared_id
 from core.store import datasets, runs
 from studio import forms
 from studio.live import Page, View
-from studio.messages import MARKS, box, empty, error_box, escape, figures, guarded
+from studio.messages import box, empty, error_box, guarded
+from studio.tabs import measuring, outlook_view
 
 PRESETS = {
     "Starter": "starter",
@@ -40,7 +42,13 @@ def build(page: Page) -> None:
                 form |= forms.build(False, schema.preset("starter"))
         with gr.Column(scale=2):
             panel = gr.HTML(empty("Counting what would be learned…"), elem_id="before-you-start")
-            start = gr.Button("Start training", variant="primary", elem_id="start")
+            with gr.Row(equal_height=True):
+                start = gr.Button("Start training", variant="primary", elem_id="start", min_width=200)
+                measure = gr.Button(measuring.TEXT, elem_id="measure", size="md", min_width=200)
+            progress = gr.HTML(visible=False, elem_id="measuring")
+            halt = gr.Button("Stop measuring", size="sm", visible=False)
+            # Hidden, not absent: a component that is not on the page cannot say that it changed.
+            moved = gr.Textbox(visible="hidden", elem_id="queue-moved")
             with gr.Accordion("Recipe", open=False):
                 recipe = gr.Code(
                     label="YAML, for plumbline train recipe.yaml", language="yaml", interactive=False
@@ -50,6 +58,7 @@ def build(page: Page) -> None:
     page.form = form
     keys, inputs = list(form), list(form.values())
     token = gr.State(lambda: uuid.uuid4().hex)
+    measure_token = gr.State(lambda: uuid.uuid4().hex)
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
 
     def check(*values: Any) -> tuple[Any, ...]:
@@ -72,9 +81,14 @@ def build(page: Page) -> None:
         run_id = start_run(forms.raw(keys, list(values)), click)
         return run_id, gr.Tabs(selected="runs"), uuid.uuid4().hex
 
-    outputs = [panel, start, recipe]
-    # One listener for all of them: separate ones could answer out of order.
-    changes = [field.change for field in inputs]
+    def look(click: str, *values: Any) -> str:
+        measuring.start(valid(forms.raw(keys, list(values))), click)
+        return uuid.uuid4().hex
+
+    outputs = [panel, start, measure, recipe]
+    # One listener for all of them: separate ones could answer out of order. A job that starts or ends
+    # changes what the buttons may do, and a measurement changes the figures.
+    changes = [field.change for field in [*inputs, moved]]
     gr.on(changes, check, inputs, outputs, trigger_mode="always_last", **quiet)
     page.blocks.load(check, inputs, outputs, **quiet)
     # A mix stands in for the dataset; choosing one dataset takes it back.
@@ -82,14 +96,18 @@ def build(page: Page) -> None:
     preset.input(choose, [preset, form["data.dataset"]], inputs, **quiet)
     upload.upload(load_recipe, upload, [trouble, *inputs], **quiet)
     start.click(guarded(begin), [token, *inputs], [page.run, page.tabs, token], **quiet)
+    page.actions.append(measure.click(guarded(look), [measure_token, *inputs], measure_token, **quiet))
+    page.actions.append(halt.click(guarded(measuring.stop), None, None, **quiet))
 
-    page.views.append(
+    page.views += [
         View(
             [form["data.dataset"]],
             lambda run_id: datasets.names(),
             lambda run_id: [gr.Dropdown(choices=datasets.names())],
-        )
-    )
+        ),
+        View([progress, halt], lambda run_id: measuring.signature(), lambda run_id: measuring.shown()),
+        View([moved], lambda run_id: measuring.moved(), lambda run_id: [measuring.moved()]),
+    ]
 
 
 def _keep_dataset(values: list[Any], keys: list[str], dataset: str | None) -> list[Any]:
@@ -105,9 +123,7 @@ def start_run(raw: dict[str, Any], token: str) -> int:
 
     :param token: one per click, so that a double click starts one run
     """
-    config = schema.validated(raw)
-    if not is_shared_id(config.model.base):
-        raise StudioError("Base model", "must be 'starter' or a Hub id like org/name")
+    config = valid(raw)
     dataset = datasets.by_name(config.data.parts[0].dataset)
     for job in queue.with_token(token):
         return job["run_id"]
@@ -116,34 +132,40 @@ def start_run(raw: dict[str, Any], token: str) -> int:
     return run_id
 
 
+def valid(raw: dict[str, Any]) -> RunConfig:
+    """A recipe that a browser may start. :raises RecipeError: with every problem, by field"""
+    config = schema.validated(raw)
+    if not is_shared_id(config.model.base):
+        raise RecipeError({"model.base": "must be 'starter' or a Hub id like org/name"})
+    return config
+
+
 def _check(keys: list[str], values: list[Any]) -> tuple[Any, ...]:
-    """The panel, the button (which says what is missing) and the recipe."""
+    """The panel, the buttons (which say what is missing) and the recipe."""
     raw = forms.raw(keys, values)
     if not raw["data"]["dataset"] and not raw["data"]["mix"]:
-        return _panel(empty("Add a dataset on the Data tab.")), _disabled("Choose a dataset"), ""
+        return _refused(empty("Add a dataset on the Data tab."), "Choose a dataset")
     try:
-        config = schema.validated(raw)
-        if not is_shared_id(config.model.base):
-            raise RecipeError({"model.base": "must be 'starter' or a Hub id like org/name"})
+        config = valid(raw)
         found = outlook(config)
     except RecipeError as error:
         listed = "".join(
             box("bad", f"{forms.label(field)} {problem}") for field, problem in error.problems.items()
         )
         word = "setting" if len(error.problems) == 1 else "settings"
-        return _panel(listed), _disabled(f"Mend {len(error.problems)} {word} to start"), ""
+        return _refused(listed, f"Mend {len(error.problems)} {word} to start")
     except Exception as error:
-        return _panel(error_box(error)), _disabled("Mend what is marked to start"), ""
-    checks = "".join(
-        f'<p class="pl-check pl-{check.level}">{MARKS[check.level]} {escape(check.text)}</p>'
-        for check in found.checks
-    )
-    button = _disabled("Nothing to learn") if found.blocked else _enabled(found.left_out)
-    return _panel(figures(found.figures) + checks), button, schema.dumps(config)
+        return _refused(error_box(error), "Mend what is marked to start")
+    if not found.blocked:
+        button = _enabled(found.left_out)
+    else:
+        button = _disabled("It would not fit" if found.learns else "Nothing to learn")
+    panel = outlook_view.panel(outlook_view.inside(found) + measuring.failure(config))
+    return panel, button, measuring.button(found.learns), schema.dumps(config)
 
 
-def _panel(inside: str) -> str:
-    return f'<div class="pl-card"><h3>Before you start</h3>{inside}</div>'
+def _refused(inside: str, text: str) -> tuple[Any, ...]:
+    return outlook_view.panel(inside), _disabled(text), measuring.button(False), ""
 
 
 def _disabled(text: str) -> Any:

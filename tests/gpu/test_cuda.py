@@ -112,9 +112,7 @@ def test_random_weights_of_3b_dimensions_train_for_20_steps(samples: Path, tmp_p
     config = schema.preset("default").model_copy(
         update={
             "model": schema.ModelSection(base=str(folder)),
-            "training": schema.TrainingSection(
-                max_steps=20, effective_batch=16, micro_batch=4, eval_steps=20
-            ),
+            "training": schema.TrainingSection(max_steps=20, effective_batch=16, eval_steps=20),
             "evaluation": schema.EvaluationSection(max_rows=20),
         }
     )

@@ -11,7 +11,7 @@ from core.evaluation.loss import held_out_loss
 from core.evaluation.score import exact_match, paired_difference, token_f1
 from core.models import load
 from core.store import evaluations, runs
-from core.training.run import prepare
+from core.training.prepare import prepare
 from tests.runs import do, recipe
 from tests.unit.conftest import Finished
 

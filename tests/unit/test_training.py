@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import yaml
-from trl import SFTTrainer
 
 from core import config as schema
 from core.data import rows
@@ -19,8 +18,10 @@ from core.jobs.worker import Job
 from core.models import adapters, load
 from core.store import datasets as dataset_store
 from core.store import runs
-from core.training import artifact, proof
-from core.training.run import prepare, total_steps
+from core.training import artifact, proof, record
+from core.training.decoder import DecoderEngine
+from core.training.packing import Pack
+from core.training.prepare import prepare, total_steps
 from tests.runs import add, do, recipe
 from tests.unit.conftest import Finished
 
@@ -145,26 +146,31 @@ def test_an_evaluation_does_not_cut_later_steps_off_from_the_base() -> None:
 
 
 def test_the_trainer_sees_the_same_labels_as_the_x_ray(samples: Path) -> None:
+    import torch
     from torch.utils.data import DataLoader
 
-    from core.training.run import _trainer
+    from core.training import assembly
 
     config = recipe()
     run_id = add(config)
     job = Job(queue.get(queue.enqueue("train", run_id)))
     prepared = prepare(config)
     model = adapters.attach(load.base_model(config), config)
-    trainer, _ = _trainer(config, job, model, prepared, samples)
+    planned = assembly.planned(config, prepared).plan
+    trainer, _ = assembly.trainer(config, job, model, prepared, samples, planned)
     batches = DataLoader(trainer.train_dataset, batch_size=4, collate_fn=trainer.data_collator)
     seen = []
     for batch in batches:
-        for ids, labels, mask in zip(
-            batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True
-        ):
-            length = int(mask.sum())
-            assert all(label == IGNORED for label in labels[length:].tolist())
-            seen.append((ids[:length].tolist(), labels[:length].tolist()))
-    assert sorted(seen) == sorted((row.input_ids, row.labels) for row in prepared.train)
+        for pack in batch["step"].packs:
+            labels = torch.full((pack.tokens + 1,), IGNORED)
+            labels[pack.learned + 1] = pack.targets
+            bounds = pack.boundaries.tolist()
+            for start, end in zip(bounds[:-1], bounds[1:], strict=True):
+                assert pack.positions[start:end].tolist() == list(range(end - start))
+                seen.append((pack.ids[start:end].tolist(), labels[start:end].tolist()))
+    # A row's first token is predicted by nothing, whatever its label.
+    wanted = [(row.input_ids, [IGNORED, *row.labels[1:]]) for row in prepared.train]
+    assert sorted(seen) == sorted(wanted)
     assert all(
         p.dtype.is_floating_point and p.element_size() == 4 for p in model.parameters() if p.requires_grad
     )
@@ -180,6 +186,7 @@ def test_a_stopped_run_keeps_its_work_and_resumes_to_the_uninterrupted_curve(
 
     stopped = add(config)
     asked = Job.stop_requested
+    monkeypatch.setattr(record, "WRITE_SECONDS", 0.0)
     monkeypatch.setattr(
         Job, "stop_requested", lambda job: asked(job) or (runs.get(job.run_id)["step"] or 0) >= 4
     )
@@ -203,13 +210,13 @@ def test_a_loss_that_is_not_a_number_fails_the_run_at_that_step(
 ) -> None:
     from core.training.trainer import Trainer
 
-    honest = Trainer.compute_loss
+    honest = Trainer.training_step
 
-    def broken(self: Trainer, *arguments: object, **options: object) -> object:
-        loss = honest(self, *arguments, **options)
+    def broken(self: Trainer, *arguments: Any) -> Any:
+        loss = honest(self, *arguments)
         return loss * math.nan if self.state.global_step == 2 else loss
 
-    monkeypatch.setattr(Trainer, "compute_loss", broken)
+    monkeypatch.setattr(Trainer, "training_step", broken)
     run_id = add(recipe())
     job = do("train", run_id)
     assert job["state"] == "failed" and "step 3: the loss became nan" in job["error"]
@@ -242,7 +249,7 @@ def test_a_hub_model_without_a_network_is_explained(samples: Path) -> None:
 
 
 def test_steps_are_counted_as_transformers_counts_them() -> None:
-    config = recipe(training={"max_steps": None, "epochs": 3, "effective_batch": 8, "micro_batch": 4})
+    config = recipe(training={"max_steps": None, "epochs": 3, "effective_batch": 8})
     assert total_steps(config, 400) == 150
     assert total_steps(config, 401) == 153
     assert total_steps(config, 1) == 3
@@ -251,7 +258,7 @@ def test_steps_are_counted_as_transformers_counts_them() -> None:
 def test_an_8_bit_optimizer_and_checkpointing_train_on_a_cpu(samples: Path) -> None:
     run_id = add(
         recipe(
-            training={"optimizer": "paged_adamw_8bit", "gradient_checkpointing": True, "max_steps": 2},
+            training={"optimizer": "paged_adamw_8bit", "gradient_checkpointing": "full", "max_steps": 2},
             quantisation={"double": False, "method": "fp4"},
         )
     )
@@ -300,15 +307,14 @@ def test_a_mix_in_curriculum_order_is_trained_in_that_order_and_measured_by_sour
     assert len(prepared.train) == 32 and set(prepared.sources) == {"cited-answers", "plain-style"}
     run_id = add(config)
     seen: list[list[int]] = []
-    original = SFTTrainer.training_step
+    original = DecoderEngine.step
 
-    def training_step(self: Any, model: Any, inputs: Any, *rest: Any) -> Any:
-        for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
-            seen.append(ids[mask.bool()].tolist())
-        return original(self, model, inputs, *rest)
+    def step(self: Any, pack: Pack, weight: float) -> Any:
+        seen.extend(ids.tolist() for ids in pack.ids.split(pack.lengths))
+        return original(self, pack, weight)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SFTTrainer, "training_step", training_step)
+        patch.setattr(DecoderEngine, "step", step)
         assert do("train", run_id)["state"] == "completed"
     assert seen == [row.input_ids for row in prepared.train[: len(seen)]] and len(seen) >= 16
     sources = runs.metrics(run_id)[-1]["sources"]

@@ -1,0 +1,109 @@
+"""Puts a run together: its plan, its forecast, and the trainer that carries it out."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from core.config import RunConfig
+from core.jobs import probe
+from core.jobs.worker import Job
+from core.models import hardware, load
+from core.training import cost, forecast, plan, shape
+from core.training.plan import Outcome, Plan
+from core.training.prepare import Prepared, total_steps
+
+
+def lengths(prepared: Prepared) -> list[int]:
+    return [len(row.input_ids) for row in prepared.train]
+
+
+def planned(config: RunConfig, prepared: Prepared) -> Outcome:
+    """The plan for the memory that is free now that the base is loaded."""
+    sizes = shape.shape(config)
+    load = plan.workload(config, lengths(prepared), sum(row.supervised for row in prepared.train))
+    rates = cost.rates(hardware.device().value, hardware.compute_dtype(config).value)
+    held = hardware.allocated_bytes()
+    return plan.choose(config, sizes, load, rates, plan.free_bytes() + held)
+
+
+def expected(config: RunConfig, prepared: Prepared, outcome: Outcome) -> str:
+    """What is held against the outcome: the measured forecast of this recipe, or the counted one."""
+    if known := probe.known(config):
+        return known
+    return forecast.of_outcome(config, len(prepared.train), outcome).to_json()
+
+
+def trainer(
+    config: RunConfig, job: Job, model: Any, prepared: Prepared, folder: Path, chosen: Plan
+) -> tuple[Any, dict[str, hardware.Choice]]:
+    """The trainer of a run, and what was decided about it."""
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl import SFTConfig
+
+    from core.training.engine import engine
+    from core.training.packing import Packer
+    from core.training.record import Record
+    from core.training.trainer import Trainer
+
+    training = config.training
+    decisions = {"device": hardware.device(), "compute type": hardware.compute_dtype(config)}
+    decisions |= chosen.choices
+    cuda = decisions["device"].value == "cuda"
+    if not cuda:
+        decisions["threads"] = hardware.threads()
+    steps = total_steps(config, len(prepared.train))
+
+    def make_engine(prepared_model: Any) -> Any:
+        found, more = engine(prepared_model, config, chosen)
+        decisions.update(more)
+        return found
+
+    arguments = SFTConfig(
+        output_dir=str(folder / "checkpoints"),
+        max_steps=steps,
+        # A batch of the loader is a whole optimizer step; the packer splits it.
+        per_device_train_batch_size=training.effective_batch,
+        gradient_accumulation_steps=1,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type="constant_with_warmup" if training.schedule == "constant" else training.schedule,
+        warmup_steps=math.ceil(steps * training.warmup_share),
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        optim=hardware.optimizer(chosen.optimizer),
+        seed=training.seed,
+        data_seed=training.seed,
+        bf16=decisions["compute type"].value == "bfloat16",
+        fp16=decisions["compute type"].value == "float16",
+        use_cpu=not cuda,
+        gradient_checkpointing=False,
+        logging_steps=training.logging_steps,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=training.eval_steps or max(1, steps // 10),
+        save_strategy="steps",
+        save_steps=training.save_steps or max(1, steps // 5),
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_pin_memory=cuda,
+        disable_tqdm=True,
+        report_to=[],
+    )
+    rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in prepared.train]
+    multiple = chosen.micro_batch_tokens // 8 if chosen.graphs else 1
+    made = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=load.tokenizer(config.model.base, config.model.revision),
+        engine=make_engine,
+        packer=Packer(chosen.micro_batch_tokens, multiple),
+        held_out=prepared.held_out,
+        sources=prepared.sources,
+        shuffled=config.data.order == "shuffled",
+        keep=training.keep_checkpoints,
+        job=job,
+        record=Record(job, folder / "metrics_history.jsonl"),
+    )
+    made.remove_callback(PrinterCallback)
+    return made, decisions

@@ -1,0 +1,165 @@
+"""What a step costs in memory and time, by counting: bytes held, products, bytes moved, launches.
+
+The counts follow core.training.decoder; the shares that a device reaches of its own measured rates
+were fitted on one H200 (tests/benchmarks/training.py prints forecast beside outcome).
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from core.training.packing import TILE
+from core.training.shape import Shape, kept_bytes, recomputed_bytes, scratch_bytes
+
+MIB = 1024**2
+# Shares of the measured rates that the parts of a step reach, and what is fixed.
+PRODUCTS, MOVES, MERGES, ATTENTION = 0.95, 0.85, 0.28, 0.55
+TILE_BEGINS = 1.7  # a tile's beginning and end cost as much as this many pairs of tiles
+ATTENTION_BACKWARD = 3.3  # times the forward
+LAUNCHES, LAUNCHES_RECOMPUTED = 130, 35  # a layer's, forward and backward; its second forward's
+LIBRARIES = 40 * MIB  # workspaces of the matrix libraries
+AUTOGRAD_MEMORY, AUTOGRAD_TIME = 1.8, 1.5  # against the hand-written decoder, roughly
+STATES = {"adamw_torch": 8.0, "adamw_8bit": 2.1, "paged_adamw_8bit": 0.0}  # bytes a parameter on the GPU
+STEP_NANOSECONDS = {"adamw_torch": 0.02, "adamw_8bit": 1.0, "paged_adamw_8bit": 1.8}  # a parameter
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the device does: products in FLOP/s, memory in bytes/s, a launch in seconds."""
+
+    products: float
+    memory: float
+    launch: float
+    cuda: bool
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a step is computed.
+
+    :param tokens: most tokens of a pack
+    :param kept: layers whose activations are kept
+    """
+
+    tokens: int
+    kept: int
+    offload: bool
+    optimizer: str
+
+
+def peak_bytes(shape: Shape, way: Way, tokens: int, supervised: int) -> int:
+    """Most bytes of torch tensors at once, on a device.
+
+    :param tokens: of the largest pack that will come, with ``supervised`` of them in the loss
+    """
+    number, parameters = shape.number_bytes, shape.adapter_parameters
+    fixed = shape.base_bytes + LIBRARIES + scratch_bytes(shape, way.offload)
+    fixed += int(parameters * (8 + STATES[way.optimizer])) + number * parameters // shape.layers
+    factor = AUTOGRAD_MEMORY if shape.refusal else 1.0
+    kept = way.kept * kept_bytes(shape) * tokens * factor
+    row = shape.hidden * number
+    recomputed = shape.layers - way.kept
+    inputs = min(3, recomputed) * row * tokens if way.offload else recomputed * row * tokens
+    loss = row * (2 * tokens + 2 * supervised) + _piece(shape, way)
+    gate = number * (shape.hidden + shape.intermediate) * tokens
+    at_the_turn = kept + inputs + max(loss, gate if way.kept else 0)
+    again = inputs + recomputed_bytes(shape) * tokens * factor if recomputed else 0
+    return int(fixed + max(at_the_turn, again))
+
+
+def _piece(shape: Shape, way: Way) -> int:
+    from core.training.decoder import LARGE_PIECE, SMALL_PIECE
+
+    return SMALL_PIECE if way.offload else LARGE_PIECE
+
+
+def step_seconds(
+    shape: Shape, way: Way, rates: Rates, packs: Sequence[Sequence[int]], supervised_share: float
+) -> float:
+    """Seconds of one optimizer step.
+
+    :param packs: the rows' lengths of each micro-batch
+    :param supervised_share: of the tokens, those in the loss
+    """
+    again = (shape.layers - way.kept) / shape.layers
+    work = launches = 0.0
+    for lengths in packs:
+        work += pack_seconds(shape, way, rates, lengths, supervised_share)
+        launches += shape.layers * (LAUNCHES + LAUNCHES_RECOMPUTED * again) * rates.launch
+    moments = shape.adapter_parameters * STEP_NANOSECONDS[way.optimizer] * 1e-9
+    if not rates.cuda:
+        return work + moments
+    return (work if graphed(shape, way, rates) else max(work, launches)) + moments
+
+
+def pack_seconds(
+    shape: Shape, way: Way, rates: Rates, lengths: Sequence[int], supervised_share: float
+) -> float:
+    """Seconds of computing one pack, forward and backward."""
+    tokens, number, hidden = sum(lengths), shape.number_bytes, shape.hidden
+    again = (shape.layers - way.kept) / shape.layers
+    down = shape.layers * shape.intermediate * hidden / shape.linear_weights
+    flops = 2 * tokens * shape.linear_weights * (2 + again * (1 - down))
+    flops += 4 * tokens * supervised_share * shape.vocabulary * hidden
+    queries = shape.query_heads * shape.head_dim
+    turned = queries + shape.key_heads * shape.head_dim
+    moved: float = 26 * hidden + 2 * queries + 2 * shape.heads_width + 4 * turned + 15 * shape.intermediate
+    moved += again * (11 * hidden + 4 * turned)
+    moved *= tokens * number * shape.layers
+    merged = shape.linear_weights * (2 + again * (1 - down)) * 2.5
+    counts = [-(-length // TILE) for length in lengths]
+    pairs = sum(count * (count + 1) / 2 + TILE_BEGINS * count for count in counts)
+    attention = pairs * 4 * TILE * TILE * queries * shape.layers * (1 + again + ATTENTION_BACKWARD)
+    seconds = flops / (PRODUCTS * rates.products) + attention / (ATTENTION * rates.products)
+    seconds += moved / (MOVES * rates.memory) + merged / (MERGES * rates.memory)
+    return seconds * (AUTOGRAD_TIME if shape.refusal else 1.0)
+
+
+def graphed(shape: Shape, way: Way, rates: Rates) -> bool:
+    """True when a full pack is computed faster than it is launched: then a graph launches it at once."""
+    if not rates.cuda or shape.refusal or shape.number_bytes != 2 or shape.head_dim not in (32, 64, 128):
+        return False
+    work = pack_seconds(shape, way, rates, [min(way.tokens, 512)] * max(1, way.tokens // 512), 1.0)
+    again = (shape.layers - way.kept) / shape.layers
+    return work < 1.3 * shape.layers * (LAUNCHES + LAUNCHES_RECOMPUTED * again) * rates.launch
+
+
+@lru_cache(maxsize=4)
+def rates(device: str, dtype: str) -> Rates:
+    """What the device does, measured once in a process, in well under a second."""
+    import torch
+
+    kind = getattr(torch, dtype)
+    cuda = device == "cuda"
+    size = 8192 if cuda else 768
+    left, right = (torch.randn(size, size, dtype=kind, device=device) for _ in range(2))
+    products = 2 * size**3 / _seconds(lambda: left @ right, cuda)
+    stretch = torch.empty((512 if cuda else 32) * MIB, dtype=torch.uint8, device=device)
+    target = torch.empty_like(stretch)
+    memory = 2 * len(stretch) / _seconds(lambda: target.copy_(stretch), cuda)
+    few = torch.zeros(8, device=device)
+    count = 200
+
+    def launch() -> None:
+        for _ in range(count):
+            few.add_(1)
+
+    begun = time.perf_counter()
+    launch()
+    return Rates(products, memory, (time.perf_counter() - begun) / count, cuda)
+
+
+def _seconds(work: Any, cuda: bool, repeats: int = 6) -> float:
+    """The median time of some work, the first two runs left out."""
+    import torch
+
+    taken = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        work()
+        if cuda:
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - begun)
+    return sorted(taken[2:])[(repeats - 2) // 2]

@@ -1,0 +1,379 @@
+"""Forward and backward of Llama-like decoders, written out by hand.
+
+The base is frozen, so most of what autograd would keep and compute is not needed: gradients of
+weights exist for the adapters only, buffers are overwritten as soon as nothing reads them, a
+recomputed layer stops before its last product, and a step launches a fraction of the kernels.
+`core.training.autograd` computes the same for every other model, and is what this is tested against.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from core.training import head, operations
+from core.training.hosted import HostMemory
+from core.training.packing import Pack
+from core.training.projections import Adapter, Projections, Scratch
+from core.training.row_attention import Attended, attend, attend_backward
+
+SMALL_PIECE, LARGE_PIECE = 64 * 1024**2, 256 * 1024**2  # bytes of logits at once
+LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")
+
+
+def refusal(base: Any, max_length: int, dtype: str) -> str | None:
+    """Why a model is not trained here but through autograd; None when it is.
+
+    :param base: the model that adapters go on; it may be on the meta device
+    :param dtype: the type that it computes in
+    """
+    config = base.config
+    decoder = base.get_decoder() if hasattr(base, "get_decoder") else None
+    layers = getattr(decoder, "layers", None)
+    if not layers or type(layers[0]).__name__ not in LAYERS:
+        return f"{config.model_type} layers go through autograd"
+    if dtype == "float16":
+        return "float16 needs its loss scaled"
+    if getattr(config, "hidden_act", "silu") != "silu":
+        return f"its activation is {config.hidden_act}"
+    window = getattr(config, "sliding_window", None) or max_length
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
+    if kinds - {"full_attention"} and window < max_length:
+        return "its attention window is shorter than max_length"
+    if (config.rope_parameters or {}).get("rope_type", "default") in ("dynamic", "longrope"):
+        return "its position embedding depends on the length"
+    if getattr(config, "attention_dropout", 0.0):
+        return "its attention has dropout"
+    output = base.get_output_embeddings()
+    if type(output) is not torch.nn.Linear or output.bias is not None:
+        return "its head is not a plain matrix"
+    return None
+
+
+def odd_adapters(model: Any) -> str | None:
+    """Why the adapters of a PeftModel go through autograd; None when they need not."""
+    layers = model.get_base_model().get_decoder().layers
+    for layer in model.modules():
+        if hasattr(layer, "lora_A") and (why := _odd(layer)):
+            return why
+    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    if any(parameter.requires_grad and id(parameter) not in inside for parameter in model.parameters()):
+        return "something outside its layers is trained"
+    return None
+
+
+def _odd(layer: Any) -> str | None:
+    name = layer.active_adapters[0]
+    if len(layer.active_adapters) > 1 or layer.merged or layer.disable_adapters:
+        return "several adapters are active"
+    if layer.lora_variant or layer.lora_bias.get(name):
+        return "its adapters are not plain LoRA"
+    if getattr(layer.lora_dropout[name], "p", 0.0):
+        return "LoRA dropout draws for every product"
+    return None
+
+
+@dataclass
+class Kept:
+    """What a layer's backward reads of its forward. Norms' outputs are computed again where None."""
+
+    x: torch.Tensor
+    normed: torch.Tensor | None
+    raw: torch.Tensor | None
+    attended: Attended
+    middle: torch.Tensor
+    normed_middle: torch.Tensor | None
+    gate_up: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Cosines and sines by position, each (positions, head_dim / 2)."""
+
+    cosine: torch.Tensor
+    sine: torch.Tensor
+
+
+class Layer:
+    """One decoder layer: attention and gated feed-forward, each after a norm, each added to its input.
+
+    :param small: dequantise the two largest weights one after the other: half the memory, a little slower
+    """
+
+    def __init__(self, module: Any, scratch: Scratch, small: bool) -> None:
+        attention, feed_forward = module.self_attn, module.mlp
+        self.qkv = Projections([attention.q_proj, attention.k_proj, attention.v_proj], scratch)
+        self.out = Projections([attention.o_proj], scratch)
+        self.gate_up = Projections([feed_forward.gate_proj, feed_forward.up_proj], scratch, not small)
+        self.down = Projections([feed_forward.down_proj], scratch)
+        self.norm, self.middle_norm = module.input_layernorm, module.post_attention_layernorm
+        self.query_norm = getattr(attention, "q_norm", None)
+        self.key_norm = getattr(attention, "k_norm", None)
+        self.head_dim, self.scale = attention.head_dim, attention.scaling
+        self.query_heads = self.qkv.outputs[0] // self.head_dim
+        self.key_heads = self.qkv.outputs[1] // self.head_dim
+
+    @property
+    def groups(self) -> tuple[Projections, ...]:
+        return self.qkv, self.out, self.gate_up, self.down
+
+    def forward(
+        self, x: torch.Tensor, pack: Pack, rope: Rope, keep: bool
+    ) -> tuple[torch.Tensor, Kept | None]:
+        """(tokens, hidden size) -> the same, and what `backward` needs where ``keep``."""
+        kept = self.forward_to_gate(x, pack, rope, keep, keep)
+        product = operations.swiglu(kept.gate_up)
+        if keep:
+            return self.down.forward(product, kept.middle), kept
+        middle = kept.middle
+        del kept
+        return self.down.forward(product, middle), None
+
+    def forward_to_gate(self, x: torch.Tensor, pack: Pack, rope: Rope, keep: bool, norms: bool) -> Kept:
+        """All of `forward` that `backward` reads: everything but the last product.
+
+        :param keep: attention can be differentiated later
+        :param norms: keep the norms' outputs too
+        """
+        normed = _norm(self.norm, x)
+        qkv = self.qkv.forward(normed)
+        first = normed if norms else None
+        del normed
+        query, key, value = self._heads(qkv, pack, rope)
+        attended = attend(query, key, value, pack, self.scale, keep)
+        raw = qkv if self.query_norm is not None else None
+        del qkv
+        middle = self.out.forward(attended.out.detach().flatten(1), x)
+        normed_middle = _norm(self.middle_norm, middle)
+        gate_up = self.gate_up.forward(normed_middle)
+        return Kept(x, first, raw, attended, middle, normed_middle if norms else None, gate_up)
+
+    def backward(self, gradient: torch.Tensor, kept: Kept, pack: Pack, rope: Rope) -> torch.Tensor:
+        """The gradient of the layer's input from that of its output; adapters' gradients are added up."""
+        product, gate_up = operations.swiglu_backward(self.down.input_gradient(gradient), kept.gate_up)
+        self.down.adapter_gradients(gradient, product)
+        del product
+        normed = (
+            kept.normed_middle if kept.normed_middle is not None else _norm(self.middle_norm, kept.middle)
+        )
+        kept.normed_middle = None
+        given = self.gate_up.backward(gate_up, normed)
+        del gate_up, normed
+        kept.gate_up = None  # type: ignore[assignment]
+        gradient = _norm_backward(self.middle_norm, given, kept.middle, gradient)
+        del given
+        kept.middle = None  # type: ignore[assignment]
+        out = kept.attended.out.detach()
+        given = self.out.backward(gradient, out.flatten(1)).view_as(out)
+        qkv = attend_backward(kept.attended, given, pack, self.scale)
+        del given, out
+        kept.attended = None  # type: ignore[assignment]
+        self._heads_backward(qkv, kept.raw, pack, rope)
+        normed = kept.normed if kept.normed is not None else _norm(self.norm, kept.x)
+        given = self.qkv.backward(qkv, normed)
+        return _norm_backward(self.norm, given, kept.x, gradient)
+
+    def _heads(self, qkv: torch.Tensor, pack: Pack, rope: Rope) -> Any:
+        """Queries, keys (both with their position) and values, each (tokens, heads, head_dim)."""
+        queries, keys, width = self.query_heads, self.key_heads, self.head_dim
+        turned = qkv
+        if self.query_norm is not None:
+            # What comes before the norm stays: the norm's gradient needs it.
+            turned = torch.empty((len(qkv), (queries + keys) * width), dtype=qkv.dtype, device=qkv.device)
+            per_head = turned.unflatten(1, (-1, width))
+            raw = qkv.unflatten(1, (-1, width))
+            for norm, part in self._norms():
+                flat = raw[:, part].reshape(-1, width)
+                per_head[:, part] = _norm(norm, flat).view(len(qkv), -1, width)
+        operations.rotate(turned, queries + keys, rope.cosine, rope.sine, pack.positions)
+        split = turned[:, : (queries + keys) * width].unflatten(1, (-1, width))
+        values = qkv[:, (queries + keys) * width :].unflatten(1, (-1, width))
+        return split[:, :queries], split[:, queries:], values
+
+    def _norms(self) -> Iterator[tuple[Any, slice]]:
+        yield self.query_norm, slice(0, self.query_heads)
+        yield self.key_norm, slice(self.query_heads, self.query_heads + self.key_heads)
+
+    def _heads_backward(self, qkv: torch.Tensor, raw: torch.Tensor | None, pack: Pack, rope: Rope) -> None:
+        """In place: gradients of queries and keys become those of what they were before rope and norm."""
+        heads, width = self.query_heads + self.key_heads, self.head_dim
+        operations.rotate(qkv, heads, rope.cosine, rope.sine, pack.positions, inverse=True)
+        if raw is None:
+            return
+        per_head, before = qkv.unflatten(1, (-1, width)), raw.unflatten(1, (-1, width))
+        for norm, part in self._norms():
+            flat = per_head[:, part].reshape(-1, width)
+            back = _norm_backward(norm, flat, before[:, part].reshape(-1, width))
+            per_head[:, part] = back.view(len(qkv), -1, width)
+
+
+def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
+    return operations.rms_norm(x, module.weight, module.variance_epsilon)
+
+
+def _norm_backward(
+    module: Any, gradient: torch.Tensor, x: torch.Tensor, add: torch.Tensor | None = None
+) -> torch.Tensor:
+    return operations.rms_norm_backward(gradient, x, module.weight, module.variance_epsilon, add)
+
+
+class DecoderEngine:
+    """Computes loss and adapter gradients of packs.
+
+    :param model: a PeftModel that `refusal` has nothing against; its adapters' weights move into one
+        stretch of memory, and stay the module's parameters
+    :param longest: positions that a row may have, in tokens
+    :param kept_layers: last layers whose activations are kept; those before are computed again
+    :param offload: inputs of recomputed layers wait in the host's memory
+    """
+
+    def __init__(self, model: Any, longest: int, kept_layers: int, offload: bool) -> None:
+        base = model.get_base_model()
+        decoder = base.get_decoder()
+        self.device, self.dtype = base.device, base.dtype
+        self.embedding, self.final_norm = decoder.embed_tokens, decoder.norm
+        self.head = base.get_output_embeddings().weight
+        scratch = Scratch(self.dtype, self.device)
+        self.layers = [Layer(module, scratch, small=offload) for module in decoder.layers]
+        self.recomputed = max(0, len(self.layers) - kept_layers)
+        self.rope = _rope(decoder.rotary_emb, longest, self.dtype, self.device)
+        self.hosted = HostMemory(self.device, offload)
+        self.adapters = FlatAdapters(self.layers, self.dtype, self.device)
+        self.piece_bytes = SMALL_PIECE if offload else LARGE_PIECE
+
+    @torch.no_grad()
+    def step(self, pack: Pack, weight: float) -> torch.Tensor:
+        """Add the gradients of ``weight`` times the pack's summed negative log-likelihood.
+
+        :param weight: 1 / the supervised tokens of the optimizer step, for their mean
+        :returns: the weighted loss in nats, float32, 0-dim, on the device
+        """
+        self.adapters.attach_gradients()
+        kept: list[Kept | None] = []
+        loss, gradient = self.loss(self.forward(pack, kept), pack, weight)
+        self.backward(gradient, pack, kept)
+        return loss
+
+    @torch.no_grad()
+    def losses(self, pack: Pack) -> torch.Tensor:
+        """The negative log-likelihood of every learned token in nats, float32, (supervised,)."""
+        x = torch.nn.functional.embedding(pack.ids, self.embedding.weight)
+        for number, layer in enumerate(self.layers):
+            self.adapters.load(number)
+            x, _ = layer.forward(x, pack, self.rope, keep=False)
+        normed = _norm(self.final_norm, x[pack.learned])
+        return head.losses(normed, self.head, pack.targets, self.piece_bytes)
+
+    def forward(self, pack: Pack, kept: list[Kept | None]) -> torch.Tensor:
+        """The last layer's output, (tokens, hidden size); ``kept`` gets what `backward` needs."""
+        x = torch.nn.functional.embedding(pack.ids, self.embedding.weight)
+        for number, layer in enumerate(self.layers):
+            self.adapters.load(number)
+            keep = number >= self.recomputed
+            if not keep:
+                self.hosted.put(number, x)
+            x, needed = layer.forward(x, pack, self.rope, keep)
+            kept.append(needed)
+            del needed
+        self.hosted.all_put()
+        return x
+
+    def loss(
+        self, x: torch.Tensor, pack: Pack, weight: float, out: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weighted loss, and its gradient by the last layer's output ``x``, written into ``out``."""
+        last, shape = x[pack.learned], x.shape
+        del x
+        normed = _norm(self.final_norm, last)
+        loss, gradient = head.loss_and_gradient(normed, self.head, pack.targets, weight, self.piece_bytes)
+        gradient = _norm_backward(self.final_norm, gradient, last)
+        del last
+        if out is None:
+            out = torch.empty(shape, dtype=gradient.dtype, device=gradient.device)
+        return loss, out.zero_().index_copy_(0, pack.learned, gradient)
+
+    def backward(self, gradient: torch.Tensor, pack: Pack, kept: list[Kept | None]) -> None:
+        """Add the adapters' gradients, given that of the last layer's output; empties ``kept``."""
+        for number in reversed(range(len(self.layers))):
+            layer, needed = self.layers[number], kept.pop()
+            self.adapters.load(number)
+            if needed is None:
+                x = self.hosted.take(number)
+                needed = layer.forward_to_gate(x, pack, self.rope, keep=True, norms=False)
+                del x
+            gradient = layer.backward(gradient, needed, pack, self.rope)
+            del needed
+        self.hosted.clear()
+
+
+class FlatAdapters:
+    """All adapter weights in one stretch of memory, and their gradients in another.
+
+    Products are computed from a copy of one layer's weights in the base's type.
+    """
+
+    def __init__(self, layers: list[Layer], dtype: torch.dtype, device: Any) -> None:
+        held = [[(group, list(group.each())) for group in layer.groups] for layer in layers]
+        sizes = [
+            sum(p.numel() for _, adapters in groups for one, _, _ in adapters for p in one.trained)
+            for groups in held
+        ]
+        self.weights = torch.empty(sum(sizes), dtype=torch.float32, device=device)
+        self.gradients = torch.zeros(sum(sizes), dtype=torch.float32, device=device)
+        self.copy = None
+        if dtype != torch.float32:
+            self.copy = torch.empty(max(sizes, default=0), dtype=dtype, device=device)
+        self.places: list[slice] = []
+        self.pairs: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        place = 0
+        for groups, size in zip(held, sizes, strict=True):
+            self.places.append(slice(place, place + size))
+            for group, adapters in groups:
+                begin = place
+                for matrix in range(2):
+                    for one, _, _ in adapters:
+                        place = self._move(one, matrix, place)
+                all_a = slice(begin, begin + group.rank * group.inputs)
+                group.all_a = self._working(all_a).view(group.rank, group.inputs)
+                group.all_a_gradient = self.gradients[all_a].view(group.rank, group.inputs)
+
+    def load(self, number: int) -> None:
+        """Bring the copy that a layer's products are computed from."""
+        if self.copy is not None:
+            place = self.places[number]
+            self.copy[: place.stop - place.start].copy_(self.weights[place])
+
+    def attach_gradients(self) -> None:
+        """Give every adapter weight its gradient, zero where an optimizer step has taken it away."""
+        if self.pairs and self.pairs[0][0].grad is None:
+            self.gradients.zero_()
+            for parameter, gradient in self.pairs:
+                parameter.grad = gradient
+
+    def _move(self, adapter: Adapter, matrix: int, place: int) -> int:
+        """Move a (matrix 0) or b (matrix 1) to its place; returns where the next one begins."""
+        parameter = adapter.trained[matrix]
+        view = slice(place, place + parameter.numel())
+        self.weights[view] = parameter.detach().flatten()
+        parameter.data = self.weights[view].view_as(parameter)
+        self.pairs.append((parameter, self.gradients[view].view_as(parameter)))
+        working = self._working(view).view_as(parameter)
+        if matrix == 0:
+            adapter.a = working
+        else:
+            adapter.b = working
+        return view.stop
+
+    def _working(self, place: slice) -> torch.Tensor:
+        if self.copy is None:
+            return self.weights[place]
+        start = self.places[-1].start
+        return self.copy[place.start - start : place.stop - start]
+
+
+def _rope(module: Any, longest: int, dtype: torch.dtype, device: Any) -> Rope:
+    positions = torch.arange(longest, device=device)[None]
+    cosine, sine = module(torch.empty(0, dtype=dtype, device=device), positions)
+    half = cosine.shape[-1] // 2
+    return Rope(cosine[0, :, :half].contiguous(), sine[0, :, :half].contiguous())

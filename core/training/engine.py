@@ -1,0 +1,44 @@
+"""Which engine computes a run's packs: the hand-written decoder where it can, autograd elsewhere."""
+
+from typing import Any, Protocol
+
+from core.config import RunConfig
+from core.models.hardware import Choice
+from core.training.packing import Pack
+from core.training.plan import Plan
+
+
+class Engine(Protocol):
+    """Adds the gradients of packs to the adapter's."""
+
+    def step(self, pack: Pack, weight: float) -> Any:
+        """:param pack: on the model's device
+        :param weight: 1 / the supervised tokens of the optimizer step
+        :returns: ``weight`` times the summed negative log-likelihood, float32, 0-dim, on the device
+        """
+
+    def losses(self, pack: Pack) -> Any:
+        """:returns: the negative log-likelihood of every learned token in nats, float32, (supervised,)"""
+
+
+def engine(model: Any, config: RunConfig, plan: Plan) -> tuple[Engine, dict[str, Choice]]:
+    """The engine for a PeftModel, and what was decided about it."""
+    from core.training.decoder import DecoderEngine, odd_adapters, refusal
+
+    max_length = config.training.max_length
+    dtype = str(model.dtype).removeprefix("torch.")
+    why = refusal(model.get_base_model(), max_length, dtype) or odd_adapters(model)
+    if why is not None:
+        from core.training.autograd import AutogradEngine
+
+        checkpointing = "none" if plan.kept_layers == plan.layers else "offload" if plan.offload else "full"
+        made = AutogradEngine(model, config, checkpointing)
+        return made, {"training path": Choice("autograd", why)} | made.decisions
+    # A pack that is filled up ends in a row of its own, which may be longer than any other.
+    longest = max(max_length, plan.micro_batch_tokens)
+    decoder = DecoderEngine(model, longest, plan.kept_layers, plan.offload)
+    if plan.graphs:
+        from core.training.graphs import GraphedEngine
+
+        return GraphedEngine(decoder), {}
+    return decoder, {}

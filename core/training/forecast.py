@@ -1,0 +1,127 @@
+"""What a run will take: memory, time, disk and cost, before it starts."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from core.config import RunConfig
+from core.errors import StudioError
+from core.models import hardware
+from core.models.hardware import GIB, Choice
+from core.training import cost, plan, shape
+from core.training.plan import Plan, Workload
+
+CHECKPOINT_BYTES = 4.0  # a parameter's, beside the optimizer's states
+DISK_STATES = {"adamw_torch": 8.0, "adamw_8bit": 2.1, "paged_adamw_8bit": 2.1}
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """:param peak_gib: most memory of torch tensors on the device (in GiB, as everything named so)
+    :param free_gib: what is free there now
+    :param disk_gib: checkpoints and artifact
+    :param cost: at the recipe's price per hour; None without one
+    :param probed: a probe of this recipe on this device has sharpened it
+    :param problem: why it cannot fit, and the nearest plan that does; empty when it fits
+    """
+
+    peak_gib: float
+    free_gib: float
+    seconds_per_step: float
+    total_seconds: float
+    disk_gib: float
+    cost: float | None
+    probed: bool
+    plan: Plan
+    problem: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Forecast":
+        raw = json.loads(text)
+        choices = {name: Choice(*choice) for name, choice in raw["plan"].pop("choices").items()}
+        return cls(**raw | {"plan": Plan(**raw["plan"], choices=choices)})
+
+
+def forecast(config: RunConfig, chosen_rows: int, lengths: Any, supervised: int) -> Forecast:
+    """Quick: counts what `core.training.cost` counts, with the device's measured rates.
+
+    :param chosen_rows: training rows of the whole run's data
+    :param lengths: tokens of the training rows, or of a sample of them, cut at max_length
+    :param supervised: tokens in the loss of those
+    :raises StudioError: when the model's config cannot be had
+    """
+    load = plan.workload(config, lengths, supervised)
+    sizes = shape.shape(config)
+    rates = cost.rates(hardware.device().value, hardware.compute_dtype(config).value)
+    free, problem = plan.free_bytes(), ""
+    try:
+        found = plan.choose(config, sizes, load, rates, free)
+    except StudioError as error:
+        problem = error.text
+        found = plan.smallest(config, sizes, load, rates)
+    return of_outcome(config, chosen_rows, found, free, problem)
+
+
+def of_outcome(
+    config: RunConfig, rows: int, found: plan.Outcome, free: float | None = None, problem: str = ""
+) -> Forecast:
+    """The forecast of a plan that was chosen. :param free: bytes; None means what is free now"""
+    from core.training.prepare import total_steps
+
+    sizes = shape.shape(config)
+    free = plan.free_bytes() if free is None else free
+    total = total_steps(config, rows) * found.step_seconds
+    saved = 1 + config.training.keep_checkpoints
+    disk = sizes.adapter_parameters * (
+        saved * CHECKPOINT_BYTES + config.training.keep_checkpoints * DISK_STATES[found.plan.optimizer]
+    )
+    return Forecast(
+        peak_gib=found.peak_bytes / GIB,
+        free_gib=free / GIB,
+        seconds_per_step=found.step_seconds,
+        total_seconds=total,
+        disk_gib=disk / GIB,
+        cost=_cost(config, total),
+        probed=False,
+        plan=found.plan,
+        problem=problem,
+    )
+
+
+def sharpened(
+    before: Forecast, config: RunConfig, peak_bytes: float, time_factor: float, rows: int
+) -> Forecast:
+    """A forecast with what a probe has measured.
+
+    :param peak_bytes: of two steps at the worst length
+    :param time_factor: measured time of the probe's steps over what was forecast for them
+    """
+    from core.training.prepare import total_steps
+
+    seconds = before.seconds_per_step * time_factor
+    total = total_steps(config, rows) * seconds
+    return replace(
+        before,
+        peak_gib=peak_bytes / GIB,
+        seconds_per_step=seconds,
+        total_seconds=total,
+        cost=_cost(config, total),
+        probed=True,
+    )
+
+
+def _cost(config: RunConfig, seconds: float) -> float | None:
+    price = config.training.price_per_hour
+    return None if price is None else math.ceil(seconds * price / 36) / 100
+
+
+def worst_pack(load: Workload, found: Plan) -> list[int]:
+    """Row lengths of the largest pack that will come, all rows as long as rows get."""
+    size = min(found.micro_batch_tokens, load.largest_step)
+    rows = max(1, size // load.longest)
+    rest = size - rows * load.longest
+    return [load.longest] * rows + ([rest] if rest > 1 else [])

@@ -1,0 +1,80 @@
+"""Decoder passes as CUDA graphs: a small pack is bound by the launches of its kernels, not by their work.
+
+A graph replays the launches of one pack size at once. Packs are filled up to few sizes, so few graphs
+are made. The head and the loss between the passes depend on how much is learned, and are launched as ever.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from core.training.decoder import DecoderEngine, Kept
+from core.training.packing import Pack
+
+TILES = 16  # the work list is filled up to a multiple of this
+NO_TOKEN = 2**30  # a tile that begins behind its row's end is skipped
+
+
+@dataclass
+class Captured:
+    """Both passes of one pack size, and the memory they read and write."""
+
+    pack: Pack
+    forward: Any
+    out: torch.Tensor
+    gradient: torch.Tensor
+    backward: Any
+
+
+class GraphedEngine:
+    """A DecoderEngine whose passes are recorded the second time that a pack size comes."""
+
+    def __init__(self, engine: DecoderEngine) -> None:
+        self.engine = engine
+        self.seen: set[tuple[int, int]] = set()
+        self.captured: dict[tuple[int, int], Captured] = {}
+        self.pool = torch.cuda.graph_pool_handle()
+
+    @torch.no_grad()
+    def step(self, pack: Pack, weight: float) -> torch.Tensor:
+        """As `DecoderEngine.step`."""
+        size = pack.tokens, -(-len(pack.tiles) // TILES) * TILES
+        if size not in self.seen:
+            # Kernels are compiled, and pinned memory is found, outside any recording.
+            self.seen.add(size)
+            return self.engine.step(pack, weight)
+        self.engine.adapters.attach_gradients()
+        if size not in self.captured:
+            self.captured[size] = self._capture(*size)
+        held = self.captured[size]
+        held.pack.ids.copy_(pack.ids)
+        held.pack.positions.copy_(pack.positions)
+        held.pack.boundaries[: len(pack.boundaries)].copy_(pack.boundaries)
+        held.pack.tiles[: len(pack.tiles)].copy_(pack.tiles)
+        held.pack.tiles[len(pack.tiles) :] = NO_TOKEN
+        held.pack.tiles[len(pack.tiles) :, 0] = 0
+        held.forward.replay()
+        loss, _ = self.engine.loss(held.out, pack, weight, held.gradient)
+        held.backward.replay()
+        return loss
+
+    def losses(self, pack: Pack) -> torch.Tensor:
+        """As `DecoderEngine.losses`."""
+        return self.engine.losses(pack)
+
+    def _capture(self, tokens: int, tiles: int) -> Captured:
+        device = self.engine.device
+        whole = torch.zeros(tokens, dtype=torch.int64, device=device)
+        numbers = torch.zeros(tokens + 1, dtype=torch.int32, device=device)
+        work = torch.zeros((tiles, 2), dtype=torch.int32, device=device)
+        pack = Pack(whole, whole.clone(), numbers, (tokens,), whole[:0], whole[:0], work)
+        kept: list[Kept | None] = []
+        forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        # Other threads (a chat beside the training) may use the GPU meanwhile.
+        with torch.cuda.graph(forward, pool=self.pool, capture_error_mode="thread_local"):
+            out = self.engine.forward(pack, kept)
+        gradient = torch.empty_like(out)
+        with torch.cuda.graph(backward, pool=self.pool, capture_error_mode="thread_local"):
+            self.engine.backward(gradient, pack, kept)
+        return Captured(replace(pack), forward, out, gradient, backward)

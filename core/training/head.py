@@ -1,0 +1,58 @@
+"""The language model head and the loss, in pieces: whole logits are never held."""
+
+import torch
+
+from core.training import operations
+
+PIECE_BYTES = 128 * 1024**2  # of logits
+
+
+def piece_rows(vocabulary: int, bytes_each: int, piece_bytes: int = PIECE_BYTES) -> int:
+    """Rows of hidden states whose logits are computed at once; a multiple of 64 where it can be."""
+    rows = piece_bytes // (vocabulary * bytes_each)
+    return max(64, min(4096, rows // 64 * 64))
+
+
+def loss_and_gradient(
+    hidden: torch.Tensor,
+    head: torch.Tensor,
+    targets: torch.Tensor,
+    weight: float,
+    piece_bytes: int = PIECE_BYTES,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``weight`` times the summed negative log-likelihood, and its gradient.
+
+    Only the hidden states are differentiated: the head is frozen. Overwrites ``hidden`` with the gradient.
+
+    :param hidden: final hidden states where a token is learned, (supervised, hidden size)
+    :param head: the head's weight, (vocabulary, hidden size)
+    :param targets: the learned tokens, (supervised,)
+    :param piece_bytes: most bytes of logits at once
+    :returns: loss, float32 and 0-dim; gradient, shape and type of ``hidden``
+    """
+    found = []
+    for piece in _pieces(hidden, head, piece_bytes):
+        logits = hidden[piece] @ head.t()
+        found.append(operations.cross_entropy(logits, targets[piece], weight))
+        torch.mm(logits, head, out=hidden[piece])
+    return _joined(found, hidden).sum() * weight, hidden
+
+
+def losses(
+    hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, piece_bytes: int = PIECE_BYTES
+) -> torch.Tensor:
+    """The negative log-likelihood of every target in nats, float32, (supervised,); see above."""
+    found = [
+        operations.cross_entropy(hidden[piece] @ head.t(), targets[piece], 0.0)
+        for piece in _pieces(hidden, head, piece_bytes)
+    ]
+    return _joined(found, hidden)
+
+
+def _pieces(hidden: torch.Tensor, head: torch.Tensor, piece_bytes: int) -> list[slice]:
+    rows = piece_rows(len(head), hidden.element_size(), piece_bytes)
+    return [slice(start, start + rows) for start in range(0, len(hidden), rows)]
+
+
+def _joined(found: list[torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+    return torch.cat(found) if found else hidden.new_zeros(0, dtype=torch.float32)

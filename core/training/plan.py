@@ -1,0 +1,238 @@
+"""The planner: how to compute a run's steps on this device, and why.
+
+A plan changes memory and speed, never the result: the rows of a step stay the same, and so does
+their loss.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy
+
+from core.config import RunConfig
+from core.errors import StudioError
+from core.models import hardware
+from core.models.hardware import GIB, Choice
+from core.training import cost
+from core.training.cost import Rates, Way
+from core.training.packing import split
+from core.training.shape import Shape
+
+USED_SHARE = 0.92  # of the free memory: the allocator and the driver need the rest
+SIZES = (2048, 4096, 8192, 16384, 32768, 65536)  # tokens of a pack worth trying
+CPU_TOKENS = 4096  # beyond this a pack brings a CPU nothing
+DRAWS = 64  # steps drawn to know how large steps get
+NEAR = 1.01  # a plan this close to the fastest is as good, if it needs less memory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """:param graphs: packs are replayed as CUDA graphs"""
+
+    micro_batch_tokens: int
+    kept_layers: int
+    layers: int
+    offload: bool
+    optimizer: str
+    graphs: bool
+    choices: dict[str, Choice] = field(default_factory=dict)
+
+    @property
+    def way(self) -> Way:
+        return Way(self.micro_batch_tokens, self.kept_layers, self.offload, self.optimizer)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Steps as they will come: row lengths of some of them, drawn with the recipe's seed."""
+
+    steps: tuple[tuple[int, ...], ...]
+    longest: int
+    supervised_share: float
+
+    @property
+    def largest_step(self) -> int:
+        return max(sum(step) for step in self.steps)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A plan with what it is expected to take."""
+
+    plan: Plan
+    peak_bytes: int
+    step_seconds: float
+
+
+def workload(config: RunConfig, lengths: Any, supervised: int) -> Workload:
+    """:param lengths: tokens of every training row, cut at max_length
+    :param supervised: tokens in the loss of all of them
+    """
+    rows = numpy.asarray(lengths)
+    batch = min(config.training.effective_batch, len(rows))
+    random = numpy.random.default_rng(config.training.seed)
+    steps = tuple(tuple(random.choice(rows, batch, replace=False).tolist()) for _ in range(DRAWS))
+    return Workload(steps, int(rows.max()), supervised / max(1, int(rows.sum())))
+
+
+def choose(config: RunConfig, shape: Shape, load: Workload, rates: Rates, free_bytes: float) -> Outcome:
+    """The fastest plan that fits in the free memory, with what the recipe pins.
+
+    :raises StudioError: when none fits; it names the nearest that would
+    """
+    found = [estimate(plan, shape, load, rates) for plan in _plans(config, shape, load, rates)]
+    fitting = [one for one in found if one.peak_bytes <= free_bytes * USED_SHARE]
+    if not fitting:
+        least = min(one.peak_bytes for one in found)
+        raise StudioError(
+            "memory",
+            f"{_gib(least)} is the least for these settings, {_gib(free_bytes)} is free",
+            _nearest(config, shape, load, rates, free_bytes),
+        )
+    fastest = min(one.step_seconds for one in fitting)
+    near = [one for one in fitting if one.step_seconds <= NEAR * fastest]
+    best = min(near, key=lambda one: one.peak_bytes)
+    return Outcome(_explained(config, load, shape, best), best.peak_bytes, best.step_seconds)
+
+
+def smallest(config: RunConfig, shape: Shape, load: Workload, rates: Rates) -> Outcome:
+    """Of the plans that the recipe allows, the one that needs least memory."""
+    found = [estimate(plan, shape, load, rates) for plan in _plans(config, shape, load, rates)]
+    least = min(found, key=lambda one: one.peak_bytes)
+    return Outcome(_explained(config, load, shape, least), least.peak_bytes, least.step_seconds)
+
+
+def estimate(plan: Plan, shape: Shape, load: Workload, rates: Rates) -> Outcome:
+    """What a plan takes: most memory of any drawn step, mean time of all."""
+    seconds, largest = [], 0
+    multiple = plan.micro_batch_tokens // 8 if plan.graphs else 1
+    for step in load.steps:
+        packs = [[step[row] for row in bin_] for bin_ in split(step, plan.micro_batch_tokens)]
+        for pack in packs:
+            if fill := -sum(pack) % multiple:
+                pack.append(fill)
+        largest = max(largest, *(sum(pack) for pack in packs))
+        seconds.append(cost.step_seconds(shape, plan.way, rates, packs, load.supervised_share))
+    supervised = round(largest * min(1.0, load.supervised_share * 1.2))
+    peak = cost.peak_bytes(shape, plan.way, largest, supervised)
+    return Outcome(plan, peak, sum(seconds) / len(seconds))
+
+
+def _plans(config: RunConfig, shape: Shape, load: Workload, rates: Rates) -> list[Plan]:
+    """Every plan worth a look that the recipe allows."""
+    training = config.training
+    pinned = training.micro_batch_tokens
+    if pinned is not None:
+        sizes = {max(pinned, load.longest)}
+    else:
+        most = load.largest_step if rates.cuda else CPU_TOKENS
+        sizes = {max(load.longest, min(size, most)) for size in (*SIZES, most)}
+    if training.optimizer != "auto":
+        optimizers = [training.optimizer]
+    else:
+        optimizers = ["adamw_torch", "adamw_8bit"] if rates.cuda else ["adamw_torch"]
+    found = []
+    for size in sizes:
+        for kept, offload in _checkpointing(training.gradient_checkpointing, shape.layers, rates.cuda):
+            for optimizer in optimizers:
+                way = Way(size, kept, offload, optimizer)
+                graphs = cost.graphed(shape, way, rates)
+                found.append(Plan(size, kept, shape.layers, offload, optimizer, graphs))
+    return found
+
+
+def _checkpointing(wanted: str, layers: int, cuda: bool) -> list[tuple[int, bool]]:
+    """Layers kept and offload, as the setting allows them."""
+    if wanted == "none":
+        return [(layers, False)]
+    if wanted == "full":
+        return [(0, False)]
+    if wanted == "offload":
+        return [(0, cuda)]
+    some = sorted({layers * eighth // 8 for eighth in range(1, 8)} - {0, layers})
+    if wanted == "selective":
+        return [(kept, False) for kept in some]
+    if not cuda:
+        return [(layers, False)]
+    return [(layers, False), *((kept, False) for kept in some), (0, False), (0, True)]
+
+
+def _explained(config: RunConfig, load: Workload, shape: Shape, best: Outcome) -> Plan:
+    plan, training = best.plan, config.training
+    packs = [len(split(step, plan.micro_batch_tokens)) for step in load.steps]
+    mean = sum(packs) / len(packs)
+    choices = {
+        "micro-batch": Choice(
+            f"{plan.micro_batch_tokens:,} tokens",
+            f"about {mean:.1f} a step" + (", set in the recipe" if training.micro_batch_tokens else ""),
+        ),
+        "checkpointing": _checkpointing_choice(training.gradient_checkpointing, plan),
+        "optimizer": _optimizer_choice(training.optimizer, plan.optimizer),
+        "training path": Choice("autograd", shape.refusal)
+        if shape.refusal
+        else Choice("hand-written decoder", "graphs replay its launches" if plan.graphs else "plain LoRA"),
+    }
+    return replace(plan, choices=choices)
+
+
+def _optimizer_choice(wanted: str, planned: str) -> Choice:
+    device = hardware.optimizer(planned)
+    if planned.startswith("paged") and not device.startswith("paged"):
+        return Choice(device, "paged memory needs CUDA, so the 8-bit AdamW without paging")
+    if wanted != "auto":
+        return Choice(device, "set in the recipe")
+    fits = planned == "adamw_torch"
+    return Choice(device, "its states fit" if fits else "8-bit states leave room for activations")
+
+
+def _checkpointing_choice(wanted: str, plan: Plan) -> Choice:
+    why = "set in the recipe" if wanted != "auto" else ""
+    if plan.kept_layers == plan.layers:
+        return Choice("none", why or "all activations fit")
+    if plan.kept_layers:
+        return Choice("selective", why or f"activations of {plan.kept_layers} of {plan.layers} layers fit")
+    if plan.offload:
+        return Choice("offload", why or "memory is short: layer inputs wait in host memory")
+    return Choice("full", why or "memory is short: every layer is computed again")
+
+
+def _nearest(config: RunConfig, shape: Shape, load: Workload, rates: Rates, free_bytes: float) -> str:
+    """The nearest settings that fit: pins taken back first, then shorter rows."""
+    free = config.training.model_copy(
+        update={"micro_batch_tokens": None, "gradient_checkpointing": "auto", "optimizer": "auto"}
+    )
+    relaxed = config.model_copy(update={"training": free})
+    found = [estimate(plan, shape, load, rates) for plan in _plans(relaxed, shape, load, rates)]
+    least = min(found, key=lambda one: one.peak_bytes)
+    if least.peak_bytes <= free_bytes * USED_SHARE:
+        way = _checkpointing_choice("auto", least.plan).value
+        return (
+            f"{_gib(least.peak_bytes)} is enough with micro_batch_tokens "
+            f"{least.plan.micro_batch_tokens}, gradient_checkpointing {way}, optimizer "
+            f"{least.plan.optimizer}, or leave all three to the planner."
+        )
+    length = load.longest
+    while length > 64:
+        length //= 2
+        steps = tuple(tuple(min(row, length) for row in step) for step in load.steps)
+        shorter = Workload(steps, length, load.supervised_share)
+        plans = [estimate(plan, shape, shorter, rates) for plan in _plans(relaxed, shape, shorter, rates)]
+        needed = min(one.peak_bytes for one in plans)
+        if needed <= free_bytes * USED_SHARE:
+            return f"With max_length {length} it needs {_gib(needed)}; leave the rest to the planner."
+    return f"The base alone takes {_gib(shape.base_bytes)}: take a smaller one."
+
+
+def _gib(count: float) -> str:
+    return f"{count / GIB:.1f} GiB"
+
+
+def free_bytes() -> float:
+    """Memory that a run may use: the GPU's free and torch's unused, or the host's available."""
+    import psutil
+    import torch
+
+    if hardware.device().value != "cuda":
+        return float(psutil.virtual_memory().available)
+    free, _ = torch.cuda.mem_get_info()
+    return float(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())

@@ -1,0 +1,141 @@
+"""What a run writes down while it trains: to SQLite and metrics_history.jsonl. It also listens for Stop."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from core.errors import StudioError
+from core.jobs.worker import Job
+from core.models import hardware
+from core.store import runs
+from core.store.database import writing
+
+WRITE_SECONDS = 0.3  # points and progress are written at most this often: the page looks once a second
+
+
+class Record(TrainerCallback):
+    """Collects what is measured, and writes it in one transaction now and then.
+
+    Before a checkpoint, at an evaluation and at the end everything is written, so what a checkpoint
+    goes on from is there.
+    """
+
+    def __init__(self, job: Job, history: Path) -> None:
+        self.job, self.history = job, history
+        self.tokens, self.logged_at, self.logged_step = 0.0, time.perf_counter(), 0
+        self.step_seconds: float | None = None
+        self.best = math.inf
+        self.points: list[tuple[int, dict[str, Any]]] = []
+        self.change: dict[str, Any] = {}
+        self.written_at = 0.0
+        self.timed: list[tuple[int, float]] = []
+        self.peak_gib = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.logged_at, self.logged_step = time.perf_counter(), state.global_step
+        run = runs.get(self.job.run_id)
+        self.best = run["best_eval_loss"] if run["best_eval_loss"] is not None else math.inf
+        runs.update(self.job.run_id, total_steps=state.max_steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.change["step"] = state.global_step
+        if self.step_seconds is not None:
+            self.change["seconds_left"] = (state.max_steps - state.global_step) * self.step_seconds
+        if time.perf_counter() - self.written_at < WRITE_SECONDS and state.global_step < state.max_steps:
+            return
+        self.write(state)
+        if self.job.stop_requested() and state.global_step < state.max_steps:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        values = {key: value for key, value in (logs or {}).items() if isinstance(value, (int, float))}
+        if "train_runtime" in values:
+            return
+        if "loss" in values:
+            self._time(state.global_step, values)
+            values["memory_gb"] = self.peak_gib = hardware.memory_used_gb()
+            self.change |= {"loss": _or_none(values["loss"]), "memory_gb": values["memory_gb"]}
+        if "eval_loss" in values:
+            self._note_eval(state.global_step, values["eval_loss"])
+        self.points.append((state.global_step, values))
+        finite = math.isfinite(values.get("loss", 0.0))
+        if not finite:
+            # The device may be a step ahead of what is logged.
+            self.change["step"] = state.global_step
+        if "eval_loss" in values or not finite:
+            self.write(state)
+            # What an evaluation takes is not a step's time.
+            self.logged_at, self.logged_step = time.perf_counter(), max(self.logged_step, state.global_step)
+        if not finite:
+            raise StudioError(
+                f"step {state.global_step}",
+                f"the loss became {values['loss']}",
+                "Halve training.learning_rate; the last checkpoint before it is intact.",
+            )
+
+    def write(self, state: Any = None) -> None:
+        """Write all that was collected. Called before every checkpoint."""
+        self.written_at = time.perf_counter()
+        points, self.points = self.points, []
+        change, self.change = self.change, {}
+        with writing():
+            if change:
+                runs.update(self.job.run_id, **change)
+            if state is not None and state.max_steps and state.global_step:
+                self.job.report(
+                    f"training, step {state.global_step} of {state.max_steps}",
+                    state.global_step / state.max_steps,
+                )
+            for step, values in points:
+                runs.record(self.job.run_id, step, values)
+        with open(self.history, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps({"step": step, **values}) + "\n" for step, values in points)
+
+    def median_step_seconds(self) -> float | None:
+        """Of the steps whose time was taken; the first ones pay for warming up and are left out."""
+        taken = sorted(seconds for step, seconds in self.timed[2:] or self.timed)
+        return taken[len(taken) // 2] if taken else None
+
+    def _time(self, step: int, values: dict[str, Any]) -> None:
+        """Tokens per second, and seconds per step, since the last logged one."""
+        now = time.perf_counter()
+        tokens, steps = values.get("num_tokens", 0.0), step - self.logged_step
+        if steps > 0:
+            seconds = (now - self.logged_at) / steps
+            self.timed.append((step, seconds))
+            warm = self.step_seconds is not None and step > 2
+            self.step_seconds = 0.9 * self.step_seconds + 0.1 * seconds if warm else seconds  # type: ignore[operator]
+            if tokens > self.tokens > 0:
+                values["tokens_per_second"] = (tokens - self.tokens) / (now - self.logged_at)
+        self.tokens, self.logged_at, self.logged_step = tokens, now, step
+
+    def _note_eval(self, step: int, loss: float) -> None:
+        self.change["eval_loss"] = _or_none(loss)
+        if step == 0:
+            self.change["base_eval_loss"] = _or_none(loss)
+        elif loss < self.best:
+            self.best = loss
+            self.change |= {"best_eval_loss": loss, "best_step": step}
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def cut_history(history: Path, step: int) -> None:
+    """Drop the points past a checkpoint from metrics_history.jsonl; a torn last line goes too."""
+    if not history.exists():
+        return
+    kept = []
+    for line in history.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:
+            continue
+    history.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

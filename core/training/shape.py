@@ -1,0 +1,144 @@
+"""What memory and time of training depend on, read from a model's config: no weight is loaded."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from core.config import RunConfig
+from core.models import hardware, load
+
+BLOCK, OUTER_BLOCK = 64, 256  # weights that share a scale, scales that share one in double quantisation
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model as a recipe trains it.
+
+    :param linear_weights: weights of the products in all layers, without the head's
+    :param adapter_parameters: trainable parameters
+    :param base_bytes: what the frozen base takes on the device
+    :param number_bytes: of one activation
+    :param refusal: why the hand-written decoder does not take it; empty when it does
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    query_heads: int
+    key_heads: int
+    head_dim: int
+    head_norms: bool
+    vocabulary: int
+    linear_weights: int
+    adapter_parameters: int
+    base_bytes: int
+    number_bytes: int
+    refusal: str
+
+    @property
+    def heads_width(self) -> int:
+        """Numbers per token that the projection to queries, keys and values gives."""
+        return (self.query_heads + 2 * self.key_heads) * self.head_dim
+
+
+def shape(config: RunConfig) -> Shape:
+    """:raises StudioError: when the model's config cannot be had"""
+    model, quantisation = config.model, config.quantisation
+    return _shape(
+        model.base,
+        model.revision,
+        quantisation.method,
+        quantisation.double,
+        hardware.compute_dtype(config).value,
+        config.lora.r,
+        config.lora.target_modules,
+        config.lora.dropout,
+        config.training.max_length,
+    )
+
+
+@lru_cache(maxsize=16)
+def _shape(
+    base: str,
+    revision: str | None,
+    method: str,
+    double: bool,
+    dtype: str,
+    rank: int,
+    targets: tuple[str, ...],
+    dropout: float,
+    max_length: int,
+) -> Shape:
+    import torch
+
+    from core.training.decoder import refusal
+
+    model = load.skeleton(base, revision)
+    number_bytes = 4 if dtype == "float32" else 2
+    head = model.get_output_embeddings()
+    held = linear = adapter = 0
+    counted = set()
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Linear) or module is head:
+            continue
+        weights = module.weight.numel()
+        counted.add(id(module.weight))
+        linear += weights
+        held += _bytes(weights, module.out_features, method, double, number_bytes)
+        if name.rsplit(".", 1)[-1] in targets:
+            adapter += rank * (module.in_features + module.out_features)
+    held += sum(p.numel() * number_bytes for p in model.parameters() if id(p) not in counted)
+    text = model.config.get_text_config(decoder=True)
+    heads = text.num_attention_heads
+    why = "LoRA dropout draws for every product" if dropout else refusal(model, max_length, dtype)
+    return Shape(
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        query_heads=heads,
+        key_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        head_norms=text.model_type == "qwen3",
+        vocabulary=text.vocab_size,
+        linear_weights=linear,
+        adapter_parameters=adapter,
+        base_bytes=held,
+        number_bytes=number_bytes,
+        refusal=why or "",
+    )
+
+
+def _bytes(weights: int, outputs: int, method: str, double: bool, number_bytes: int) -> int:
+    """Bytes of one linear layer's weight as bitsandbytes holds it (Dettmers et al., 2023)."""
+    if method == "none":
+        return weights * number_bytes
+    if method == "int8":
+        return weights + 4 * outputs
+    scales = math.ceil(weights / BLOCK)
+    tables = 16 * 4 + (256 * 4 if double else 0)
+    of_scales = scales + 4 * math.ceil(scales / OUTER_BLOCK) if double else 4 * scales
+    return weights // 2 + of_scales + tables
+
+
+def kept_bytes(shape: Shape) -> int:
+    """Bytes per token of one layer whose activations are kept; see core.training.decoder.Kept."""
+    numbers = 4 * shape.hidden + shape.heads_width + shape.query_heads * shape.head_dim
+    numbers += 2 * shape.intermediate
+    if shape.head_norms:
+        numbers += (shape.query_heads + shape.key_heads) * shape.head_dim
+    return numbers * shape.number_bytes + 4 * shape.query_heads
+
+
+def recomputed_bytes(shape: Shape) -> int:
+    """Bytes per token while one layer is computed again and its gradient taken."""
+    numbers = 3 * shape.hidden + shape.heads_width + shape.query_heads * shape.head_dim
+    numbers += 3 * shape.intermediate
+    if shape.head_norms:
+        numbers += (shape.query_heads + shape.key_heads) * shape.head_dim
+    return numbers * shape.number_bytes + 4 * shape.query_heads
+
+
+def scratch_bytes(shape: Shape, small: bool) -> int:
+    """Bytes of the largest dequantised weight; see core.training.projections.Scratch."""
+    wide = shape.intermediate * (1 if small else 2)
+    return max(wide, shape.heads_width) * shape.hidden * shape.number_bytes

@@ -1,0 +1,37 @@
+"""The "Before you start" panel: what would be learned, what it would take, what was chosen, what is wrong."""
+
+from core.data.overview import Outlook
+from core.figures import label, of_forecast
+from core.models.hardware import Choice
+from studio.messages import MARKS, escape
+from studio.messages import figures as listed
+
+
+def panel(inside: str) -> str:
+    return f'<div class="pl-card"><h3>Before you start</h3>{inside}</div>'
+
+
+def inside(found: Outlook) -> str:
+    checks = "".join(
+        f'<p class="pl-check pl-{check.level}">{MARKS[check.level]} {escape(check.text)}</p>'
+        for check in found.checks
+    )
+    parts = [listed(found.figures)]
+    if found.forecast is not None:
+        how = "measured here" if found.forecast.probed else "forecast"
+        parts += [_heading("What it takes", how), listed(of_forecast(found.forecast))]
+    parts += [_heading("How it is done"), _reasons(found.decisions)]
+    return "".join(parts) + checks
+
+
+def _heading(title: str, remark: str = "") -> str:
+    return f'<h4>{escape(title)} <span class="pl-muted">{escape(remark)}</span></h4>'
+
+
+def _reasons(decisions: dict[str, Choice]) -> str:
+    cells = "".join(
+        f"<dt>{escape(label(name))}</dt>"
+        f'<dd>{escape(choice.value)}: <span class="pl-muted">{escape(choice.why)}</span></dd>'
+        for name, choice in decisions.items()
+    )
+    return f'<dl class="pl-figures pl-reasons">{cells}</dl>'
