@@ -90,14 +90,13 @@ def trainer(
         report_to=[],
     )
     rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in prepared.train]
-    multiple = chosen.micro_batch_tokens // 8 if chosen.graphs else 1
     made = Trainer(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=load.tokenizer(config.model.base, config.model.revision),
         engine=make_engine,
-        packer=Packer(chosen.micro_batch_tokens, multiple),
+        packer=Packer(chosen.micro_batch_tokens, chosen.multiple),
         held_out=prepared.held_out,
         sources=prepared.sources,
         shuffled=config.data.order == "shuffled",

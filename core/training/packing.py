@@ -6,7 +6,7 @@ within a row, and the loss is over the whole step's supervised tokens.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import Any
 
@@ -60,20 +60,21 @@ class Pack:
 
 @dataclass(frozen=True)
 class Step:
-    """The rows of one optimizer step as packs; ``supervised`` tokens are in its loss."""
+    """The rows of one optimizer step as packs.
+
+    :param tokens: of the rows, without what packs are filled up with
+    :param supervised: tokens in the loss
+    """
 
     packs: tuple[Pack, ...]
+    tokens: int
     supervised: int
 
-    @property
-    def tokens(self) -> int:
-        return sum(pack.tokens for pack in self.packs)
-
     def to(self, device: Any, non_blocking: bool = False) -> "Step":
-        return Step(tuple(pack.to(device, non_blocking) for pack in self.packs), self.supervised)
+        return replace(self, packs=tuple(pack.to(device, non_blocking) for pack in self.packs))
 
     def pin_memory(self) -> "Step":
-        return Step(tuple(pack.pin_memory() for pack in self.packs), self.supervised)
+        return replace(self, packs=tuple(pack.pin_memory() for pack in self.packs))
 
 
 class Packer:
@@ -86,9 +87,10 @@ class Packer:
         self.limit, self.multiple = limit, multiple
 
     def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Step]:
-        bins = split([len(row["input_ids"]) for row in rows], self.limit)
+        lengths = [len(row["input_ids"]) for row in rows]
+        bins = split(lengths, self.limit)
         packs = tuple(pack([rows[number] for number in bin_], self.multiple) for bin_ in bins)
-        return {"step": Step(packs, sum(len(one.targets) for one in packs))}
+        return {"step": Step(packs, sum(lengths), sum(len(one.targets) for one in packs))}
 
 
 def pack(rows: Sequence[dict[str, list[int]]], multiple: int = 1) -> Pack:

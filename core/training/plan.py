@@ -38,6 +38,11 @@ class Plan:
     choices: dict[str, Choice] = field(default_factory=dict)
 
     @property
+    def multiple(self) -> int:
+        """Packs are filled up to a multiple of this many tokens: graphs are made for few sizes."""
+        return max(1, self.micro_batch_tokens // 8) if self.graphs else 1
+
+    @property
     def way(self) -> Way:
         return Way(self.micro_batch_tokens, self.kept_layers, self.offload, self.optimizer)
 
@@ -105,11 +110,10 @@ def smallest(config: RunConfig, shape: Shape, load: Workload, rates: Rates) -> O
 def estimate(plan: Plan, shape: Shape, load: Workload, rates: Rates) -> Outcome:
     """What a plan takes: most memory of any drawn step, mean time of all."""
     seconds, largest = [], 0
-    multiple = plan.micro_batch_tokens // 8 if plan.graphs else 1
     for step in load.steps:
         packs = [[step[row] for row in bin_] for bin_ in split(step, plan.micro_batch_tokens)]
         for pack in packs:
-            if fill := -sum(pack) % multiple:
+            if fill := -sum(pack) % plan.multiple:
                 pack.append(fill)
         largest = max(largest, *(sum(pack) for pack in packs))
         seconds.append(cost.step_seconds(shape, plan.way, rates, packs, load.supervised_share))

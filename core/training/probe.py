@@ -1,7 +1,7 @@
 """The probe: two steps at the worst length, on the real base, to sharpen a forecast."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from core.config import RunConfig
@@ -10,6 +10,7 @@ from core.jobs.worker import Job
 from core.models import adapters, hardware, load
 from core.training import cost, forecast, plan, shape
 from core.training.forecast import Forecast
+from core.training.plan import Plan
 from core.training.prepare import prepare
 
 WARM_UP, STEPS = 3, 3  # steps: kernels are compiled and graphs recorded in the first ones
@@ -24,11 +25,10 @@ def measure(config: RunConfig, job: Job) -> Forecast:
     prepared = prepare(config)
     job.check_stop()
     lengths = [len(row.input_ids) for row in prepared.train]
-    rows, supervised = len(lengths), sum(row.supervised for row in prepared.train)
-    before = forecast.forecast(config, rows, lengths, supervised)
+    supervised = sum(row.supervised for row in prepared.train)
+    before = forecast.forecast(config, len(lengths), lengths, supervised)
     if before.problem:
         raise StudioError("memory", before.problem)
-    work = plan.workload(config, lengths, supervised)
     job.report("loading the base model", 0.2)
     hardware.forget_peak()
     model = adapters.attach(load.base_model(config), config)
@@ -37,37 +37,46 @@ def measure(config: RunConfig, job: Job) -> Forecast:
             parameter.data = parameter.data.float()
     job.check_stop()
     job.report("measuring", 0.6)
-    seconds, peak = _steps(config, model, before, work, job)
+    return sharpened(config, model, before, lengths, supervised, job.check_stop)
+
+
+def sharpened(
+    config: RunConfig,
+    model: Any,
+    before: Forecast,
+    lengths: Sequence[int],
+    supervised: int,
+    check_stop: Callable[[], None] = lambda: None,
+) -> Forecast:
+    """``before`` with what steps of its plan take on a model with its adapter; the model's weights stay."""
+    work = plan.workload(config, lengths, supervised)
+    worst = forecast.worst_pack(work, before.plan)
+    seconds, peak = _steps(config, model, before.plan, worst, check_stop)
     rates = cost.rates(hardware.device().value, hardware.compute_dtype(config).value)
-    expected = cost.step_seconds(
-        shape.shape(config), before.plan.way, rates, [forecast.worst_pack(work, before.plan)], 1.0
-    )
-    return forecast.sharpened(before, config, peak, seconds / expected, rows)
+    expected = cost.step_seconds(shape.shape(config), before.plan.way, rates, [worst], 1.0)
+    return forecast.sharpened(before, config, peak, seconds / expected, len(lengths))
 
 
 def _steps(
-    config: RunConfig, model: Any, before: Forecast, work: plan.Workload, job: Job
+    config: RunConfig, model: Any, chosen: Plan, worst: Sequence[int], check_stop: Callable[[], None]
 ) -> tuple[float, float]:
     """Seconds of a step of one worst pack, and the peak memory in bytes."""
     import torch
 
     from core.training.engine import engine
-    from core.training.packing import Step, pack
+    from core.training.packing import pack
 
-    made, _ = engine(model, config, before.plan)
-    optimizer = _optimizer(before.plan.optimizer, [p for p in model.parameters() if p.requires_grad])
+    made, _ = engine(model, config, chosen)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = _optimizer(chosen.optimizer, trained)
     device = torch.device(hardware.device().value)
-    lengths: Sequence[int] = forecast.worst_pack(work, before.plan)
-    rows = [{"input_ids": [5] * length, "labels": [5] * length} for length in lengths]
-    multiple = before.plan.micro_batch_tokens // 8 if before.plan.graphs else 1
-    whole = pack(rows, multiple).to(device)
-    step = Step((whole,), len(whole.targets))
+    rows = [{"input_ids": [5] * length, "labels": [5] * length} for length in worst]
+    whole = pack(rows, chosen.multiple).to(device)
     taken = []
     for number in range(WARM_UP + STEPS):
-        job.check_stop()
+        check_stop()
         begun = time.perf_counter()
-        for one in step.packs:
-            made.step(one, 1 / step.supervised)
+        made.step(whole, 1 / len(whole.targets))
         optimizer.step()
         optimizer.zero_grad()
         if device.type == "cuda":
