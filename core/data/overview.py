@@ -54,7 +54,7 @@ class Outlook:
 
     @property
     def learns(self) -> bool:
-        """Whether there is something to learn, and so to measure; it may still not fit."""
+        """Whether there is something to learn; it may still not fit."""
         return self.forecast is not None
 
 

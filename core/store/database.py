@@ -222,6 +222,9 @@ def insert(table: str, values: dict[str, Any]) -> int:
 def _open(path: str) -> Database:
     connection = sqlite3.connect(path, timeout=10.0)
     connection.execute("PRAGMA trusted_schema = OFF")
+    # With a write-ahead log this is safe against crashes; only a power cut can take the last commits.
+    # A commit that waits for the disk would hold up training.
+    connection.execute("PRAGMA synchronous = NORMAL")
     db = Database(connection)
     for attempt in range(5):
         try:

@@ -105,4 +105,6 @@ def trainer(
         record=Record(job, folder / "metrics_history.jsonl"),
     )
     made.remove_callback(PrinterCallback)
+    # Rows come as arrays, not as lists of Python numbers.
+    made.train_dataset = Dataset.with_format(made.train_dataset, "numpy")  # type: ignore[arg-type]
     return made, decisions

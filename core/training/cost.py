@@ -18,7 +18,8 @@ MIB = 1024**2
 PRODUCTS, MOVES, MERGES, ATTENTION = 0.95, 0.85, 0.28, 0.55
 TILE_BEGINS = 1.7  # a tile's beginning and end cost as much as this many pairs of tiles
 ATTENTION_BACKWARD = 3.3  # times the forward
-LAUNCHES, LAUNCHES_RECOMPUTED = 130, 35  # a layer's, forward and backward; its second forward's
+LAUNCHES, LAUNCHES_RECOMPUTED = 620, 100  # a layer's, forward and backward; its second forward's
+# (about 110 and 20 kernels, which take five times as long to launch as what a launch is measured with)
 LIBRARIES = 40 * MIB  # workspaces of the matrix libraries
 AUTOGRAD_MEMORY, AUTOGRAD_TIME = 1.8, 1.5  # against the hand-written decoder, roughly
 STATES = {"adamw_torch": 8.0, "adamw_8bit": 2.1, "paged_adamw_8bit": 0.0}  # bytes a parameter on the GPU
@@ -62,7 +63,7 @@ def peak_bytes(shape: Shape, way: Way, tokens: int, supervised: int) -> int:
     row = shape.hidden * number
     recomputed = shape.layers - way.kept
     inputs = min(3, recomputed) * row * tokens if way.offload else recomputed * row * tokens
-    loss = row * (2 * tokens + 2 * supervised) + _piece(shape, way)
+    loss = row * (tokens + 2 * supervised) + _piece(shape, way)
     gate = number * (shape.hidden + shape.intermediate) * tokens
     at_the_turn = kept + inputs + max(loss, gate if way.kept else 0)
     again = inputs + recomputed_bytes(shape) * tokens * factor if recomputed else 0

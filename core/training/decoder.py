@@ -98,12 +98,12 @@ class Rope:
 class Layer:
     """One decoder layer: attention and gated feed-forward, each after a norm, each added to its input.
 
-    :param small: dequantise the two largest weights one after the other: half the memory, a little slower
+    :param small: dequantise weights one after the other: less memory, a little slower
     """
 
     def __init__(self, module: Any, scratch: Scratch, small: bool) -> None:
         attention, feed_forward = module.self_attn, module.mlp
-        self.qkv = Projections([attention.q_proj, attention.k_proj, attention.v_proj], scratch)
+        self.qkv = Projections([attention.q_proj, attention.k_proj, attention.v_proj], scratch, not small)
         self.out = Projections([attention.o_proj], scratch)
         self.gate_up = Projections([feed_forward.gate_proj, feed_forward.up_proj], scratch, not small)
         self.down = Projections([feed_forward.down_proj], scratch)
@@ -279,19 +279,13 @@ class DecoderEngine:
         self.hosted.all_put()
         return x
 
-    def loss(
-        self, x: torch.Tensor, pack: Pack, weight: float, out: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The weighted loss, and its gradient by the last layer's output ``x``, written into ``out``."""
-        last, shape = x[pack.learned], x.shape
-        del x
+    def loss(self, x: torch.Tensor, pack: Pack, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weighted loss, and its gradient by the last layer's output ``x``, which it overwrites."""
+        last = x[pack.learned]
         normed = _norm(self.final_norm, last)
         loss, gradient = head.loss_and_gradient(normed, self.head, pack.targets, weight, self.piece_bytes)
         gradient = _norm_backward(self.final_norm, gradient, last)
-        del last
-        if out is None:
-            out = torch.empty(shape, dtype=gradient.dtype, device=gradient.device)
-        return loss, out.zero_().index_copy_(0, pack.learned, gradient)
+        return loss, x.zero_().index_copy_(0, pack.learned, gradient)
 
     def backward(self, gradient: torch.Tensor, pack: Pack, kept: list[Kept | None]) -> None:
         """Add the adapters' gradients, given that of the last layer's output; empties ``kept``."""

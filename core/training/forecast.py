@@ -10,7 +10,7 @@ from core.errors import StudioError
 from core.models import hardware
 from core.models.hardware import GIB, Choice
 from core.training import cost, plan, shape
-from core.training.plan import Plan, Workload
+from core.training.plan import Plan
 
 CHECKPOINT_BYTES = 4.0  # a parameter's, beside the optimizer's states
 DISK_STATES = {"adamw_torch": 8.0, "adamw_8bit": 2.1, "paged_adamw_8bit": 2.1}
@@ -117,11 +117,3 @@ def sharpened(
 def _cost(config: RunConfig, seconds: float) -> float | None:
     price = config.training.price_per_hour
     return None if price is None else math.ceil(seconds * price / 36) / 100
-
-
-def worst_pack(load: Workload, found: Plan) -> list[int]:
-    """Row lengths of the largest pack that will come, all rows as long as rows get."""
-    size = min(found.micro_batch_tokens, load.largest_step)
-    rows = max(1, size // load.longest)
-    rest = size - rows * load.longest
-    return [load.longest] * rows + ([rest] if rest > 1 else [])

@@ -4,7 +4,7 @@ A graph replays the launches of one pack size at once. Packs are filled up to fe
 are made. The head and the loss between the passes depend on how much is learned, and are launched as ever.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +23,6 @@ class Captured:
     pack: Pack
     forward: Any
     out: torch.Tensor
-    gradient: torch.Tensor
     backward: Any
 
 
@@ -55,7 +54,8 @@ class GraphedEngine:
         held.pack.tiles[len(pack.tiles) :] = NO_TOKEN
         held.pack.tiles[len(pack.tiles) :, 0] = 0
         held.forward.replay()
-        loss, _ = self.engine.loss(held.out, pack, weight, held.gradient)
+        # The gradient takes the place of what it is the gradient of: the backward graph reads it there.
+        loss, _ = self.engine.loss(held.out, pack, weight)
         held.backward.replay()
         return loss
 
@@ -74,7 +74,6 @@ class GraphedEngine:
         # Other threads (a chat beside the training) may use the GPU meanwhile.
         with torch.cuda.graph(forward, pool=self.pool, capture_error_mode="thread_local"):
             out = self.engine.forward(pack, kept)
-        gradient = torch.empty_like(out)
         with torch.cuda.graph(backward, pool=self.pool, capture_error_mode="thread_local"):
-            self.engine.backward(gradient, pack, kept)
-        return Captured(replace(pack), forward, out, gradient, backward)
+            self.engine.backward(out, pack, kept)
+        return Captured(pack, forward, out, backward)

@@ -7,8 +7,9 @@ within a row, and the loss is over the whole step's supervised tokens.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import accumulate
 from typing import Any
+
+import numpy
 
 from core.data.xray import IGNORED
 
@@ -80,59 +81,68 @@ class Step:
 class Packer:
     """Collates rows (``input_ids`` and ``labels``) into a Step of packs of at most ``limit`` tokens.
 
-    :param multiple: packs are filled up to a multiple of this many tokens, so that few sizes come
+    :param multiple: above 1, packs come in few sizes: as full as can be, and filled up to a multiple of this
     """
 
     def __init__(self, limit: int, multiple: int = 1) -> None:
         self.limit, self.multiple = limit, multiple
 
-    def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Step]:
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Step]:
         lengths = [len(row["input_ids"]) for row in rows]
-        bins = split(lengths, self.limit)
+        bins = split(lengths, self.limit, full=self.multiple > 1)
         packs = tuple(pack([rows[number] for number in bin_], self.multiple) for bin_ in bins)
         return {"step": Step(packs, sum(lengths), sum(len(one.targets) for one in packs))}
 
 
-def pack(rows: Sequence[dict[str, list[int]]], multiple: int = 1) -> Pack:
+def pack(rows: Sequence[dict[str, Any]], multiple: int = 1) -> Pack:
     """Rows laid end to end. A row's first token is predicted by nothing, so it is never a target.
 
+    :param rows: each with ``input_ids`` and ``labels``, lists or arrays of one length
     :param multiple: the pack is filled up to a multiple of this, with a row that nothing is learned from
     """
     import torch
 
-    lengths = [len(row["input_ids"]) for row in rows]
-    ids = [token for row in rows for token in row["input_ids"]]
-    following = [label for row in rows for label in (*row["labels"][1:], IGNORED)]
-    if len(ids) % multiple:
-        lengths.append(multiple - len(ids) % multiple)
-        ids += [0] * lengths[-1]
-        following += [IGNORED] * lengths[-1]
-    places = torch.tensor(following)
-    learned = (places != IGNORED).nonzero().flatten()
+    ids = [numpy.asarray(row["input_ids"], dtype=numpy.int64) for row in rows]
+    labels = [numpy.asarray(row["labels"], dtype=numpy.int64) for row in rows]
+    lengths = [len(each) for each in ids]
+    if fill := -sum(lengths) % multiple:
+        lengths.append(fill)
+        ids.append(numpy.zeros(fill, numpy.int64))
+        labels.append(numpy.full(fill, IGNORED))
+    ends = numpy.cumsum(lengths)
+    following = numpy.append(numpy.concatenate(labels)[1:], IGNORED)
+    following[ends - 1] = IGNORED
+    learned = (following != IGNORED).nonzero()[0]
     return Pack(
-        ids=torch.tensor(ids),
-        positions=torch.cat([torch.arange(length) for length in lengths]),
-        boundaries=torch.tensor([0, *accumulate(lengths)], dtype=torch.int32),
+        ids=torch.from_numpy(numpy.concatenate(ids)),
+        positions=torch.from_numpy(numpy.concatenate([numpy.arange(length) for length in lengths])),
+        boundaries=torch.from_numpy(numpy.append(0, ends).astype(numpy.int32)),
         lengths=tuple(lengths),
-        learned=learned,
-        targets=places[learned],
-        tiles=torch.tensor(_tiles(lengths), dtype=torch.int32),
+        learned=torch.from_numpy(learned),
+        targets=torch.from_numpy(following[learned]),
+        tiles=torch.from_numpy(_tiles(lengths)),
     )
 
 
-def _tiles(lengths: Sequence[int]) -> list[tuple[int, int]]:
+def _tiles(lengths: Sequence[int]) -> Any:
+    starts = [numpy.arange(0, length, TILE) for length in lengths]
+    rows = numpy.repeat(numpy.arange(len(lengths)), [len(each) for each in starts])
+    tiles = numpy.stack([rows, numpy.concatenate(starts)], axis=1).astype(numpy.int32)
     # The last tiles of long rows have most to do: they begin first.
-    tiles = [(row, start) for row, length in enumerate(lengths) for start in range(0, length, TILE)]
-    return sorted(tiles, key=lambda tile: -tile[1])
+    return tiles[numpy.argsort(-tiles[:, 1], kind="stable")]
 
 
-def split(lengths: Sequence[int], limit: int) -> list[list[int]]:
-    """Row numbers in as few bins of at most ``limit`` tokens as this finds, evenly filled.
+def split(lengths: Sequence[int], limit: int, full: bool = False) -> list[list[int]]:
+    """Row numbers in as few bins of at most ``limit`` tokens as this finds.
 
-    Longest first into the emptiest bin. A row longer than ``limit`` gets a bin of its own.
+    A row longer than ``limit`` gets a bin of its own.
+
+    :param full: fill bins up, so that the last has what is left; else all get about as much
     """
-    count = min(len(lengths), max(1, math.ceil(sum(lengths) / limit)))
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    if full:
+        return _full(lengths, limit, order)
+    count = min(len(lengths), max(1, math.ceil(sum(lengths) / limit)))
     while True:
         bins: list[list[int]] = [[] for _ in range(count)]
         filled = [0] * count
@@ -145,3 +155,19 @@ def split(lengths: Sequence[int], limit: int) -> list[list[int]]:
         ):
             return [sorted(bin_) for bin_ in bins if bin_]
         count += 1
+
+
+def _full(lengths: Sequence[int], limit: int, order: list[int]) -> list[list[int]]:
+    """Longest first, each into the fullest bin that has room (best fit, decreasing)."""
+    bins: list[list[int]] = []
+    filled: list[int] = []
+    for number in order:
+        fits = [place for place, size in enumerate(filled) if size + lengths[number] <= limit]
+        if fits:
+            place = max(fits, key=filled.__getitem__)
+            bins[place].append(number)
+            filled[place] += lengths[number]
+        else:
+            bins.append([number])
+            filled.append(lengths[number])
+    return [sorted(bin_) for bin_ in bins]

@@ -4,6 +4,7 @@ A plan changes memory and speed, never the result: the rows of a step stay the s
 their loss.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from core.models.hardware import GIB, Choice
 from core.training import cost
 from core.training.cost import Rates, Way
 from core.training.packing import split
+from core.training.prepare import total_steps
 from core.training.shape import Shape
 
 USED_SHARE = 0.92  # of the free memory: the allocator and the driver need the rest
@@ -49,15 +51,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class Workload:
-    """Steps as they will come: row lengths of some of them, drawn with the recipe's seed."""
+    """Steps as they will come: row lengths of some of them, drawn with the recipe's seed.
+
+    :param count: steps of the run, as far as they are drawn: the largest of these is expected
+    """
 
     steps: tuple[tuple[int, ...], ...]
+    count: int
     longest: int
     supervised_share: float
 
     @property
     def largest_step(self) -> int:
-        return max(sum(step) for step in self.steps)
+        return max(sum(step) for step in self.steps[: self.count])
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,8 @@ def workload(config: RunConfig, lengths: Any, supervised: int) -> Workload:
     batch = min(config.training.effective_batch, len(rows))
     random = numpy.random.default_rng(config.training.seed)
     steps = tuple(tuple(random.choice(rows, batch, replace=False).tolist()) for _ in range(DRAWS))
-    return Workload(steps, int(rows.max()), supervised / max(1, int(rows.sum())))
+    count = min(DRAWS, total_steps(config, len(rows)))
+    return Workload(steps, count, int(rows.max()), supervised / max(1, int(rows.sum())))
 
 
 def choose(config: RunConfig, shape: Shape, load: Workload, rates: Rates, free_bytes: float) -> Outcome:
@@ -109,17 +116,31 @@ def smallest(config: RunConfig, shape: Shape, load: Workload, rates: Rates) -> O
 
 def estimate(plan: Plan, shape: Shape, load: Workload, rates: Rates) -> Outcome:
     """What a plan takes: most memory of any drawn step, mean time of all."""
-    seconds, largest = [], 0
+    seconds = []
     for step in load.steps:
-        packs = [[step[row] for row in bin_] for bin_ in split(step, plan.micro_batch_tokens)]
-        for pack in packs:
-            if fill := -sum(pack) % plan.multiple:
-                pack.append(fill)
-        largest = max(largest, *(sum(pack) for pack in packs))
+        packs = packed(plan, step)
         seconds.append(cost.step_seconds(shape, plan.way, rates, packs, load.supervised_share))
+    largest = sum(worst_pack(plan, load))
     supervised = round(largest * min(1.0, load.supervised_share * 1.2))
     peak = cost.peak_bytes(shape, plan.way, largest, supervised)
     return Outcome(plan, peak, sum(seconds) / len(seconds))
+
+
+def packed(plan: Plan, step: Sequence[int]) -> list[list[int]]:
+    """Row lengths of a step's packs, with what they are filled up with; see Packer."""
+    bins = split(step, plan.micro_batch_tokens, full=plan.multiple > 1)
+    packs = [[step[row] for row in bin_] for bin_ in bins]
+    for pack in packs:
+        if fill := -sum(pack) % plan.multiple:
+            pack.append(fill)
+    return packs
+
+
+def worst_pack(plan: Plan, load: Workload) -> list[int]:
+    """Row lengths as long as rows get, as many as the largest pack that is expected holds."""
+    size = max(sum(pack) for step in load.steps[: load.count] for pack in packed(plan, step))
+    rows, rest = divmod(size, load.longest)
+    return [load.longest] * rows + [rest] * (rest > 0)
 
 
 def _plans(config: RunConfig, shape: Shape, load: Workload, rates: Rates) -> list[Plan]:
@@ -163,7 +184,7 @@ def _checkpointing(wanted: str, layers: int, cuda: bool) -> list[tuple[int, bool
 
 def _explained(config: RunConfig, load: Workload, shape: Shape, best: Outcome) -> Plan:
     plan, training = best.plan, config.training
-    packs = [len(split(step, plan.micro_batch_tokens)) for step in load.steps]
+    packs = [len(packed(plan, step)) for step in load.steps]
     mean = sum(packs) / len(packs)
     choices = {
         "micro-batch": Choice(
@@ -219,7 +240,7 @@ def _nearest(config: RunConfig, shape: Shape, load: Workload, rates: Rates, free
     while length > 64:
         length //= 2
         steps = tuple(tuple(min(row, length) for row in step) for step in load.steps)
-        shorter = Workload(steps, length, load.supervised_share)
+        shorter = Workload(steps, load.count, length, load.supervised_share)
         plans = [estimate(plan, shape, shorter, rates) for plan in _plans(relaxed, shape, shorter, rates)]
         needed = min(one.peak_bytes for one in plans)
         if needed <= free_bytes * USED_SHARE:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from core.config import RunConfig
+from core.data.xray import IGNORED
 from core.errors import StudioError
 from core.jobs.worker import Job
 from core.models import adapters, hardware, load
@@ -13,7 +14,7 @@ from core.training.forecast import Forecast
 from core.training.plan import Plan
 from core.training.prepare import prepare
 
-WARM_UP, STEPS = 3, 3  # steps: kernels are compiled and graphs recorded in the first ones
+STEPS = 2  # as they will come
 
 
 def measure(config: RunConfig, job: Job) -> Forecast:
@@ -50,40 +51,71 @@ def sharpened(
 ) -> Forecast:
     """``before`` with what steps of its plan take on a model with its adapter; the model's weights stay."""
     work = plan.workload(config, lengths, supervised)
-    worst = forecast.worst_pack(work, before.plan)
-    seconds, peak = _steps(config, model, before.plan, worst, check_stop)
+    steps = [plan.packed(before.plan, step) for step in work.steps[:STEPS]]
+    seconds, peak = _run(config, model, before.plan, work, steps, check_stop)
     rates = cost.rates(hardware.device().value, hardware.compute_dtype(config).value)
-    expected = cost.step_seconds(shape.shape(config), before.plan.way, rates, [worst], 1.0)
-    return forecast.sharpened(before, config, peak, seconds / expected, len(lengths))
+    sizes, share = shape.shape(config), work.supervised_share
+    expected = [cost.step_seconds(sizes, before.plan.way, rates, packs, share) for packs in steps]
+    return forecast.sharpened(before, config, peak, seconds / sum(expected), len(lengths))
 
 
-def _steps(
-    config: RunConfig, model: Any, chosen: Plan, worst: Sequence[int], check_stop: Callable[[], None]
+def _run(
+    config: RunConfig,
+    model: Any,
+    chosen: Plan,
+    work: plan.Workload,
+    steps: list[list[list[int]]],
+    check_stop: Callable[[], None],
 ) -> tuple[float, float]:
-    """Seconds of a step of one worst pack, and the peak memory in bytes."""
+    """Seconds of all the steps after a warm-up, and the peak memory in bytes, a worst step included."""
     import torch
 
     from core.training.engine import engine
-    from core.training.packing import pack
 
     made, _ = engine(model, config, chosen)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = _optimizer(chosen.optimizer, trained)
     device = torch.device(hardware.device().value)
-    rows = [{"input_ids": [5] * length, "labels": [5] * length} for length in worst]
-    whole = pack(rows, chosen.multiple).to(device)
-    taken = []
-    for number in range(WARM_UP + STEPS):
+    worst = _step([plan.worst_pack(chosen, work)], chosen, 1.0).to(device)
+    drawn = [_step(packs, chosen, work.supervised_share).to(device) for packs in steps]
+    # Twice the steps themselves: the second time graphs are recorded.
+    begun = 0.0
+    for number, step in enumerate([worst, *drawn, *drawn, *drawn]):
         check_stop()
-        begun = time.perf_counter()
-        made.step(whole, 1 / len(whole.targets))
+        if number == 1 + 2 * len(drawn):
+            _wait(device)
+            begun = time.perf_counter()
+        for one in step.packs:
+            made.step(one, 1 / step.supervised)
         optimizer.step()
         optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if number >= WARM_UP:
-            taken.append(time.perf_counter() - begun)
-    return sorted(taken)[len(taken) // 2], hardware.memory_used_gb() * hardware.GIB
+    _wait(device)
+    return time.perf_counter() - begun, hardware.memory_used_gb() * hardware.GIB
+
+
+def _wait(device: Any) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _step(packs: list[list[int]], chosen: Plan, learned: float) -> Any:
+    """Rows of these lengths; the last part of each is learned."""
+    from core.training.packing import Step, pack
+
+    made = []
+    for lengths in packs:
+        kept = [max(2, round(length * learned)) for length in lengths]
+        rows = [
+            {
+                "input_ids": [5] * length,
+                "labels": [IGNORED] * max(0, length - count) + [5] * min(length, count),
+            }
+            for length, count in zip(lengths, kept, strict=True)
+        ]
+        made.append(pack(rows, chosen.multiple))
+    return Step(tuple(made), sum(map(sum, packs)), sum(len(one.targets) for one in made))
 
 
 def _optimizer(planned: str, parameters: list[Any]) -> Any:

@@ -14,7 +14,7 @@ from core.models import hardware
 from core.store import runs
 from core.store.database import writing
 
-WRITE_SECONDS = 0.3  # points and progress are written at most this often: the page looks once a second
+WRITE_SECONDS = 0.5  # points and progress are written at most this often: the page looks once a second
 
 
 class Record(TrainerCallback):

@@ -140,5 +140,8 @@ def recomputed_bytes(shape: Shape) -> int:
 
 def scratch_bytes(shape: Shape, small: bool) -> int:
     """Bytes of the largest dequantised weight; see core.training.projections.Scratch."""
-    wide = shape.intermediate * (1 if small else 2)
-    return max(wide, shape.heads_width) * shape.hidden * shape.number_bytes
+    if small:
+        wide = max(shape.intermediate, shape.query_heads * shape.head_dim)
+    else:
+        wide = max(2 * shape.intermediate, shape.heads_width)
+    return wide * shape.hidden * shape.number_bytes

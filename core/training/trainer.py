@@ -71,7 +71,8 @@ class Trainer(SFTTrainer):
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """One optimizer step: gradients of the mean loss over all its supervised tokens."""
-        model.train()
+        if not model.training:
+            model.train()
         step: Step = inputs["step"].to(self.args.device, non_blocking=True)
         self.tokens += step.tokens
         losses = [self.engine.step(pack, 1 / step.supervised) for pack in step.packs]

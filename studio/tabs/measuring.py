@@ -68,7 +68,7 @@ def failure(config: RunConfig) -> str:
     if job["state"] == "stopped":
         return box("warning", "Measuring was stopped.")
     if job["state"] in ("failed", "interrupted"):
-        return box("bad", f"Measuring brought nothing. {job['error']}")
+        return box("bad", f"Measuring brought nothing: {job['error']}")
     return ""
 
 

@@ -161,7 +161,7 @@ def _check(keys: list[str], values: list[Any]) -> tuple[Any, ...]:
     else:
         button = _disabled("It would not fit" if found.learns else "Nothing to learn")
     panel = outlook_view.panel(outlook_view.inside(found) + measuring.failure(config))
-    return panel, button, measuring.button(found.learns), schema.dumps(config)
+    return panel, button, measuring.button(not found.blocked), schema.dumps(config)
 
 
 def _refused(inside: str, text: str) -> tuple[Any, ...]:

@@ -60,7 +60,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     from core.jobs.worker import Job
     from core.models import adapters, hardware, load, stack
     from core.store import runs
-    from core.training import assembly, forecast, probe
+    from core.training import assembly, cost, forecast, probe
     from core.training.prepare import Prepared
 
     stack.ready()
@@ -94,8 +94,6 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
                 if cuda:
                     torch.cuda.synchronize()
                 marks.append((time.perf_counter(), trainer.tokens))
-                if state.global_step == arguments.warm_up and cuda:
-                    torch.cuda.reset_peak_memory_stats()
 
     spent = _timed(trainer.record) if not arguments.silent else _silenced(trainer.record)
     trainer.add_callback(Clock())
@@ -105,6 +103,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     seconds = (ended - began) / arguments.steps
     peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else None
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    measured = cost.rates("cuda" if cuda else "cpu", hardware.compute_dtype(config).value)
     result = {
         "tokens_per_second": round((after - before) / (ended - began)),
         "seconds_per_step": round(seconds, 4),
@@ -112,6 +111,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
         "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2) if cuda else None,
         "tokens_per_step": round((after - before) / arguments.steps),
         "plan": {name: choice.value for name, choice in decisions.items()},
+        "launch_microseconds": round(measured.launch * 1e6, 1),
         "callbacks_share": round(spent[0] / (time.perf_counter() - began), 4),
         "forecast_seconds": round(forecast_seconds, 2),
         "forecast": _against(counted, peak, seconds),

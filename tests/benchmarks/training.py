@@ -17,18 +17,40 @@ from typing import Any
 
 from tests.benchmarks.peers import DIMS
 
+OFF, SMALL = ["--checkpointing", "off"], ["--checkpointing", "offload", "--tokens", "2048"]
+FULL_ROWS = ["--rows", "full", "--examples", "8"]
 # What each case pins of our recipe, and the options that peers have for the same case.
 CASES: dict[str, tuple[str, list[str], dict[str, list[str]]]] = {
-    "3b-none": ("3b", ["--checkpointing", "none"], {"packed": ["--checkpointing", "off"], "unsloth": ["--checkpointing", "off"]}),
-    "3b-full": ("3b", ["--checkpointing", "offload", "--tokens", "16384"], {"packed": [], "unsloth": [], "usual": []}),
-    "3b-small": ("3b", ["--checkpointing", "offload", "--tokens", "2048", "--optimizer", "adamw_8bit"], {"unsloth": ["--batch", "1"]}),
+    "3b-none": (
+        "3b",
+        ["--checkpointing", "none", "--tokens", "16384"],
+        {"packed": OFF, "unsloth": OFF},
+    ),
+    "3b-full": (
+        "3b",
+        ["--checkpointing", "offload", "--tokens", "16384"],
+        {"packed": [], "unsloth": [], "usual": []},
+    ),
+    "3b-small": ("3b", [*SMALL, "--optimizer", "adamw_8bit"], {"unsloth": ["--batch", "1"]}),
     "3b-planner": ("3b", [], {}),
-    "3b-rows-full": ("3b", ["--rows", "full", "--examples", "8"], {"packed": ["--rows", "full", "--examples", "8", "--checkpointing", "off"], "unsloth": ["--rows", "full", "--examples", "8", "--checkpointing", "off"]}),
-    "7b-none": ("7b", ["--checkpointing", "none", "--tokens", "12288"], {"packed": ["--checkpointing", "off"], "unsloth": ["--checkpointing", "off"]}),
-    "7b-full": ("7b", ["--checkpointing", "offload", "--tokens", "16384"], {"packed": [], "unsloth": []}),
-    "7b-small": ("7b", ["--checkpointing", "offload", "--tokens", "2048", "--optimizer", "adamw_8bit"], {"unsloth": ["--batch", "1"]}),
-    "0.5b": ("0.5b", [], {"packed": ["--checkpointing", "off"], "unsloth": ["--checkpointing", "off"]}),
-}  # fmt: skip
+    "3b-rows-full": (
+        "3b",
+        [*FULL_ROWS, "--checkpointing", "none"],
+        {"packed": [*FULL_ROWS, *OFF], "unsloth": [*FULL_ROWS, *OFF]},
+    ),
+    "7b-none": (
+        "7b",
+        ["--checkpointing", "none", "--tokens", "16384"],
+        {"packed": OFF, "unsloth": OFF},
+    ),
+    "7b-full": (
+        "7b",
+        ["--checkpointing", "offload", "--tokens", "16384"],
+        {"packed": [], "unsloth": []},
+    ),
+    "7b-small": ("7b", [*SMALL, "--optimizer", "adamw_8bit"], {"unsloth": ["--batch", "1"]}),
+    "0.5b": ("0.5b", [], {"packed": OFF, "unsloth": OFF}),
+}
 COLUMNS = ("case", "who", "tokens/s", "peak GiB", "reserved", "of peak", "step s", "attention or plan")
 
 
@@ -124,7 +146,10 @@ def main() -> None:
             print(row(case, "ours", found, peak), flush=True)
             for kind in ("forecast", "probe"):
                 if kind in found:
-                    print(f"    {kind}: {found[kind]}, callbacks {found['callbacks_share']:.2%}", flush=True)
+                    print(f"    {kind}: {found[kind]}", flush=True)
+            print(
+                f"    launch {found.get('launch_microseconds')} us, callbacks {found.get('callbacks_share')}"
+            )
         for peer in arguments.peers:
             if peer in others:
                 environment = None

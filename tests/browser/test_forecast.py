@@ -41,14 +41,14 @@ def test_the_panel_says_memory_time_disk_and_cost_and_why(train: Page) -> None:
     fill(train, "training-price_per_hour", "2.5")
     expect(panel).to_contain_text(re.compile(r"Cost\s*about \d+\.\d\d"))
     fill(train, "training-price_per_hour", "-1")
-    expect(panel).to_contain_text("Price per hour must be at least 0, got -1")
+    expect(panel).to_contain_text('Price per hour must be at least 0, got "-1"')
     expect(train.get_by_role("button", name="Mend 1 setting to start")).to_be_disabled()
     expect(train.get_by_role("button", name="Measure it")).to_be_disabled()
     fill(train, "training-price_per_hour", "")
     expect(train.get_by_role("button", name="Start training")).to_be_enabled()
     expect(train.get_by_role("button", name="Measure it")).to_be_enabled()
     fill(train, "training-micro_batch_tokens", "8")
-    expect(panel).to_contain_text("Micro-batch tokens must be at least 16, got 8")
+    expect(panel).to_contain_text('Micro-batch tokens must be at least 16, got "8"')
 
 
 def test_a_measurement_takes_the_forecasts_place_and_stays(train: Page) -> None:

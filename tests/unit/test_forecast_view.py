@@ -91,11 +91,11 @@ def test_the_panel_says_what_it_takes_and_why(fake: Fake) -> None:
     assert "Cost" not in form()[0]
 
 
-def test_what_cannot_fit_blocks_start_and_may_still_be_measured(fake: Fake) -> None:
+def test_what_cannot_fit_is_neither_started_nor_measured(fake: Fake) -> None:
     fake.say(problem="needs 41 GiB; with micro-batch tokens 2,048 it would need 12 GiB", peak_gib=41.0)
     panel, start, measure, _ = form()
     assert "✗ needs 41 GiB; with micro-batch tokens 2,048 it would need 12 GiB" in text(panel)
-    assert (start.value, start.interactive, measure.interactive) == ("It would not fit", False, True)
+    assert (start.value, start.interactive, measure.interactive) == ("It would not fit", False, False)
 
 
 def test_a_disk_that_is_too_small_blocks_start(fake: Fake) -> None:

@@ -66,7 +66,7 @@ def test_a_measurement_that_fails_says_why_beside_the_recipe_that_it_was_of(fake
     fake.measures = measure
     job = measured()
     assert job["state"] == "failed" and "needs 19 GiB and 15 GiB are free" in job["error"]
-    assert "Measuring brought nothing. measurement: needs 19 GiB" in measuring.failure(recipe())
+    assert "Measuring brought nothing: measurement: needs 19 GiB" in measuring.failure(recipe())
     assert measuring.failure(recipe(lora={"r": 8})) == ""
     assert probe.known(recipe()) is None and measuring.signature() is None
 
@@ -121,7 +121,7 @@ def test_a_measurement_left_by_a_dead_process_is_interrupted(fake: Fake) -> None
     job_id = probe.start(recipe())
     queue.set_state(job_id, "running")
     assert queue.mark_orphans() == [job_id]
-    assert "Measuring brought nothing. The process that worked on it ended." in measuring.failure(recipe())
+    assert "Measuring brought nothing: The process that worked on it ended." in measuring.failure(recipe())
 
 
 def test_the_worker_measures(fake: Fake) -> None:
