@@ -18,8 +18,9 @@ MIB = 1024**2
 PRODUCTS, MOVES, MERGES, ATTENTION = 0.95, 0.85, 0.28, 0.55
 TILE_BEGINS = 1.7  # a tile's beginning and end cost as much as this many pairs of tiles
 ATTENTION_BACKWARD = 3.3  # times the forward
-LAUNCHES, LAUNCHES_RECOMPUTED = 620, 100  # a layer's, forward and backward; its second forward's
-# (about 110 and 20 kernels, which take five times as long to launch as what a launch is measured with)
+# A layer's launches forward and backward, and of its second forward: about 110 and 20 kernels, each of
+# which takes six times as long to launch as the small one that a launch is measured with.
+LAUNCHES, LAUNCHES_RECOMPUTED = 650, 120
 LIBRARIES = 40 * MIB  # workspaces of the matrix libraries
 AUTOGRAD_MEMORY, AUTOGRAD_TIME = 1.8, 1.5  # against the hand-written decoder, roughly
 STATES = {"adamw_torch": 8.0, "adamw_8bit": 2.1, "paged_adamw_8bit": 0.0}  # bytes a parameter on the GPU
@@ -124,7 +125,7 @@ def graphed(shape: Shape, way: Way, rates: Rates) -> bool:
         return False
     work = pack_seconds(shape, way, rates, [min(way.tokens, 512)] * max(1, way.tokens // 512), 1.0)
     again = (shape.layers - way.kept) / shape.layers
-    return work < 1.3 * shape.layers * (LAUNCHES + LAUNCHES_RECOMPUTED * again) * rates.launch
+    return work < shape.layers * (LAUNCHES + LAUNCHES_RECOMPUTED * again) * rates.launch
 
 
 @lru_cache(maxsize=4)
@@ -147,6 +148,7 @@ def rates(device: str, dtype: str) -> Rates:
         for _ in range(count):
             few.add_(1)
 
+    launch()
     begun = time.perf_counter()
     launch()
     return Rates(products, memory, (time.perf_counter() - begun) / count, cuda)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from core.training.decoder import DecoderEngine, Kept
-from core.training.packing import Pack
+from core.training.packing import TILE, Pack
 
-TILES = 16  # the work list is filled up to a multiple of this
+# The work list has room for this many times the tiles that one long row would have.
+ROOM = (1.25, 1.5, 2.0, 3.0, 5.0)
 NO_TOKEN = 2**30  # a tile that begins behind its row's end is skipped
 
 
@@ -38,7 +39,7 @@ class GraphedEngine:
     @torch.no_grad()
     def step(self, pack: Pack, weight: float) -> torch.Tensor:
         """As `DecoderEngine.step`."""
-        size = pack.tokens, -(-len(pack.tiles) // TILES) * TILES
+        size = pack.tokens, _room(pack)
         if size not in self.seen:
             # Kernels are compiled, and pinned memory is found, outside any recording.
             self.seen.add(size)
@@ -77,3 +78,10 @@ class GraphedEngine:
         with torch.cuda.graph(backward, pool=self.pool, capture_error_mode="thread_local"):
             self.engine.backward(out, pack, kept)
         return Captured(pack, forward, out, backward)
+
+
+def _room(pack: Pack) -> int:
+    """Tiles that the work list of a pack's graph has room for: few sizes, so that few graphs are made."""
+    least = -(-pack.tokens // TILE)
+    sizes = [round(least * times) for times in ROOM]
+    return next((size for size in sizes if size >= len(pack.tiles)), len(pack.tiles))

@@ -36,12 +36,14 @@ def attend(
     """
     if _takes(query):
         return _forward(query, key, value, pack, scale)
-    if not keep:
-        out = varlen(query, key, value, pack.boundaries, pack.lengths, scale)
-        return Attended(query, key, value, out, None)
-    query, key, value = (one.detach().requires_grad_() for one in (query, key, value))
-    with torch.enable_grad():
-        out = varlen(query, key, value, pack.boundaries, pack.lengths, scale)
+    query, key, value = (one.detach().requires_grad_(keep) for one in (query, key, value))
+    with torch.set_grad_enabled(keep):
+        if query.is_cuda:
+            out = varlen(query, key, value, pack.boundaries, pack.lengths, scale)
+        else:
+            # torch's attention on CPUs is quicker in float32 than in 16 bits.
+            wide = (one.float() for one in (query, key, value))
+            out = varlen(*wide, pack.boundaries, pack.lengths, scale).to(query.dtype)  # type: ignore[call-arg]
     return Attended(query, key, value, out, None)
 
 

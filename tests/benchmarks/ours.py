@@ -166,7 +166,9 @@ def main() -> None:
     parser.add_argument("--checkpointing", default="auto", help="gradient_checkpointing")
     parser.add_argument("--optimizer", default="auto")
     parser.add_argument("--steps", type=int, default=8, help="optimizer steps measured")
-    parser.add_argument("--warm-up", type=int, default=3, help="optimizer steps before those")
+    parser.add_argument(
+        "--warm-up", type=int, default=8, help="optimizer steps before those; graphs are recorded in them"
+    )
     parser.add_argument("--probe", action="store_true", help="probe as well, and compare both forecasts")
     parser.add_argument("--silent", action="store_true", help="without logging and SQLite")
     arguments = parser.parse_args()

@@ -23,7 +23,7 @@ FULL_ROWS = ["--rows", "full", "--examples", "8"]
 CASES: dict[str, tuple[str, list[str], dict[str, list[str]]]] = {
     "3b-none": (
         "3b",
-        ["--checkpointing", "none", "--tokens", "16384"],
+        ["--checkpointing", "none", "--tokens", "17408"],
         {"packed": OFF, "unsloth": OFF},
     ),
     "3b-full": (
