@@ -86,6 +86,8 @@ def trainer(
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=cuda,
+        # Without it every batch would wait until the device has done all that was asked of it.
+        accelerator_config={"non_blocking": cuda},
         disable_tqdm=True,
         report_to=[],
     )

@@ -23,7 +23,7 @@ from core.training.shape import Shape
 USED_SHARE = 0.92  # of the free memory: the allocator and the driver need the rest
 SIZES = (2048, 4096, 8192, 16384, 32768, 65536)  # tokens of a pack worth trying
 CPU_TOKENS = 4096  # beyond this a pack brings a CPU nothing
-DRAWS = 64  # steps drawn to know how large steps get
+DRAWN, HEAVIEST, EPOCHS = 48, 4, 3  # steps looked at for the time, for the memory, and of how many epochs
 NEAR = 1.01  # a plan this close to the fastest is as good, if it needs less memory
 
 
@@ -51,19 +51,28 @@ class Plan:
 
 @dataclass(frozen=True)
 class Workload:
-    """Steps as they will come: row lengths of some of them, drawn with the recipe's seed.
+    """Steps as they will come, each as the lengths of its rows.
 
-    :param count: steps of the run, as far as they are drawn: the largest of these is expected
+    :param steps: some of them, spread over the run
+    :param largest: those with most tokens
     """
 
     steps: tuple[tuple[int, ...], ...]
-    count: int
+    largest: tuple[tuple[int, ...], ...]
     longest: int
     supervised_share: float
 
     @property
     def largest_step(self) -> int:
-        return max(sum(step) for step in self.steps[: self.count])
+        return sum(self.largest[0])
+
+    def cut(self, length: int) -> "Workload":
+        """The same steps with rows of at most this length."""
+        steps, largest = (
+            tuple(tuple(min(row, length) for row in step) for step in some)
+            for some in (self.steps, self.largest)
+        )
+        return Workload(steps, largest, min(self.longest, length), self.supervised_share)
 
 
 @dataclass(frozen=True)
@@ -76,15 +85,33 @@ class Outcome:
 
 
 def workload(config: RunConfig, lengths: Any, supervised: int) -> Workload:
-    """:param lengths: tokens of every training row, cut at max_length
+    """:param lengths: tokens of the training rows in their order, cut at max_length
     :param supervised: tokens in the loss of all of them
     """
     rows = numpy.asarray(lengths)
-    batch = min(config.training.effective_batch, len(rows))
-    random = numpy.random.default_rng(config.training.seed)
-    steps = tuple(tuple(random.choice(rows, batch, replace=False).tolist()) for _ in range(DRAWS))
-    count = min(DRAWS, total_steps(config, len(rows)))
-    return Workload(steps, count, int(rows.max()), supervised / max(1, int(rows.sum())))
+    batch = config.training.effective_batch
+    share = supervised / max(1, int(rows.sum()))
+    per_epoch = -(-len(rows) // batch)
+    total = min(total_steps(config, len(rows)), EPOCHS * per_epoch)
+    steps: list[Any] = []
+    for epoch in range(-(-total // per_epoch)):
+        ordered = rows[order(config, len(rows), epoch)]
+        steps += [ordered[start : start + batch] for start in range(0, len(rows), batch)]
+    steps = steps[:total]
+    heavy = sorted(steps, key=lambda step: -int(step.sum()))[:HEAVIEST]
+    some = [steps[place] for place in numpy.linspace(0, total - 1, min(total, DRAWN)).astype(int)]
+    listed = [tuple(tuple(step.tolist()) for step in group) for group in (some, heavy)]
+    return Workload(listed[0], listed[1], int(rows.max()), share)
+
+
+def order(config: RunConfig, rows: int, epoch: int) -> Any:
+    """Row numbers in the order that the trainer takes them in an epoch (accelerate's seeded sampler)."""
+    import torch
+
+    if config.data.order != "shuffled":
+        return numpy.arange(rows)
+    generator = torch.Generator().manual_seed(config.training.seed + epoch)
+    return torch.randperm(rows, generator=generator).numpy()
 
 
 def choose(config: RunConfig, shape: Shape, load: Workload, rates: Rates, free_bytes: float) -> Outcome:
@@ -138,7 +165,7 @@ def packed(plan: Plan, step: Sequence[int]) -> list[list[int]]:
 
 def worst_pack(plan: Plan, load: Workload) -> list[int]:
     """Row lengths as long as rows get, as many as the largest pack that is expected holds."""
-    size = max(sum(pack) for step in load.steps[: load.count] for pack in packed(plan, step))
+    size = max(sum(pack) for step in load.largest for pack in packed(plan, step))
     rows, rest = divmod(size, load.longest)
     return [load.longest] * rows + [rest] * (rest > 0)
 
@@ -239,8 +266,7 @@ def _nearest(config: RunConfig, shape: Shape, load: Workload, rates: Rates, free
     length = load.longest
     while length > 64:
         length //= 2
-        steps = tuple(tuple(min(row, length) for row in step) for step in load.steps)
-        shorter = Workload(steps, load.count, length, load.supervised_share)
+        shorter = load.cut(length)
         plans = [estimate(plan, shape, shorter, rates) for plan in _plans(relaxed, shape, shorter, rates)]
         needed = min(one.peak_bytes for one in plans)
         if needed <= free_bytes * USED_SHARE:

@@ -1,17 +1,20 @@
-"""How quick the studio's own path is: python -m tests.benchmarks.ours --model FOLDER ...
+"""How quick the studio's own path is: python -m tests.benchmarks.ours --model FOLDER ... [--also ...]
 
-One run a process, through everything that a run goes through: plan, trainer, logging, SQLite. Rows,
-dimensions and the way of timing are those of tests.benchmarks.peers; it prints one line, `RESULT {json}`.
+Through everything that a run goes through: plan, trainer, logging, SQLite. Rows, dimensions and the way
+of timing are those of tests.benchmarks.peers; it prints one line a run, `RESULT {json}`. Each ``--also``
+begins the options of another run, beside the common ones before them; the base is loaded once.
 """
 
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from core.jobs.worker import release_memory
 from tests.benchmarks.peers import DIMS, row_lengths
 
 KEPT = 10**6  # steps between evaluations and checkpoints: none while it is timed
@@ -50,8 +53,8 @@ def made_rows(arguments: argparse.Namespace) -> list[Any]:
     return rows
 
 
-def train(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Plan, forecast, train, and measure the steps after the warm-up."""
+def train(arguments: argparse.Namespace, base: Any) -> tuple[dict[str, Any], Any]:
+    """Plan, forecast, train, and measure the steps after the warm-up; the base is loaded when None."""
     import torch
     from transformers import TrainerCallback
 
@@ -73,7 +76,8 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     counted = forecast.forecast(config, len(rows), lengths, supervised)
     forecast_seconds = time.perf_counter() - begun
     hardware.forget_peak()
-    model = adapters.attach(load.base_model(config), config)
+    base = load.base_model(config) if base is None else base
+    model = adapters.attach(base, config)
     probed = counted
     if arguments.probe:
         for parameter in model.parameters():
@@ -120,7 +124,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     if arguments.probe:
         result |= {"probe": _against(probed, peak, seconds), "probe_seconds": round(probe_seconds, 1)}
-    return result
+    return result, model.unload()
 
 
 def _against(found: Any, peak: float | None, seconds: float) -> dict[str, Any]:
@@ -171,13 +175,26 @@ def main() -> None:
     )
     parser.add_argument("--probe", action="store_true", help="probe as well, and compare both forecasts")
     parser.add_argument("--silent", action="store_true", help="without logging and SQLite")
-    arguments = parser.parse_args()
-    names = ("dims", "rows", "length", "tokens", "checkpointing", "supervised", "examples")
-    result = {"peer": "ours"} | {name: getattr(arguments, name) for name in names}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PLUMBLINE_HOME"] = str(Path(folder) / "home")
-        result |= train(arguments)
-        print("RESULT " + json.dumps(result), flush=True)
+        base = None
+        for options in _runs(sys.argv[1:]):
+            arguments = parser.parse_args(options)
+            names = ("dims", "rows", "length", "tokens", "checkpointing", "supervised", "examples")
+            result = {"peer": "ours"} | {name: getattr(arguments, name) for name in names}
+            found, base = train(arguments, base)
+            print("RESULT " + json.dumps(result | found), flush=True)
+            release_memory()
+
+
+def _runs(options: list[str]) -> list[list[str]]:
+    """The options of every run: what comes before the first ``--also`` is common to all."""
+    places = [place for place, option in enumerate(options) if option == "--also"]
+    if not places:
+        return [options]
+    ends = [*places[1:], len(options)]
+    common = options[: places[0]]
+    return [common + options[start + 1 : end] for start, end in zip(places, ends, strict=True)]
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ CASES: dict[str, tuple[str, list[str], dict[str, list[str]]]] = {
     ),
     "7b-none": (
         "7b",
-        ["--checkpointing", "none", "--tokens", "16384"],
+        ["--checkpointing", "none", "--tokens", "16000"],
         {"packed": OFF, "unsloth": OFF},
     ),
     "7b-full": (
@@ -50,6 +50,13 @@ CASES: dict[str, tuple[str, list[str], dict[str, list[str]]]] = {
     ),
     "7b-small": ("7b", [*SMALL, "--optimizer", "adamw_8bit"], {"unsloth": ["--batch", "1"]}),
     "0.5b": ("0.5b", [], {"packed": OFF, "unsloth": OFF}),
+    # For the forecasts: other lengths, with checkpointing and without.
+    "0.5b-full-512": ("0.5b", ["--length", "512", "--checkpointing", "full"], {}),
+    "0.5b-none-1024": ("0.5b", ["--length", "1024", "--checkpointing", "none"], {}),
+    "3b-none-512": ("3b", ["--length", "512", "--checkpointing", "none"], {}),
+    "3b-full-1024": ("3b", ["--length", "1024", "--checkpointing", "full"], {}),
+    "7b-none-512": ("7b", ["--length", "512", "--checkpointing", "none"], {}),
+    "7b-full-1024": ("7b", ["--length", "1024", "--checkpointing", "full"], {}),
 }
 COLUMNS = ("case", "who", "tokens/s", "peak GiB", "reserved", "of peak", "step s", "attention or plan")
 
@@ -70,14 +77,15 @@ def flops_per_token(dims: str) -> float:
     return 4 * (d["num_hidden_layers"] * layer + d["hidden_size"] * d["vocab_size"])
 
 
-def run(module: str, options: list[str], environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """One process; its RESULT, or what went wrong under ``error``."""
+def run(module: str, options: list[str], environment: dict[str, str] | None = None) -> list[dict[str, Any]]:
+    """One process; its RESULTs, or what went wrong under ``error``."""
     command = [sys.executable, "-m", f"tests.benchmarks.{module}", *options]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | (environment or {}))
-    for line in reversed(done.stdout.splitlines()):
-        if line.startswith("RESULT "):
-            return json.loads(line.removeprefix("RESULT "))
-    return {"error": (done.stderr or done.stdout).strip()[-600:]}
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    found = [json.loads(line.removeprefix("RESULT ")) for line in lines]
+    return (
+        found if done.returncode == 0 and found else [*found, {"error": (done.stderr or done.stdout)[-600:]}]
+    )
 
 
 def unsloth_environment(folder: str) -> dict[str, str]:
@@ -113,7 +121,7 @@ def on_cpu() -> None:
             ("ours", "ours", ["--model", "starter", "--length", "256", "--examples", "8", "--steps", "10"]),
             ("TRL padded", "peers", ["--model", starter, "--peer", "usual", "--dims", "tiny", *plain]),
         ):
-            found = run(module, options)
+            found = run(module, options)[-1]
             print(name, found.get("tokens_per_second", found), "tokens/s", flush=True)
 
 
@@ -134,29 +142,36 @@ def main() -> None:
     peak = matmul_peak()
     print(f"{torch.cuda.get_device_name(0)}: {peak / 1e12:.0f} TFLOP/s in a plain bfloat16 product\n")
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|", flush=True)
-    for case in arguments.cases or CASES:
-        dims, pinned, others = CASES[case]
+    wanted = arguments.cases or list(CASES)
+    for dims in dict.fromkeys(CASES[case][0] for case in wanted):
         model = f"{arguments.models}/{dims}"
         if not Path(model, "config.json").exists():
             run("peers", ["--make", "--dims", dims, "--model", model])
+        mine = [case for case in wanted if CASES[case][0] == dims]
         common = ["--dims", dims, "--model", model]
         if not arguments.skip_ours:
-            probe = ["--probe"] if arguments.probe else []
-            found = run("ours", [*common, *pinned, *probe])
-            print(row(case, "ours", found, peak), flush=True)
-            for kind in ("forecast", "probe"):
-                if kind in found:
-                    print(f"    {kind}: {found[kind]}", flush=True)
-            print(
-                f"    launch {found.get('launch_microseconds')} us, callbacks {found.get('callbacks_share')}"
-            )
-        for peer in arguments.peers:
-            if peer in others:
-                environment = None
-                if peer == "unsloth" and arguments.unsloth_path:
-                    environment = unsloth_environment(arguments.unsloth_path)
-                found = run("peers", [*common, "--peer", peer, *others[peer]], environment)
-                print(row(case, peer, found, peak), flush=True)
+            ours(common + ["--probe"] * arguments.probe, mine, peak)
+        for case in mine:
+            for peer in arguments.peers:
+                if peer in CASES[case][2]:
+                    options = [*common, "--peer", peer, *CASES[case][2][peer]]
+                    environment = None
+                    if peer == "unsloth" and arguments.unsloth_path:
+                        environment = unsloth_environment(arguments.unsloth_path)
+                    for found in run("peers", options, environment):
+                        print(row(case, peer, found, peak), flush=True)
+
+
+def ours(common: list[str], cases: list[str], peak: float) -> None:
+    """All cases of one base in one process, which loads it once."""
+    options = [part for case in cases for part in ("--also", *CASES[case][1])]
+    for case, found in zip(cases, run("ours", [*common, *options]), strict=False):
+        print(row(case, "ours", found, peak), flush=True)
+        for kind in ("forecast", "probe"):
+            if kind in found:
+                print(f"    {kind}: {found[kind]}", flush=True)
+        if "plan" in found:
+            print(f"    launch {found['launch_microseconds']} us, callbacks {found['callbacks_share']:.2%}")
 
 
 if __name__ == "__main__":

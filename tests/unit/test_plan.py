@@ -1,0 +1,366 @@
+"""The planner: what it may choose, that it fits, that it is the fastest that does, and what it says."""
+
+import random
+import re
+from typing import Any
+
+import numpy
+import pytest
+
+from core.config import RunConfig, validated
+from core.errors import StudioError
+from core.models.hardware import GIB
+from core.training import plan
+from core.training.cost import Rates
+from core.training.packing import Packer
+from core.training.plan import (
+    Outcome,
+    Plan,
+    Workload,
+    choose,
+    estimate,
+    packed,
+    smallest,
+    workload,
+    worst_pack,
+)
+from core.training.shape import Shape
+from tests import tiny
+
+GPU, CPU = Rates(7e14, 4e12, 6e-6, True), Rates(1e11, 1e10, 1e-6, False)
+# Llama 3.2 3B in NF4 with double quantisation, r 16 on every linear layer.
+LAYERS, HIDDEN, WIDE = 28, 3072, 8192
+LINEAR = LAYERS * (2 * HIDDEN * HIDDEN + 2 * HIDDEN * 1024 + 3 * HIDDEN * WIDE)
+ADAPTER = LAYERS * 16 * (4 * HIDDEN + 2 * (HIDDEN + 1024) + 3 * (HIDDEN + WIDE))
+SHAPE = Shape(
+    layers=LAYERS,
+    hidden=HIDDEN,
+    intermediate=WIDE,
+    query_heads=24,
+    key_heads=8,
+    head_dim=128,
+    head_norms=False,
+    vocabulary=128256,
+    linear_weights=LINEAR,
+    adapter_parameters=ADAPTER,
+    base_bytes=int(LINEAR * 0.516) + 2 * 128256 * HIDDEN,
+    number_bytes=2,
+    refusal="",
+)
+LENGTHS = numpy.random.default_rng(1).integers(40, 900, 500)
+AMPLE = 500 * GIB
+
+
+def config(**training: Any) -> RunConfig:
+    return validated({"training": {"effective_batch": 64, **training}})
+
+
+def chosen(
+    free: float, shape: Shape = SHAPE, rates: Rates = GPU, lengths: Any = LENGTHS, **training: Any
+) -> Any:
+    recipe = config(**training)
+    return choose(recipe, shape, load(recipe, lengths), rates, free)
+
+
+def load(recipe: RunConfig, lengths: Any = LENGTHS) -> Workload:
+    return workload(recipe, lengths, int(0.5 * sum(lengths)))
+
+
+def fits(free: float, **given: Any) -> bool:
+    try:
+        chosen(free, **given)
+    except StudioError:
+        return False
+    return True
+
+
+def least(**given: Any) -> float:
+    """The least free memory that a plan is found for, to a MiB."""
+    low, high = 0.0, 200.0 * GIB
+    while high - low > 2**20:
+        middle = (low + high) / 2
+        low, high = (low, middle) if fits(middle, **given) else (middle, high)
+    return high
+
+
+@pytest.mark.parametrize("tokens", [600, 3000, 50_000])
+def test_pinned_tokens_are_taken(tokens: int) -> None:
+    found = chosen(AMPLE, micro_batch_tokens=tokens).plan
+    # A row is never cut in two: packs hold at least the longest.
+    assert found.micro_batch_tokens == max(tokens, int(LENGTHS.max()))
+    assert "set in the recipe" in found.choices["micro-batch"].why
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_8bit", "paged_adamw_8bit"])
+@pytest.mark.parametrize("rates", [GPU, CPU], ids=["gpu", "cpu"])
+def test_a_pinned_optimizer_is_taken(optimizer: str, rates: Rates) -> None:
+    found = chosen(AMPLE, rates=rates, optimizer=optimizer).plan
+    assert found.optimizer == optimizer
+    why = found.choices["optimizer"]
+    # This machine has no CUDA: paged memory is refused with a reason, the others are as they were set.
+    if optimizer.startswith("paged"):
+        assert why.value == "adamw_8bit" and "paged memory needs CUDA" in why.why
+    else:
+        assert why == (optimizer, "set in the recipe")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kept", "offload"),
+    [("none", {LAYERS}, False), ("full", {0}, False), ("offload", {0}, True), ("selective", None, False)],
+)
+def test_pinned_checkpointing_is_taken(wanted: str, kept: set[int] | None, offload: bool) -> None:
+    found = chosen(AMPLE, gradient_checkpointing=wanted).plan
+    assert found.kept_layers in (kept or range(1, LAYERS)) and found.offload == offload
+    assert found.choices["checkpointing"] == (wanted, "set in the recipe")
+    assert found.layers == LAYERS
+
+
+def test_the_fastest_of_all_that_fit_is_chosen() -> None:
+    for free in (6 * GIB, 9 * GIB, 20 * GIB, AMPLE):
+        mine = chosen(free)
+        slower = 0
+        for tokens in (2048, 4096, 8192, 16384, 32768):
+            for checkpointing in ("none", "selective", "full", "offload"):
+                for optimizer in ("adamw_torch", "adamw_8bit"):
+                    pins = {
+                        "micro_batch_tokens": tokens,
+                        "gradient_checkpointing": checkpointing,
+                        "optimizer": optimizer,
+                    }
+                    if not fits(free, **pins):
+                        continue
+                    other = chosen(free, **pins)
+                    assert mine.step_seconds <= plan.NEAR * other.step_seconds
+                    slower += other.step_seconds > plan.NEAR * mine.step_seconds
+                    if other.step_seconds <= mine.step_seconds:
+                        assert mine.peak_bytes <= other.peak_bytes
+        assert slower > 0
+
+
+def test_less_memory_means_less_kept_and_never_more_than_there_is() -> None:
+    found: list[Outcome] = []
+    bottom = least()
+    for free in numpy.geomspace(120 * GIB, bottom, 60):
+        one = chosen(float(free))
+        assert one.peak_bytes <= plan.USED_SHARE * free
+        found.append(one)
+    seconds = [one.step_seconds for one in found]
+    assert all(later >= earlier / plan.NEAR for earlier, later in zip(seconds, seconds[1:], strict=False))
+    assert seconds[-1] > 1.2 * seconds[0]
+    first, last = found[0].plan, found[-1].plan
+    assert first.kept_layers == LAYERS and first.optimizer == "adamw_torch" and not first.offload
+    assert last.kept_layers == 0 and last.optimizer == "adamw_8bit" and last.offload
+    assert last.micro_batch_tokens < first.micro_batch_tokens
+    ways = [one.plan.choices["checkpointing"].value for one in found]
+    assert {"none", "selective", "offload"} <= set(ways)
+    assert ways.index("none") < ways.index("selective") < ways.index("offload")
+
+
+def test_nothing_is_found_below_the_least_and_everything_above() -> None:
+    bottom = least()
+    assert fits(bottom) and not fits(0.999 * bottom)
+    assert smallest(config(), SHAPE, load(config()), GPU).peak_bytes == pytest.approx(
+        plan.USED_SHARE * bottom, rel=1e-3
+    )
+
+
+ADVICE = re.compile(r"micro_batch_tokens (\d+), gradient_checkpointing (\w+), optimizer (\w+)")
+SHORTER = re.compile(r"With max_length (\d+) it needs ([\d.]+) GiB")
+
+
+def test_settings_that_cannot_fit_are_told_the_nearest_that_do_and_those_do() -> None:
+    pins = {"micro_batch_tokens": 32768, "gradient_checkpointing": "none", "optimizer": "adamw_torch"}
+    free = 8 * GIB
+    with pytest.raises(StudioError) as told:
+        chosen(free, **pins)
+    text = told.value.text
+    needed = smallest(config(**pins), SHAPE, load(config(**pins)), GPU).peak_bytes
+    assert told.value.where == "memory"
+    assert f"{needed / GIB:.1f} GiB is the least for these settings, 8.0 GiB is free" in text
+    advice = ADVICE.search(text)
+    assert advice is not None and "leave all three to the planner" in text
+    tokens, checkpointing, optimizer = advice.groups()
+    followed = chosen(
+        free, micro_batch_tokens=int(tokens), gradient_checkpointing=checkpointing, optimizer=optimizer
+    )
+    assert followed.peak_bytes <= plan.USED_SHARE * free
+    said = re.search(r"([\d.]+) GiB is enough", text)
+    assert said is not None and followed.peak_bytes / GIB == pytest.approx(float(said[1]), abs=0.051)
+    assert fits(free)
+
+
+def test_when_no_settings_fit_shorter_rows_are_advised_and_those_do() -> None:
+    long = numpy.full(200, 60_000)
+    free = 6 * GIB
+    with pytest.raises(StudioError) as told:
+        chosen(free, lengths=long, max_length=65536)
+    advice = SHORTER.search(told.value.text)
+    assert advice is not None
+    length = int(advice[1])
+    assert length < 60_000
+    assert fits(free, lengths=numpy.minimum(long, length), max_length=length)
+    assert not fits(free, lengths=numpy.minimum(long, 2 * length + 1), max_length=2 * length + 1)
+
+
+def test_a_base_that_is_too_large_is_named() -> None:
+    with pytest.raises(StudioError, match=r"The base alone takes 2\.\d GiB: take a smaller one"):
+        chosen(2 * GIB)
+
+
+def test_whatever_is_asked_the_answer_fits_or_the_advice_does() -> None:
+    draw = random.Random(11)
+    advised = fitted = 0
+    for _ in range(60):
+        pins: dict[str, Any] = {}
+        if draw.random() < 0.6:
+            pins["micro_batch_tokens"] = draw.choice((64, 1000, 8192, 65536))
+        if draw.random() < 0.6:
+            pins["gradient_checkpointing"] = draw.choice(("none", "selective", "full", "offload"))
+        if draw.random() < 0.6:
+            pins["optimizer"] = draw.choice(("adamw_torch", "adamw_8bit", "paged_adamw_8bit"))
+        longest = draw.choice((100, 2000, 30_000))
+        lengths = numpy.random.default_rng(draw.randint(0, 99)).integers(10, longest, 200)
+        free = draw.choice((3, 4, 6, 12, 40)) * GIB
+        given: dict[str, Any] = {"lengths": lengths, "effective_batch": draw.choice((1, 16, 128))}
+        given["rates"] = draw.choice((GPU, GPU, CPU))
+        try:
+            found = chosen(free, **given, **pins)
+        except StudioError as error:
+            advised += 1
+            if advice := ADVICE.search(error.text):
+                names = ("micro_batch_tokens", "gradient_checkpointing", "optimizer")
+                new: dict[str, Any] = dict(zip(names, advice.groups(), strict=True))
+                new["micro_batch_tokens"] = int(new["micro_batch_tokens"])
+                assert fits(free, **given, **new) and fits(free, **given)
+            elif shorter := SHORTER.search(error.text):
+                cut = given | {"lengths": numpy.minimum(lengths, int(shorter[1]))}
+                assert fits(free, **cut) and not fits(free, **given)
+            else:
+                assert "The base alone takes" in error.text and not fits(free, **given)
+        else:
+            fitted += 1
+            assert found.peak_bytes <= plan.USED_SHARE * free
+            wanted = pins.get("micro_batch_tokens")
+            if wanted is not None:
+                assert found.plan.micro_batch_tokens == max(wanted, found_longest(found, given, pins))
+            assert pins.get("optimizer", found.plan.optimizer) == found.plan.optimizer
+    assert fitted > 10 and advised > 10
+
+
+def found_longest(found: Outcome, given: dict[str, Any], pins: dict[str, Any]) -> int:
+    return load(config(effective_batch=given["effective_batch"], **pins), given["lengths"]).longest
+
+
+@pytest.mark.xfail(
+    strict=True, reason="the least is compared with 92 % of what is free, and both are told whole"
+)
+def test_what_is_said_to_be_the_least_is_more_than_what_is_said_to_be_free() -> None:
+    bottom = smallest(config(), SHAPE, load(config()), GPU).peak_bytes
+    with pytest.raises(StudioError) as told:
+        chosen(bottom * 1.05)
+    numbers = re.search(
+        r"([\d.]+) GiB is the least for these settings, ([\d.]+) GiB is free", told.value.text
+    )
+    assert numbers is None or float(numbers[1]) > float(numbers[2])
+
+
+@pytest.mark.xfail(strict=True, reason="the last resort blames the base, whatever is too large")
+def test_a_huge_adapter_is_not_blamed_on_the_base() -> None:
+    huge = Shape(**{**vars(SHAPE), "adapter_parameters": 64 * ADAPTER})
+    with pytest.raises(StudioError) as told:
+        chosen(12 * GIB, shape=huge)
+    assert "The base alone" not in told.value.text
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_selective_keeps_as_many_layers_as_fit(share: float) -> None:
+    pins = {"micro_batch_tokens": 8192, "optimizer": "adamw_torch"}
+    full = chosen(AMPLE, gradient_checkpointing="full", **pins).peak_bytes
+    whole = chosen(AMPLE, gradient_checkpointing="none", **pins).peak_bytes
+    free = (full + share * (whole - full)) / plan.USED_SHARE
+    for wanted in ("selective", "auto"):
+        found = chosen(free, gradient_checkpointing=wanted, **pins)
+        kept = found.plan.kept_layers
+        assert 0 < kept < LAYERS and abs(kept / LAYERS - share) < 0.25
+        more = kept + LAYERS // 8 + 1
+        larger = Plan(8192, more, LAYERS, False, "adamw_torch", found.plan.graphs)
+        recipe = config(gradient_checkpointing=wanted, **pins)
+        assert estimate(larger, SHAPE, load(recipe), GPU).peak_bytes > plan.USED_SHARE * free
+    why = found.plan.choices["checkpointing"]
+    assert why.value == "selective" and f"{kept} of {LAYERS} layers" in why.why
+
+
+def test_choices_say_why() -> None:
+    ample, short = chosen(AMPLE).plan.choices, chosen(least()).plan.choices
+    assert set(ample) == {"micro-batch", "checkpointing", "optimizer", "training path"}
+    assert ample["checkpointing"] == ("none", "all activations fit")
+    assert ample["optimizer"].value.startswith("adamw_torch") and "states fit" in ample["optimizer"].why
+    assert re.fullmatch(r"[\d,]+ tokens", ample["micro-batch"].value) and "a step" in ample["micro-batch"].why
+    assert ample["training path"].value == "hand-written decoder"
+    assert "memory is short" in short["checkpointing"].why
+    assert "8-bit states leave room" in short["optimizer"].why
+    refused = Shape(**{**vars(SHAPE), "refusal": "its head is not a plain matrix"})
+    path = chosen(AMPLE, shape=refused).plan.choices["training path"]
+    assert path == ("autograd", "its head is not a plain matrix")
+
+
+def test_autograd_is_expected_to_take_more_of_both() -> None:
+    refused = Shape(**{**vars(SHAPE), "refusal": "its head is not a plain matrix"})
+    pins = {"micro_batch_tokens": 8192, "gradient_checkpointing": "none", "optimizer": "adamw_torch"}
+    mine, theirs = chosen(AMPLE, **pins), chosen(AMPLE, shape=refused, **pins)
+    assert theirs.peak_bytes > 1.2 * mine.peak_bytes and theirs.step_seconds > 1.2 * mine.step_seconds
+    assert not theirs.plan.graphs
+
+
+def test_draws_are_the_seeds_own() -> None:
+    one, again, other = load(config()), load(config()), load(config(seed=1))
+    assert one == again and one.steps != other.steps
+    assert len(one.steps) == plan.DRAWS and {len(step) for step in one.steps} == {64}
+    assert set().union(*map(set, one.steps)) <= set(LENGTHS.tolist())
+    assert one.longest == LENGTHS.max() and one.supervised_share == pytest.approx(0.5, abs=1e-3)
+    assert one.largest_step == max(map(sum, one.steps))
+    # The run is over after three of them: what comes later is not expected.
+    short = load(config(max_steps=3))
+    assert short.count == 3 and short.largest_step == max(map(sum, short.steps[:3])) < one.largest_step
+    few = workload(config(), [10, 20, 30], 30)
+    assert all(sorted(step) == [10, 20, 30] for step in few.steps) and few.largest_step == 60
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("tokens", [900, 1003, 4096])
+def test_packs_are_planned_as_they_are_packed(graphs: bool, tokens: int) -> None:
+    one = Plan(tokens, 0, LAYERS, False, "adamw_torch", graphs)
+    assert (one.multiple > 1) == graphs
+    for step in load(config(effective_batch=16)).steps[:20]:
+        made = Packer(one.micro_batch_tokens, one.multiple)(tiny.rows(step))["step"].packs
+        assert [pack.lengths for pack in made] == [tuple(lengths) for lengths in packed(one, step)]
+
+
+def test_the_worst_pack_is_as_large_as_the_largest_and_of_rows_as_long_as_the_longest() -> None:
+    work = load(config())
+    for graphs in (False, True):
+        one = Plan(8192, 0, LAYERS, False, "adamw_torch", graphs)
+        worst = worst_pack(one, work)
+        assert sum(worst) == max(sum(pack) for step in work.steps for pack in packed(one, step)) <= 8192
+        assert worst[:-1] == [work.longest] * (len(worst) - 1) and 0 < worst[-1] <= work.longest
+
+
+def test_small_packs_are_launched_by_graphs_and_large_ones_are_not() -> None:
+    pins = {"gradient_checkpointing": "none", "optimizer": "adamw_torch"}
+    assert chosen(AMPLE, micro_batch_tokens=1024, **pins).plan.graphs
+    assert not chosen(AMPLE, micro_batch_tokens=32768, **pins).plan.graphs
+    assert not chosen(AMPLE, micro_batch_tokens=1024, rates=CPU, **pins).plan.graphs
+
+
+def test_a_cpu_keeps_everything_and_needs_no_large_packs() -> None:
+    found = chosen(AMPLE, rates=CPU).plan
+    assert found.kept_layers == LAYERS and not found.offload and not found.graphs
+    assert found.optimizer == "adamw_torch" and found.micro_batch_tokens <= plan.CPU_TOKENS
+    pinned = chosen(AMPLE, rates=CPU, gradient_checkpointing="offload").plan
+    assert pinned.kept_layers == 0 and not pinned.offload  # it would wait where it is
+
+
+def test_free_memory_is_the_hosts_where_there_is_no_gpu() -> None:
+    import psutil
+
+    assert 0 < plan.free_bytes() <= psutil.virtual_memory().total
