@@ -65,7 +65,7 @@ def peak_bytes(shape: Shape, way: Way, tokens: int, supervised: int) -> int:
     recomputed = shape.layers - way.kept
     inputs = min(3, recomputed) * row * tokens if way.offload else recomputed * row * tokens
     loss = row * (tokens + 2 * supervised) + _piece(shape, way)
-    gate = number * (shape.hidden + shape.intermediate) * tokens
+    gate = number * (2 * shape.hidden + shape.intermediate) * tokens
     at_the_turn = kept + inputs + max(loss, gate if way.kept else 0)
     again = inputs + recomputed_bytes(shape) * tokens * factor if recomputed else 0
     return int(fixed + max(at_the_turn, again))
@@ -107,8 +107,8 @@ def pack_seconds(
     flops += 4 * tokens * supervised_share * shape.vocabulary * hidden
     queries = shape.query_heads * shape.head_dim
     turned = queries + shape.key_heads * shape.head_dim
-    moved: float = 26 * hidden + 2 * queries + 2 * shape.heads_width + 4 * turned + 15 * shape.intermediate
-    moved += again * (11 * hidden + 4 * turned)
+    moved: float = 30 * hidden + 2 * queries + 2 * shape.heads_width + 4 * turned + 15 * shape.intermediate
+    moved += again * (7 * hidden + 4 * turned)
     moved *= tokens * number * shape.layers
     merged = shape.linear_weights * (2 + again * (1 - down)) * 2.5
     counts = [-(-length // TILE) for length in lengths]

@@ -76,14 +76,12 @@ def _odd(layer: Any) -> str | None:
 
 @dataclass
 class Kept:
-    """What a layer's backward reads of its forward. Norms' outputs are computed again where None."""
+    """What a layer's backward reads of its forward. The norms' outputs, cheap to have, are computed again."""
 
     x: torch.Tensor
-    normed: torch.Tensor | None
     raw: torch.Tensor | None
     attended: Attended
     middle: torch.Tensor
-    normed_middle: torch.Tensor | None
     gate_up: torch.Tensor
 
 
@@ -122,7 +120,7 @@ class Layer:
         self, x: torch.Tensor, pack: Pack, rope: Rope, keep: bool
     ) -> tuple[torch.Tensor, Kept | None]:
         """(tokens, hidden size) -> the same, and what `backward` needs where ``keep``."""
-        kept = self.forward_to_gate(x, pack, rope, keep, keep)
+        kept = self.forward_to_gate(x, pack, rope, keep)
         product = operations.swiglu(kept.gate_up)
         if keep:
             return self.down.forward(product, kept.middle), kept
@@ -130,34 +128,26 @@ class Layer:
         del kept
         return self.down.forward(product, middle), None
 
-    def forward_to_gate(self, x: torch.Tensor, pack: Pack, rope: Rope, keep: bool, norms: bool) -> Kept:
+    def forward_to_gate(self, x: torch.Tensor, pack: Pack, rope: Rope, keep: bool) -> Kept:
         """All of `forward` that `backward` reads: everything but the last product.
 
         :param keep: attention can be differentiated later
-        :param norms: keep the norms' outputs too
         """
-        normed = _norm(self.norm, x)
-        qkv = self.qkv.forward(normed)
-        first = normed if norms else None
-        del normed
+        qkv = self.qkv.forward(_norm(self.norm, x))
         query, key, value = self._heads(qkv, pack, rope)
         attended = attend(query, key, value, pack, self.scale, keep)
         raw = qkv if self.query_norm is not None else None
         del qkv
         middle = self.out.forward(attended.out.detach().flatten(1), x)
-        normed_middle = _norm(self.middle_norm, middle)
-        gate_up = self.gate_up.forward(normed_middle)
-        return Kept(x, first, raw, attended, middle, normed_middle if norms else None, gate_up)
+        gate_up = self.gate_up.forward(_norm(self.middle_norm, middle))
+        return Kept(x, raw, attended, middle, gate_up)
 
     def backward(self, gradient: torch.Tensor, kept: Kept, pack: Pack, rope: Rope) -> torch.Tensor:
         """The gradient of the layer's input from that of its output; adapters' gradients are added up."""
         product, gate_up = operations.swiglu_backward(self.down.input_gradient(gradient), kept.gate_up)
         self.down.adapter_gradients(gradient, product)
         del product
-        normed = (
-            kept.normed_middle if kept.normed_middle is not None else _norm(self.middle_norm, kept.middle)
-        )
-        kept.normed_middle = None
+        normed = _norm(self.middle_norm, kept.middle)
         given = self.gate_up.backward(gate_up, normed)
         del gate_up, normed
         kept.gate_up = None  # type: ignore[assignment]
@@ -170,8 +160,7 @@ class Layer:
         del given, out
         kept.attended = None  # type: ignore[assignment]
         self._heads_backward(qkv, kept.raw, pack, rope)
-        normed = kept.normed if kept.normed is not None else _norm(self.norm, kept.x)
-        given = self.qkv.backward(qkv, normed)
+        given = self.qkv.backward(qkv, _norm(self.norm, kept.x))
         return _norm_backward(self.norm, given, kept.x, gradient)
 
     def _heads(self, qkv: torch.Tensor, pack: Pack, rope: Rope) -> Any:
@@ -294,7 +283,7 @@ class DecoderEngine:
             self.adapters.load(number)
             if needed is None:
                 x = self.hosted.take(number)
-                needed = layer.forward_to_gate(x, pack, self.rope, keep=True, norms=False)
+                needed = layer.forward_to_gate(x, pack, self.rope, keep=True)
                 del x
             gradient = layer.backward(gradient, needed, pack, self.rope)
             del needed

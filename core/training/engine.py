@@ -40,5 +40,5 @@ def engine(model: Any, config: RunConfig, plan: Plan) -> tuple[Engine, dict[str,
     if plan.graphs:
         from core.training.graphs import GraphedEngine
 
-        return GraphedEngine(decoder), {}
+        return GraphedEngine(decoder, plan.micro_batch_tokens), {}
     return decoder, {}

@@ -13,7 +13,7 @@ from core.training.decoder import DecoderEngine, Kept
 from core.training.packing import TILE, Pack
 
 # The work list has room for this many times the tiles that one long row would have.
-ROOM = (1.25, 1.5, 2.0, 3.0, 5.0)
+ROOM = (1.5, 3.0, 6.0)
 NO_TOKEN = 2**30  # a tile that begins behind its row's end is skipped
 
 
@@ -28,11 +28,16 @@ class Captured:
 
 
 class GraphedEngine:
-    """A DecoderEngine whose passes are recorded the second time that a pack size comes."""
+    """A DecoderEngine whose passes are recorded when a pack size first comes.
 
-    def __init__(self, engine: DecoderEngine) -> None:
-        self.engine = engine
-        self.seen: set[tuple[int, int]] = set()
+    :param tokens: of the largest pack
+    """
+
+    def __init__(self, engine: DecoderEngine, tokens: int) -> None:
+        self.engine, self.warm = engine, False
+        hidden = engine.embedding.weight.shape[1]
+        # Pinned memory cannot be had while a graph is recorded.
+        engine.hosted.reserve(engine.recomputed, tokens * hidden, engine.dtype)
         self.captured: dict[tuple[int, int], Captured] = {}
         self.pool = torch.cuda.graph_pool_handle()
 
@@ -40,9 +45,9 @@ class GraphedEngine:
     def step(self, pack: Pack, weight: float) -> torch.Tensor:
         """As `DecoderEngine.step`."""
         size = pack.tokens, _room(pack)
-        if size not in self.seen:
-            # Kernels are compiled, and pinned memory is found, outside any recording.
-            self.seen.add(size)
+        if not self.warm:
+            # Kernels are compiled outside any recording.
+            self.warm = True
             return self.engine.step(pack, weight)
         self.engine.adapters.attach_gradients()
         if size not in self.captured:

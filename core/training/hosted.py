@@ -22,6 +22,12 @@ class HostMemory:
         self.stream = torch.cuda.Stream(device) if self.offload else None
         self.shape: torch.Size | None = None
 
+    def reserve(self, layers: int, numbers: int, dtype: torch.dtype) -> None:
+        """Have memory for this many layers' inputs of at most this many numbers, before it is needed."""
+        if self.offload:
+            for number in range(layers):
+                self.pinned[number] = torch.empty(numbers, dtype=dtype, pin_memory=True)
+
     def put(self, number: int, x: torch.Tensor) -> None:
         if not self.offload:
             self.held[number] = x

@@ -4,7 +4,6 @@ A plan changes memory and speed, never the result: the rows of a step stay the s
 their loss.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +22,7 @@ from core.training.shape import Shape
 USED_SHARE = 0.92  # of the free memory: the allocator and the driver need the rest
 SIZES = (2048, 4096, 8192, 16384, 32768, 65536)  # tokens of a pack worth trying
 CPU_TOKENS = 4096  # beyond this a pack brings a CPU nothing
-DRAWN, HEAVIEST, EPOCHS = 48, 4, 3  # steps looked at for the time, for the memory, and of how many epochs
+DRAWN, EPOCHS = 48, 3  # steps looked at for the time; epochs whose steps are looked at for the memory
 NEAR = 1.01  # a plan this close to the fastest is as good, if it needs less memory
 
 
@@ -51,28 +50,34 @@ class Plan:
 
 @dataclass(frozen=True)
 class Workload:
-    """Steps as they will come, each as the lengths of its rows.
+    """Steps as they will come, each as the lengths of its rows, those with most tokens first.
 
-    :param steps: some of them, spread over the run
-    :param largest: those with most tokens
+    :param supervised_share: of the tokens, those in the loss
     """
 
-    steps: tuple[tuple[int, ...], ...]
-    largest: tuple[tuple[int, ...], ...]
+    steps: tuple[Any, ...]
     longest: int
     supervised_share: float
 
     @property
     def largest_step(self) -> int:
-        return sum(self.largest[0])
+        return int(self.steps[0].sum())
+
+    @property
+    def some(self) -> list[Any]:
+        """A few steps of all sizes."""
+        places = numpy.linspace(0, len(self.steps) - 1, min(len(self.steps), DRAWN)).astype(int)
+        return [self.steps[place] for place in places]
+
+    def largest_of(self, count: int, limit: int) -> Any:
+        """The largest step that fits into ``count`` packs of ``limit`` tokens, or the smallest of all."""
+        return next((step for step in self.steps if step.sum() <= count * limit), self.steps[-1])
 
     def cut(self, length: int) -> "Workload":
         """The same steps with rows of at most this length."""
-        steps, largest = (
-            tuple(tuple(min(row, length) for row in step) for step in some)
-            for some in (self.steps, self.largest)
-        )
-        return Workload(steps, largest, min(self.longest, length), self.supervised_share)
+        steps = (numpy.minimum(step, length) for step in self.steps)
+        ordered = tuple(sorted(steps, key=lambda step: -int(step.sum())))
+        return Workload(ordered, min(self.longest, length), self.supervised_share)
 
 
 @dataclass(frozen=True)
@@ -95,13 +100,10 @@ def workload(config: RunConfig, lengths: Any, supervised: int) -> Workload:
     total = min(total_steps(config, len(rows)), EPOCHS * per_epoch)
     steps: list[Any] = []
     for epoch in range(-(-total // per_epoch)):
-        ordered = rows[order(config, len(rows), epoch)]
-        steps += [ordered[start : start + batch] for start in range(0, len(rows), batch)]
-    steps = steps[:total]
-    heavy = sorted(steps, key=lambda step: -int(step.sum()))[:HEAVIEST]
-    some = [steps[place] for place in numpy.linspace(0, total - 1, min(total, DRAWN)).astype(int)]
-    listed = [tuple(tuple(step.tolist()) for step in group) for group in (some, heavy)]
-    return Workload(listed[0], listed[1], int(rows.max()), share)
+        taken = rows[order(config, len(rows), epoch)]
+        steps += [taken[start : start + batch] for start in range(0, len(rows), batch)]
+    ordered = tuple(sorted(steps[:total], key=lambda step: -int(step.sum())))
+    return Workload(ordered, int(rows.max()), share)
 
 
 def order(config: RunConfig, rows: int, epoch: int) -> Any:
@@ -144,7 +146,7 @@ def smallest(config: RunConfig, shape: Shape, load: Workload, rates: Rates) -> O
 def estimate(plan: Plan, shape: Shape, load: Workload, rates: Rates) -> Outcome:
     """What a plan takes: most memory of any drawn step, mean time of all."""
     seconds = []
-    for step in load.steps:
+    for step in load.some:
         packs = packed(plan, step)
         seconds.append(cost.step_seconds(shape, plan.way, rates, packs, load.supervised_share))
     largest = sum(worst_pack(plan, load))
@@ -153,8 +155,9 @@ def estimate(plan: Plan, shape: Shape, load: Workload, rates: Rates) -> Outcome:
     return Outcome(plan, peak, sum(seconds) / len(seconds))
 
 
-def packed(plan: Plan, step: Sequence[int]) -> list[list[int]]:
+def packed(plan: Plan, step: Any) -> list[list[int]]:
     """Row lengths of a step's packs, with what they are filled up with; see Packer."""
+    step = step.tolist()
     bins = split(step, plan.micro_batch_tokens, full=plan.multiple > 1)
     packs = [[step[row] for row in bin_] for bin_ in bins]
     for pack in packs:
@@ -165,7 +168,11 @@ def packed(plan: Plan, step: Sequence[int]) -> list[list[int]]:
 
 def worst_pack(plan: Plan, load: Workload) -> list[int]:
     """Row lengths as long as rows get, as many as the largest pack that is expected holds."""
-    size = max(sum(pack) for step in load.largest for pack in packed(plan, step))
+    limit = plan.micro_batch_tokens
+    most = -(-load.largest_step // limit)
+    # The largest pack comes of a step that just fits into so many packs, or of the largest step.
+    steps = [load.steps[0], *(load.largest_of(count, limit) for count in range(1, most + 1))]
+    size = max(sum(pack) for step in steps for pack in packed(plan, step))
     rows, rest = divmod(size, load.longest)
     return [load.longest] * rows + [rest] * (rest > 0)
 
@@ -211,7 +218,7 @@ def _checkpointing(wanted: str, layers: int, cuda: bool) -> list[tuple[int, bool
 
 def _explained(config: RunConfig, load: Workload, shape: Shape, best: Outcome) -> Plan:
     plan, training = best.plan, config.training
-    packs = [len(packed(plan, step)) for step in load.steps]
+    packs = [len(packed(plan, step)) for step in load.some]
     mean = sum(packs) / len(packs)
     choices = {
         "micro-batch": Choice(

@@ -16,7 +16,7 @@ from core.training.forecast import Forecast
 from core.training.plan import Plan
 from core.training.prepare import prepare
 
-STEPS = 2  # as they will come
+STEPS = 3  # as they will come
 
 
 def measure(config: RunConfig, job: Job) -> Forecast:
@@ -53,7 +53,7 @@ def sharpened(
 ) -> Forecast:
     """``before`` with what steps of its plan take on a model with its adapter; the model's weights stay."""
     work = plan.workload(config, lengths, supervised)
-    steps = [plan.packed(before.plan, step) for step in work.steps[:STEPS]]
+    steps = [plan.packed(before.plan, step) for step in work.some[:: -(-len(work.some) // STEPS)]]
     seconds, peak = _run(config, model, before.plan, work, steps, check_stop)
     rates = cost.rates(hardware.device().value, hardware.compute_dtype(config).value)
     sizes, share = shape.shape(config), work.supervised_share

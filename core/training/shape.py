@@ -122,7 +122,7 @@ def _bytes(weights: int, outputs: int, method: str, double: bool, number_bytes: 
 
 def kept_bytes(shape: Shape) -> int:
     """Bytes per token of one layer whose activations are kept; see core.training.decoder.Kept."""
-    numbers = 4 * shape.hidden + shape.heads_width + shape.query_heads * shape.head_dim
+    numbers = 2 * shape.hidden + shape.heads_width + shape.query_heads * shape.head_dim
     numbers += 2 * shape.intermediate
     if shape.head_norms:
         numbers += (shape.query_heads + shape.key_heads) * shape.head_dim

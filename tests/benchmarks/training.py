@@ -23,7 +23,7 @@ FULL_ROWS = ["--rows", "full", "--examples", "8"]
 CASES: dict[str, tuple[str, list[str], dict[str, list[str]]]] = {
     "3b-none": (
         "3b",
-        ["--checkpointing", "none", "--tokens", "17408"],
+        ["--checkpointing", "none"],
         {"packed": OFF, "unsloth": OFF},
     ),
     "3b-full": (
@@ -40,7 +40,7 @@ CASES: dict[str, tuple[str, list[str], dict[str, list[str]]]] = {
     ),
     "7b-none": (
         "7b",
-        ["--checkpointing", "none", "--tokens", "16000"],
+        ["--checkpointing", "none", "--tokens", "18432"],
         {"packed": OFF, "unsloth": OFF},
     ),
     "7b-full": (

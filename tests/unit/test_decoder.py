@@ -168,7 +168,7 @@ def test_the_layers_that_are_kept_change_nothing_but_what_is_computed_again(
         {"rank_pattern": {"k_proj": 7, "gate_proj": 2}},
         {"alpha_pattern": {"v_proj": 20, "up_proj": 1}},
         {"use_rslora": True, "r": 8},
-        {"layers_to_transform": [1]},
+        {"target_modules": ["q_proj", "o_proj"], "layers_to_transform": [1]},
     ],
     ids=str,
 )

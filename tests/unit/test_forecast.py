@@ -166,7 +166,14 @@ def test_what_leaves_the_fast_path_is_said_in_the_shape() -> None:
     assert "float16" in shape.shape(recipe(quantisation={"compute_dtype": "float16"})).refusal
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+AMBIGUOUS = pytest.mark.xfail(
+    strict=True, reason="transformers refuses Gemma 4's config one head_dim for all"
+)
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=AMBIGUOUS if f == "gemma4_text" else ()) for f in tiny.FAMILIES]
+)
 def test_every_family_has_a_forecast(family: str, tmp_path: Path, known_rates: None) -> None:
     from transformers import AutoConfig
 
@@ -234,8 +241,9 @@ def test_the_starter_is_measured_as_a_job(samples: Path) -> None:
     assert found.plan == before.plan and found.disk_gib == before.disk_gib
 
 
-@pytest.mark.parametrize("pins", [{}, {"optimizer": "adamw_8bit", "gradient_checkpointing": "full"}], ids=str)
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("pins", "dropout"), [({}, 0.1), ({"optimizer": "adamw_8bit", "gradient_checkpointing": "full"}, 0.0)]
+)
 def test_a_measurement_leaves_the_weights_as_they_were(
     pins: dict[str, Any], dropout: float, known_rates: None
 ) -> None:
@@ -245,8 +253,8 @@ def test_a_measurement_leaves_the_weights_as_they_were(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    first, asked = quick(config), []
-    found = probing.sharpened(config, model, first, LENGTHS, SUPERVISED, lambda: asked.append(1))
+    first, asked = forecast.forecast(config, 8, LENGTHS[:8], 100), []
+    found = probing.sharpened(config, model, first, LENGTHS[:8], 100, lambda: asked.append(1))
     assert found.probed and found.peak_gib > 0 and len(asked) == 1 + 3 * probing.STEPS
     assert (found.plan, found.disk_gib, found.free_gib) == (first.plan, first.disk_gib, first.free_gib)
     assert found.seconds_per_step > 0

@@ -2,6 +2,7 @@
 
 import random
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -24,8 +25,10 @@ from core.training.plan import (
     workload,
     worst_pack,
 )
+from core.training.prepare import prepare
 from core.training.shape import Shape
 from tests import tiny
+from tests.runs import add, do, recipe
 
 GPU, CPU = Rates(7e14, 4e12, 6e-6, True), Rates(1e11, 1e10, 1e-6, False)
 # Llama 3.2 3B in NF4 with double quantisation, r 16 on every linear layer.
@@ -52,18 +55,18 @@ AMPLE = 500 * GIB
 
 
 def config(**training: Any) -> RunConfig:
-    return validated({"training": {"effective_batch": 64, **training}})
+    return validated({"training": {"effective_batch": 32, **training}})
 
 
 def chosen(
     free: float, shape: Shape = SHAPE, rates: Rates = GPU, lengths: Any = LENGTHS, **training: Any
 ) -> Any:
-    recipe = config(**training)
-    return choose(recipe, shape, load(recipe, lengths), rates, free)
+    asked = config(**training)
+    return choose(asked, shape, load(asked, lengths), rates, free)
 
 
-def load(recipe: RunConfig, lengths: Any = LENGTHS) -> Workload:
-    return workload(recipe, lengths, int(0.5 * sum(lengths)))
+def load(asked: RunConfig, lengths: Any = LENGTHS) -> Workload:
+    return workload(asked, lengths, int(0.5 * sum(lengths)))
 
 
 def fits(free: float, **given: Any) -> bool:
@@ -74,13 +77,10 @@ def fits(free: float, **given: Any) -> bool:
     return True
 
 
-def least(**given: Any) -> float:
-    """The least free memory that a plan is found for, to a MiB."""
-    low, high = 0.0, 200.0 * GIB
-    while high - low > 2**20:
-        middle = (low + high) / 2
-        low, high = (low, middle) if fits(middle, **given) else (middle, high)
-    return high
+def least(**training: Any) -> float:
+    """The least free memory that a plan is found for."""
+    asked = config(**training)
+    return smallest(asked, SHAPE, load(asked), GPU).peak_bytes / plan.USED_SHARE
 
 
 @pytest.mark.parametrize("tokens", [600, 3000, 50_000])
@@ -116,10 +116,10 @@ def test_pinned_checkpointing_is_taken(wanted: str, kept: set[int] | None, offlo
 
 
 def test_the_fastest_of_all_that_fit_is_chosen() -> None:
-    for free in (6 * GIB, 9 * GIB, 20 * GIB, AMPLE):
+    for free in (4 * GIB, 12 * GIB, AMPLE):
         mine = chosen(free)
         slower = 0
-        for tokens in (2048, 4096, 8192, 16384, 32768):
+        for tokens in (2048, 8192, 32768):
             for checkpointing in ("none", "selective", "full", "offload"):
                 for optimizer in ("adamw_torch", "adamw_8bit"):
                     pins = {
@@ -139,8 +139,8 @@ def test_the_fastest_of_all_that_fit_is_chosen() -> None:
 
 def test_less_memory_means_less_kept_and_never_more_than_there_is() -> None:
     found: list[Outcome] = []
-    bottom = least()
-    for free in numpy.geomspace(120 * GIB, bottom, 60):
+    bottom = 1.0001 * least()
+    for free in numpy.geomspace(60 * GIB, bottom, 25):
         one = chosen(float(free))
         assert one.peak_bytes <= plan.USED_SHARE * free
         found.append(one)
@@ -156,12 +156,11 @@ def test_less_memory_means_less_kept_and_never_more_than_there_is() -> None:
     assert ways.index("none") < ways.index("selective") < ways.index("offload")
 
 
-def test_nothing_is_found_below_the_least_and_everything_above() -> None:
+def test_nothing_is_found_below_the_least_and_something_above() -> None:
     bottom = least()
-    assert fits(bottom) and not fits(0.999 * bottom)
-    assert smallest(config(), SHAPE, load(config()), GPU).peak_bytes == pytest.approx(
-        plan.USED_SHARE * bottom, rel=1e-3
-    )
+    assert fits(1.0001 * bottom) and not fits(0.999 * bottom)
+    with pytest.raises(StudioError):
+        chosen(0.999 * bottom)
 
 
 ADVICE = re.compile(r"micro_batch_tokens (\d+), gradient_checkpointing (\w+), optimizer (\w+)")
@@ -210,7 +209,7 @@ def test_a_base_that_is_too_large_is_named() -> None:
 def test_whatever_is_asked_the_answer_fits_or_the_advice_does() -> None:
     draw = random.Random(11)
     advised = fitted = 0
-    for _ in range(60):
+    for _ in range(40):
         pins: dict[str, Any] = {}
         if draw.random() < 0.6:
             pins["micro_batch_tokens"] = draw.choice((64, 1000, 8192, 65536))
@@ -221,7 +220,7 @@ def test_whatever_is_asked_the_answer_fits_or_the_advice_does() -> None:
         longest = draw.choice((100, 2000, 30_000))
         lengths = numpy.random.default_rng(draw.randint(0, 99)).integers(10, longest, 200)
         free = draw.choice((3, 4, 6, 12, 40)) * GIB
-        given: dict[str, Any] = {"lengths": lengths, "effective_batch": draw.choice((1, 16, 128))}
+        given: dict[str, Any] = {"lengths": lengths, "effective_batch": draw.choice((1, 16, 48))}
         given["rates"] = draw.choice((GPU, GPU, CPU))
         try:
             found = chosen(free, **given, **pins)
@@ -284,14 +283,14 @@ def test_selective_keeps_as_many_layers_as_fit(share: float) -> None:
         assert 0 < kept < LAYERS and abs(kept / LAYERS - share) < 0.25
         more = kept + LAYERS // 8 + 1
         larger = Plan(8192, more, LAYERS, False, "adamw_torch", found.plan.graphs)
-        recipe = config(gradient_checkpointing=wanted, **pins)
-        assert estimate(larger, SHAPE, load(recipe), GPU).peak_bytes > plan.USED_SHARE * free
+        asked = config(gradient_checkpointing=wanted, **pins)
+        assert estimate(larger, SHAPE, load(asked), GPU).peak_bytes > plan.USED_SHARE * free
     why = found.plan.choices["checkpointing"]
     assert why.value == "selective" and f"{kept} of {LAYERS} layers" in why.why
 
 
 def test_choices_say_why() -> None:
-    ample, short = chosen(AMPLE).plan.choices, chosen(least()).plan.choices
+    ample, short = chosen(AMPLE).plan.choices, chosen(1.0001 * least()).plan.choices
     assert set(ample) == {"micro-batch", "checkpointing", "optimizer", "training path"}
     assert ample["checkpointing"] == ("none", "all activations fit")
     assert ample["optimizer"].value.startswith("adamw_torch") and "states fit" in ample["optimizer"].why
@@ -312,18 +311,55 @@ def test_autograd_is_expected_to_take_more_of_both() -> None:
     assert not theirs.plan.graphs
 
 
-def test_draws_are_the_seeds_own() -> None:
+def test_steps_are_the_recipes_own() -> None:
     one, again, other = load(config()), load(config()), load(config(seed=1))
     assert one == again and one.steps != other.steps
-    assert len(one.steps) == plan.DRAWS and {len(step) for step in one.steps} == {64}
-    assert set().union(*map(set, one.steps)) <= set(LENGTHS.tolist())
+    # 500 rows make 16 steps an epoch, the last of 20; two epochs are the default.
+    assert len(one.steps) == 32 and sorted({len(step) for step in one.steps}) == [20, 32]
+    assert sorted(row for step in one.steps[:16] for row in step) == sorted(LENGTHS.tolist())
+    assert one.steps[:16] != one.steps[16:]
     assert one.longest == LENGTHS.max() and one.supervised_share == pytest.approx(0.5, abs=1e-3)
-    assert one.largest_step == max(map(sum, one.steps))
-    # The run is over after three of them: what comes later is not expected.
+    heavy = sorted(map(sum, one.steps), reverse=True)
+    assert [sum(step) for step in one.largest] == heavy[: plan.HEAVIEST] and one.largest_step == heavy[0]
     short = load(config(max_steps=3))
-    assert short.count == 3 and short.largest_step == max(map(sum, short.steps[:3])) < one.largest_step
+    assert short.steps == one.steps[:3] and short.largest_step == max(map(sum, short.steps))
+    long = load(config(epochs=50))
+    assert len(long.steps) == plan.DRAWN and long.largest_step >= one.largest_step
     few = workload(config(), [10, 20, 30], 30)
     assert all(sorted(step) == [10, 20, 30] for step in few.steps) and few.largest_step == 60
+
+
+def test_a_curriculum_is_looked_at_in_its_order() -> None:
+    asked = validated({"training": {"effective_batch": 32}, "data": {"order": "short to long"}})
+    ordered = sorted(LENGTHS.tolist())
+    assert load(asked, ordered).steps[0] == tuple(ordered[:32])
+
+
+def test_rows_come_in_the_order_that_was_looked_at(samples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = recipe(
+        data={"max_rows": 11},
+        training={"max_steps": None, "epochs": 3, "effective_batch": 4, "seed": 5, "eval_steps": 100},
+    )
+    seen: list[tuple[int, ...]] = []
+    whole = Packer.__call__
+
+    def packing(self: Packer, rows: Any) -> Any:
+        seen.append(tuple(len(row["input_ids"]) for row in rows))
+        return whole(self, rows)
+
+    monkeypatch.setattr(Packer, "__call__", packing)
+    assert do("train", add(short))["error"] is None
+    lengths = [len(row.input_ids) for row in prepare(short).train]
+    assert len(set(lengths)) > 5
+    assert workload(short, lengths, 100).steps == tuple(seen) and len(seen) == 9
+
+
+def test_shorter_rows_are_cut_in_every_step() -> None:
+    one = load(config())
+    cut = one.cut(100)
+    assert cut.longest == 100 and one.cut(10_000) == one
+    for mine, true in zip((*cut.steps, *cut.largest), (*one.steps, *one.largest), strict=True):
+        assert mine == tuple(min(row, 100) for row in true)
 
 
 @pytest.mark.parametrize("graphs", [False, True])
@@ -341,8 +377,22 @@ def test_the_worst_pack_is_as_large_as_the_largest_and_of_rows_as_long_as_the_lo
     for graphs in (False, True):
         one = Plan(8192, 0, LAYERS, False, "adamw_torch", graphs)
         worst = worst_pack(one, work)
-        assert sum(worst) == max(sum(pack) for step in work.steps for pack in packed(one, step)) <= 8192
+        assert sum(worst) == max(sum(pack) for step in work.largest for pack in packed(one, step)) <= 8192
         assert worst[:-1] == [work.longest] * (len(worst) - 1) and 0 < worst[-1] <= work.longest
+
+
+HALVES = pytest.mark.xfail(strict=True, reason="only the heaviest steps are asked, which may be split in two")
+
+
+@pytest.mark.parametrize("graphs", [pytest.param(False, marks=HALVES), True])
+def test_no_pack_is_larger_than_the_worst(graphs: bool) -> None:
+    work, over = load(config()), []
+    for tokens in (1500, 4096, 8192, 14_000, 16_000):
+        one = Plan(tokens, 0, LAYERS, False, "adamw_torch", graphs)
+        largest = max(sum(pack) for step in work.steps for pack in packed(one, step))
+        if largest > sum(worst_pack(one, work)):
+            over.append((tokens, largest, sum(worst_pack(one, work))))
+    assert not over
 
 
 def test_small_packs_are_launched_by_graphs_and_large_ones_are_not() -> None:
