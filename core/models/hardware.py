@@ -101,6 +101,14 @@ def allocated_bytes() -> int:
     return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
 
 
+def process_bytes() -> int:
+    """What this process holds on a machine that trains without a GPU; 0 with one, where it does not count."""
+    import psutil
+    import torch
+
+    return 0 if torch.cuda.is_available() else psutil.Process().memory_info().rss
+
+
 def memory_used_gb() -> float:
     """GiB: the GPU's peak of allocated memory where there is one, else what this process holds."""
     import psutil

@@ -18,7 +18,8 @@ DISK_STATES = {"adamw_torch": 8.0, "adamw_8bit": 2.1, "paged_adamw_8bit": 2.1}
 
 @dataclass(frozen=True)
 class Forecast:
-    """:param peak_gib: most memory of torch tensors on the device (in GiB, as everything named so)
+    """:param peak_gib: most memory of torch tensors on the GPU; without one, of the whole process (in GiB, as
+        everything named so)
     :param free_gib: what is free there now
     :param disk_gib: checkpoints and artifact
     :param cost: at the recipe's price per hour; None without one
@@ -80,7 +81,7 @@ def of_outcome(
         saved * CHECKPOINT_BYTES + config.training.keep_checkpoints * DISK_STATES[found.plan.optimizer]
     )
     return Forecast(
-        peak_gib=found.peak_bytes / GIB,
+        peak_gib=(found.peak_bytes + hardware.process_bytes()) / GIB,
         free_gib=free / GIB,
         seconds_per_step=found.step_seconds,
         total_seconds=total,

@@ -12,6 +12,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,15 +79,28 @@ def flops_per_token(dims: str) -> float:
     return 4 * (d["num_hidden_layers"] * layer + d["hidden_size"] * d["vocab_size"])
 
 
-def run(module: str, options: list[str], environment: dict[str, str] | None = None) -> list[dict[str, Any]]:
-    """One process; its RESULTs, or what went wrong under ``error``."""
+def run(
+    module: str, options: list[str], environment: dict[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """The RESULTs of one process as they come, or what went wrong under ``error``."""
     command = [sys.executable, "-m", f"tests.benchmarks.{module}", *options]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | (environment or {}))
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    found = [json.loads(line.removeprefix("RESULT ")) for line in lines]
-    return (
-        found if done.returncode == 0 and found else [*found, {"error": (done.stderr or done.stdout)[-600:]}]
-    )
+    with (
+        tempfile.TemporaryFile("w+") as complaints,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+            env=os.environ | (environment or {}),
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("RESULT "):
+                yield json.loads(line.removeprefix("RESULT "))
+        if process.wait():
+            complaints.seek(0)
+            yield {"error": complaints.read()[-600:]}
 
 
 def unsloth_environment(folder: str) -> dict[str, str]:
@@ -121,7 +136,7 @@ def on_cpu() -> None:
             ("ours", "ours", ["--model", "starter", "--length", "256", "--examples", "8", "--steps", "10"]),
             ("TRL padded", "peers", ["--model", starter, "--peer", "usual", "--dims", "tiny", *plain]),
         ):
-            found = run(module, options)[-1]
+            found = list(run(module, options))[-1]
             print(name, found.get("tokens_per_second", found), "tokens/s", flush=True)
 
 
@@ -146,7 +161,7 @@ def main() -> None:
     for dims in dict.fromkeys(CASES[case][0] for case in wanted):
         model = f"{arguments.models}/{dims}"
         if not Path(model, "config.json").exists():
-            run("peers", ["--make", "--dims", dims, "--model", model])
+            list(run("peers", ["--make", "--dims", dims, "--model", model]))
         mine = [case for case in wanted if CASES[case][0] == dims]
         common = ["--dims", dims, "--model", model]
         if not arguments.skip_ours:

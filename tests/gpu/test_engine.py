@@ -32,7 +32,8 @@ def _model(folder: Path, family: str, dtype: str, **lora: Any) -> tuple[Any, sch
         torch.manual_seed(0)
         config = AutoConfig.for_model(family, **SIZES)
         config._attn_implementation = "sdpa"
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        # In bfloat16, so that a base loaded in either type is quantised to the same values.
+        AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(folder)
         load.tokenizer("starter").save_pretrained(folder)
     recipe = schema.validated(
         {"model": {"base": str(folder)}, "quantisation": {"compute_dtype": dtype}, "lora": lora}

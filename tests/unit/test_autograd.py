@@ -1,7 +1,5 @@
 """The engine for any model: packs give the loss and the gradients of rows trained alone."""
 
-import sys
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -226,27 +224,6 @@ def test_single_rows_are_the_packs_of_rows_alone() -> None:
         assert mine.lengths == true.lengths
         for name in ("ids", "positions", "boundaries", "learned", "targets"):
             assert torch.equal(getattr(mine, name), getattr(true, name))
-
-
-def test_ligers_layers_are_taken_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    def model(device: str, kind: str) -> Any:
-        return SimpleNamespace(device=torch.device(device), config=SimpleNamespace(model_type=kind))
-
-    assert "CUDA" in autograd.liger(model("cpu", "llama")).why
-    for name in ("liger_kernel", "liger_kernel.transformers", "liger_kernel.transformers.monkey_patch"):
-        monkeypatch.setitem(sys.modules, name, None)
-    assert "not installed" in autograd.liger(model("cuda", "llama")).why
-
-    applied: list[dict[str, Any]] = []
-    library, table = ModuleType("liger_kernel.transformers"), ModuleType("monkey_patch")
-    library._apply_liger_kernel_to_instance = lambda **given: applied.append(given)  # type: ignore[attr-defined]
-    table.MODEL_TYPE_TO_APPLY_LIGER_FN = {"llama": None}  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "liger_kernel", ModuleType("liger_kernel"))
-    monkeypatch.setitem(sys.modules, "liger_kernel.transformers", library)
-    monkeypatch.setitem(sys.modules, "liger_kernel.transformers.monkey_patch", table)
-    assert "has no bloom layers" in autograd.liger(model("cuda", "bloom")).why and not applied
-    assert autograd.liger(model("cuda", "llama")).value == "liger-kernel"
-    assert applied[0]["fused_linear_cross_entropy"] is False and applied[0]["cross_entropy"] is False
 
 
 def test_the_engine_is_exact_without_fused_layers_too() -> None:

@@ -113,7 +113,7 @@ def test_a_pack_trains_as_its_rows_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "double"), HELD)
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
 @pytest.mark.parametrize("offload", [False, True])
 def test_a_pack_trains_as_its_rows_alone_however_the_base_is_held(
     name: str, kind: str, double: bool, offload: bool
@@ -155,8 +155,10 @@ def test_the_layers_that_are_kept_change_nothing_but_what_is_computed_again(
     monkeypatch.setattr(Layer, "forward_to_gate", counted)
     model = tiny.adapted(base(name))
     check(model, kept, offload)
-    # Once for `losses`, once forward, and once more where it was not kept.
-    assert len(calls) == 2 * LAYERS + LAYERS - kept
+    # Once for `losses`, once forward; then the first ones, which were not kept, once more, backwards.
+    assert (
+        calls[2 * LAYERS :] == calls[: LAYERS - kept][::-1] and calls[:LAYERS] == calls[LAYERS : 2 * LAYERS]
+    )
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ AMPLE = 500 * GIB
 
 
 def config(**training: Any) -> RunConfig:
-    return validated({"training": {"effective_batch": 32, **training}})
+    return validated({"training": {"effective_batch": 16, **training}})
 
 
 def chosen(
@@ -135,6 +135,23 @@ def test_the_fastest_of_all_that_fit_is_chosen() -> None:
                     if other.step_seconds <= mine.step_seconds:
                         assert mine.peak_bytes <= other.peak_bytes
         assert slower > 0
+
+
+SLOW = Rates(2e13, 4e12, 6e-6, True)
+
+
+def test_of_plans_as_fast_the_one_that_needs_least_is_chosen() -> None:
+    pins = {"gradient_checkpointing": "none", "optimizer": "adamw_torch"}
+    mine = chosen(AMPLE, rates=SLOW, **pins)
+    whole = chosen(AMPLE, rates=SLOW, micro_batch_tokens=65536, **pins)
+    assert whole.step_seconds < mine.step_seconds <= plan.NEAR * whole.step_seconds
+    assert mine.peak_bytes < 0.8 * whole.peak_bytes
+
+
+@pytest.mark.xfail(strict=True, reason="8-bit states cost a slow GPU less than NEAR, and need less memory")
+def test_states_stay_whole_where_there_is_room() -> None:
+    """Other settings change speed and memory only; rounded states change what is learned."""
+    assert chosen(AMPLE, rates=SLOW, effective_batch=64).plan.optimizer == "adamw_torch"
 
 
 def test_less_memory_means_less_kept_and_never_more_than_there_is() -> None:
@@ -311,28 +328,29 @@ def test_autograd_is_expected_to_take_more_of_both() -> None:
     assert not theirs.plan.graphs
 
 
+def rows_of(steps: Any) -> list[list[int]]:
+    """Steps without their order, and without that of their rows."""
+    return sorted(sorted(map(int, step)) for step in steps)
+
+
 def test_steps_are_the_recipes_own() -> None:
     one, again, other = load(config()), load(config()), load(config(seed=1))
-    assert one == again and one.steps != other.steps
-    # 500 rows make 16 steps an epoch, the last of 20; two epochs are the default.
-    assert len(one.steps) == 32 and sorted({len(step) for step in one.steps}) == [20, 32]
-    assert sorted(row for step in one.steps[:16] for row in step) == sorted(LENGTHS.tolist())
-    assert one.steps[:16] != one.steps[16:]
+    assert rows_of(one.steps) == rows_of(again.steps) != rows_of(other.steps)
+    # 500 rows make 32 steps an epoch, the last of 4; two epochs are the default.
+    assert len(one.steps) == 64 and sorted({len(step) for step in one.steps}) == [4, 16]
+    assert sorted(row for step in one.steps for row in step) == sorted([*LENGTHS, *LENGTHS])
     assert one.longest == LENGTHS.max() and one.supervised_share == pytest.approx(0.5, abs=1e-3)
-    heavy = sorted(map(sum, one.steps), reverse=True)
-    assert [sum(step) for step in one.largest] == heavy[: plan.HEAVIEST] and one.largest_step == heavy[0]
+    assert one.largest_step == max(sum(step) for step in one.steps)
     short = load(config(max_steps=3))
-    assert short.steps == one.steps[:3] and short.largest_step == max(map(sum, short.steps))
-    long = load(config(epochs=50))
-    assert len(long.steps) == plan.DRAWN and long.largest_step >= one.largest_step
+    assert len(short.steps) == 3 and short.largest_step == max(sum(step) for step in short.steps)
     few = workload(config(), [10, 20, 30], 30)
-    assert all(sorted(step) == [10, 20, 30] for step in few.steps) and few.largest_step == 60
+    assert rows_of(few.steps) == [[10, 20, 30]] * 2 and few.largest_step == 60
 
 
 def test_a_curriculum_is_looked_at_in_its_order() -> None:
     asked = validated({"training": {"effective_batch": 32}, "data": {"order": "short to long"}})
     ordered = sorted(LENGTHS.tolist())
-    assert load(asked, ordered).steps[0] == tuple(ordered[:32])
+    assert ordered[:32] in rows_of(load(asked, ordered).steps)
 
 
 def test_rows_come_in_the_order_that_was_looked_at(samples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,26 +358,27 @@ def test_rows_come_in_the_order_that_was_looked_at(samples: Path, monkeypatch: p
         data={"max_rows": 11},
         training={"max_steps": None, "epochs": 3, "effective_batch": 4, "seed": 5, "eval_steps": 100},
     )
-    seen: list[tuple[int, ...]] = []
+    seen: list[Any] = []
     whole = Packer.__call__
 
     def packing(self: Packer, rows: Any) -> Any:
-        seen.append(tuple(len(row["input_ids"]) for row in rows))
+        seen.append([len(row["input_ids"]) for row in rows])
         return whole(self, rows)
 
     monkeypatch.setattr(Packer, "__call__", packing)
     assert do("train", add(short))["error"] is None
     lengths = [len(row.input_ids) for row in prepare(short).train]
-    assert len(set(lengths)) > 5
-    assert workload(short, lengths, 100).steps == tuple(seen) and len(seen) == 9
+    assert len(set(lengths)) > 5 and len(seen) == 9
+    assert rows_of(workload(short, lengths, 100).steps) == rows_of(seen)
 
 
 def test_shorter_rows_are_cut_in_every_step() -> None:
     one = load(config())
     cut = one.cut(100)
-    assert cut.longest == 100 and one.cut(10_000) == one
-    for mine, true in zip((*cut.steps, *cut.largest), (*one.steps, *one.largest), strict=True):
-        assert mine == tuple(min(row, 100) for row in true)
+    assert cut.longest == 100 and cut.largest_step == max(sum(step) for step in cut.steps)
+    assert rows_of(cut.steps) == rows_of([[min(row, 100) for row in step] for step in one.steps])
+    same = one.cut(10_000)
+    assert same.longest == one.longest and rows_of(same.steps) == rows_of(one.steps)
 
 
 @pytest.mark.parametrize("graphs", [False, True])
@@ -372,27 +391,35 @@ def test_packs_are_planned_as_they_are_packed(graphs: bool, tokens: int) -> None
         assert [pack.lengths for pack in made] == [tuple(lengths) for lengths in packed(one, step)]
 
 
-def test_the_worst_pack_is_as_large_as_the_largest_and_of_rows_as_long_as_the_longest() -> None:
+def test_the_worst_pack_is_of_rows_as_long_as_the_longest() -> None:
     work = load(config())
     for graphs in (False, True):
-        one = Plan(8192, 0, LAYERS, False, "adamw_torch", graphs)
+        one = Plan(4096, 0, LAYERS, False, "adamw_torch", graphs)
         worst = worst_pack(one, work)
-        assert sum(worst) == max(sum(pack) for step in work.largest for pack in packed(one, step)) <= 8192
         assert worst[:-1] == [work.longest] * (len(worst) - 1) and 0 < worst[-1] <= work.longest
+        assert 0.9 * 4096 < sum(worst) <= 4096
 
 
-HALVES = pytest.mark.xfail(strict=True, reason="only the heaviest steps are asked, which may be split in two")
+FEW = pytest.mark.xfail(strict=True, reason="the worst pack is looked for in a few steps only")
 
 
-@pytest.mark.parametrize("graphs", [pytest.param(False, marks=HALVES), True])
+@pytest.mark.parametrize("graphs", [pytest.param(False, marks=FEW), True])
 def test_no_pack_is_larger_than_the_worst(graphs: bool) -> None:
     work, over = load(config()), []
-    for tokens in (1500, 4096, 8192, 14_000, 16_000):
+    for tokens in (904, 1504, 2048, 4096, 7000, 8192):
         one = Plan(tokens, 0, LAYERS, False, "adamw_torch", graphs)
         largest = max(sum(pack) for step in work.steps for pack in packed(one, step))
         if largest > sum(worst_pack(one, work)):
             over.append((tokens, largest, sum(worst_pack(one, work))))
     assert not over
+
+
+@pytest.mark.xfail(strict=True, reason="a pack of 1500 is filled up to 9 x 187")
+def test_what_fills_a_pack_up_stays_within_the_limit() -> None:
+    one = Plan(1500, 0, LAYERS, False, "adamw_torch", True)
+    for step in load(config()).steps:
+        made = Packer(one.micro_batch_tokens, one.multiple)(tiny.rows(tuple(map(int, step))))["step"]
+        assert max(pack.tokens for pack in made.packs) <= one.micro_batch_tokens
 
 
 def test_small_packs_are_launched_by_graphs_and_large_ones_are_not() -> None:
