@@ -220,6 +220,24 @@ def test_more_of_everything_takes_longer() -> None:
     assert seconds([[500] * 4], rates=GPU) < once / 100
 
 
+def test_launches_count_where_no_graph_makes_them() -> None:
+    slow = replace(GPU, launch=1e-3)
+    way = Way(2048, 28, False, "adamw_torch")
+
+    def seconds(one: shape.Shape, rates: Rates) -> float:
+        return cost.step_seconds(one, way, rates, [[500] * 4] * 3, 0.5)
+
+    odd = [{"head_dim": 80}, {"number_bytes": 4}, {"refusal": "its activation is gelu"}]
+    for change in odd:
+        other = replace(SHAPE, **change)
+        assert not cost.graphed(other, way, slow)
+        assert seconds(other, slow) == pytest.approx(3 * 28 * cost.LAUNCHES * 1e-3, rel=0.01)
+    assert cost.graphed(SHAPE, way, slow) and seconds(SHAPE, slow) == seconds(SHAPE, GPU)
+    assert not cost.graphed(SHAPE, way, replace(slow, cuda=False))
+    # A processor that is slower than its launches needs no graph.
+    assert not cost.graphed(SHAPE, way, replace(GPU, products=1e13))
+
+
 def test_rates_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = cost.rates("cpu", "float32")
     assert first.products > 1e8 and first.memory > 1e8 and 0 < first.launch < 1e-2 and not first.cuda

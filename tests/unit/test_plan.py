@@ -433,6 +433,12 @@ def test_a_cpu_keeps_everything_and_needs_no_large_packs() -> None:
     found = chosen(AMPLE, rates=CPU).plan
     assert found.kept_layers == LAYERS and not found.offload and not found.graphs
     assert found.optimizer == "adamw_torch" and found.micro_batch_tokens <= plan.CPU_TOKENS
+    # Where packs cost much and their tokens little, larger ones would be quicker.
+    slow_memory = Rates(1e18, 1e8, 1e-6, False)
+    assert (
+        chosen(AMPLE, rates=slow_memory, lengths=numpy.full(64, 800)).plan.micro_batch_tokens
+        == plan.CPU_TOKENS
+    )
     pinned = chosen(AMPLE, rates=CPU, gradient_checkpointing="offload").plan
     assert pinned.kept_layers == 0 and not pinned.offload  # it would wait where it is
 
