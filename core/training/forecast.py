@@ -81,7 +81,7 @@ def of_outcome(
         saved * CHECKPOINT_BYTES + config.training.keep_checkpoints * DISK_STATES[found.plan.optimizer]
     )
     return Forecast(
-        peak_gib=(found.peak_bytes + hardware.process_bytes()) / GIB,
+        peak_gib=(found.peak_bytes + _beside()) / GIB,
         free_gib=free / GIB,
         seconds_per_step=found.step_seconds,
         total_seconds=total,
@@ -91,6 +91,12 @@ def of_outcome(
         plan=found.plan,
         problem=problem,
     )
+
+
+def _beside() -> int:
+    """Bytes that count beside torch's tensors: on a CPU the process, and what it will import to train."""
+    held = hardware.process_bytes()
+    return held + cost.ON_CPU_LIBRARIES if held else 0
 
 
 def sharpened(

@@ -37,11 +37,12 @@ def curve(run_id: int) -> list[tuple]:
     return [(p["step"], p["loss"], p["eval_loss"], p["grad_norm"]) for p in runs.metrics(run_id)]
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    # Dropout, so that the state of the random generator counts; evaluations and saves in between.
+@pytest.fixture(params=[0.0, 0.1], ids=["decoder", "autograd"])
+def file(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    # With dropout the state of the random generator counts; evaluations and saves in between.
     config = recipe(
-        training={"max_steps": STEPS, "eval_steps": 4, "save_steps": 3}, lora={"dropout": 0.1, "r": 8}
+        training={"max_steps": STEPS, "eval_steps": 4, "save_steps": 3},
+        lora={"dropout": request.param, "r": 8},
     )
     path = tmp_path / "recipe.yaml"
     path.write_text(schema.dumps(config))
