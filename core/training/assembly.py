@@ -22,7 +22,9 @@ def planned(config: RunConfig, prepared: Prepared) -> Outcome:
     sizes = shape.shape(config)
     load = plan.workload(config, lengths(prepared), sum(row.supervised for row in prepared.train))
     rates = cost.rates(hardware.device().value, hardware.compute_dtype(config).value)
-    held = hardware.allocated_bytes()
+    # The base has taken its memory already.
+    cuda = hardware.device().value == "cuda"
+    held = hardware.allocated_bytes() if cuda else sizes.base_bytes
     return plan.choose(config, sizes, load, rates, plan.free_bytes() + held)
 
 

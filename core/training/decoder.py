@@ -57,9 +57,16 @@ def odd_adapters(model: Any) -> str | None:
     for layer in model.modules():
         if hasattr(layer, "lora_A") and (why := _odd(layer)):
             return why
-    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    inside = {
+        id(one.weight)
+        for layer in layers
+        for module in layer.modules()
+        if hasattr(module, "lora_A")
+        for matrices in (module.lora_A, module.lora_B)
+        for one in matrices.values()
+    }
     if any(parameter.requires_grad and id(parameter) not in inside for parameter in model.parameters()):
-        return "something outside its layers is trained"
+        return "something outside its layers is trained, or beside their adapters"
     return None
 
 

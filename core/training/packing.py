@@ -90,22 +90,23 @@ class Packer:
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Step]:
         lengths = [len(row["input_ids"]) for row in rows]
         bins = split(lengths, self.limit, full=self.multiple > 1)
-        packs = tuple(pack([rows[number] for number in bin_], self.multiple) for bin_ in bins)
+        packs = tuple(pack([rows[number] for number in bin_], self.multiple, self.limit) for bin_ in bins)
         return {"step": Step(packs, sum(lengths), sum(len(one.targets) for one in packs))}
 
 
-def pack(rows: Sequence[dict[str, Any]], multiple: int = 1) -> Pack:
+def pack(rows: Sequence[dict[str, Any]], multiple: int = 1, limit: int | None = None) -> Pack:
     """Rows laid end to end. A row's first token is predicted by nothing, so it is never a target.
 
     :param rows: each with ``input_ids`` and ``labels``, lists or arrays of one length
     :param multiple: the pack is filled up to a multiple of this, with a row that nothing is learned from
+    :param limit: but to no more than this
     """
     import torch
 
     ids = [numpy.asarray(row["input_ids"], dtype=numpy.int64) for row in rows]
     labels = [numpy.asarray(row["labels"], dtype=numpy.int64) for row in rows]
     lengths = [len(each) for each in ids]
-    if fill := -sum(lengths) % multiple:
+    if fill := fill_of(sum(lengths), multiple, limit):
         lengths.append(fill)
         ids.append(numpy.zeros(fill, numpy.int64))
         labels.append(numpy.full(fill, IGNORED))
@@ -122,6 +123,12 @@ def pack(rows: Sequence[dict[str, Any]], multiple: int = 1) -> Pack:
         targets=torch.from_numpy(following[learned]),
         tiles=torch.from_numpy(_tiles(lengths)),
     )
+
+
+def fill_of(tokens: int, multiple: int, limit: int | None = None) -> int:
+    """Tokens that a pack of so many is filled up with; see `pack`."""
+    fill = -tokens % multiple
+    return fill if limit is None else max(0, min(fill, limit - tokens))
 
 
 def _tiles(lengths: Sequence[int]) -> Any:

@@ -15,7 +15,7 @@ from core.models import hardware
 from core.models.hardware import GIB, Choice
 from core.training import cost
 from core.training.cost import Rates, Way
-from core.training.packing import split
+from core.training.packing import fill_of, split
 from core.training.prepare import total_steps
 from core.training.shape import Shape
 
@@ -23,6 +23,7 @@ USED_SHARE = 0.92  # of the free memory: the allocator and the driver need the r
 SIZES = (2048, 4096, 8192, 16384, 32768, 65536)  # tokens of a pack worth trying
 CPU_TOKENS = 4096  # beyond this a pack brings a CPU nothing
 DRAWN, EPOCHS = 48, 3  # steps looked at for the time; epochs whose steps are looked at for the memory
+WHOLE_STATES = 1.05  # the time that float32 optimizer states may cost against 8-bit ones
 NEAR = 1.01  # a plan this close to the fastest is as good, if it needs less memory
 
 
@@ -68,10 +69,6 @@ class Workload:
         """A few steps of all sizes."""
         places = numpy.linspace(0, len(self.steps) - 1, min(len(self.steps), DRAWN)).astype(int)
         return [self.steps[place] for place in places]
-
-    def largest_of(self, count: int, limit: int) -> Any:
-        """The largest step that fits into ``count`` packs of ``limit`` tokens, or the smallest of all."""
-        return next((step for step in self.steps if step.sum() <= count * limit), self.steps[-1])
 
     def cut(self, length: int) -> "Workload":
         """The same steps with rows of at most this length."""
@@ -122,15 +119,21 @@ def choose(config: RunConfig, shape: Shape, load: Workload, rates: Rates, free_b
     :raises StudioError: when none fits; it names the nearest that would
     """
     found = [estimate(plan, shape, load, rates) for plan in _plans(config, shape, load, rates)]
-    fitting = [one for one in found if one.peak_bytes <= free_bytes * USED_SHARE]
+    usable = free_bytes * USED_SHARE
+    fitting = [one for one in found if one.peak_bytes <= usable]
     if not fitting:
         least = min(one.peak_bytes for one in found)
         raise StudioError(
             "memory",
-            f"{_gib(least)} is the least for these settings, {_gib(free_bytes)} is free",
-            _nearest(config, shape, load, rates, free_bytes),
+            f"{_gib(least)} is the least for these settings, {_gib(usable)} can be used",
+            _nearest(config, shape, load, rates, usable),
         )
     fastest = min(one.step_seconds for one in fitting)
+    # Rounded states change what is learned, if little: they are for when whole ones cost much time.
+    whole = [one for one in fitting if one.plan.optimizer == "adamw_torch"]
+    if whole and min(one.step_seconds for one in whole) <= WHOLE_STATES * fastest:
+        fitting = whole
+        fastest = min(one.step_seconds for one in fitting)
     near = [one for one in fitting if one.step_seconds <= NEAR * fastest]
     best = min(near, key=lambda one: one.peak_bytes)
     return Outcome(_explained(config, load, shape, best), best.peak_bytes, best.step_seconds)
@@ -161,18 +164,15 @@ def packed(plan: Plan, step: Any) -> list[list[int]]:
     bins = split(step, plan.micro_batch_tokens, full=plan.multiple > 1)
     packs = [[step[row] for row in bin_] for bin_ in bins]
     for pack in packs:
-        if fill := -sum(pack) % plan.multiple:
+        if fill := fill_of(sum(pack), plan.multiple, plan.micro_batch_tokens):
             pack.append(fill)
     return packs
 
 
 def worst_pack(plan: Plan, load: Workload) -> list[int]:
-    """Row lengths as long as rows get, as many as the largest pack that is expected holds."""
-    limit = plan.micro_batch_tokens
-    most = -(-load.largest_step // limit)
-    # The largest pack comes of a step that just fits into so many packs, or of the largest step.
-    steps = [load.steps[0], *(load.largest_of(count, limit) for count in range(1, most + 1))]
-    size = max(sum(pack) for step in steps for pack in packed(plan, step))
+    """Row lengths as long as rows get, as many as no pack will have more of."""
+    whole = load.largest_step + fill_of(load.largest_step, plan.multiple)
+    size = max(load.longest, min(plan.micro_batch_tokens, whole))
     rows, rest = divmod(size, load.longest)
     return [load.longest] * rows + [rest] * (rest > 0)
 
@@ -187,7 +187,8 @@ def _plans(config: RunConfig, shape: Shape, load: Workload, rates: Rates) -> lis
         most = load.largest_step if rates.cuda else CPU_TOKENS
         sizes = {max(load.longest, min(size, most)) for size in (*SIZES, most)}
     if training.optimizer != "auto":
-        optimizers = [training.optimizer]
+        # Paged memory needs CUDA.
+        optimizers = [training.optimizer if rates.cuda else training.optimizer.removeprefix("paged_")]
     else:
         optimizers = ["adamw_torch", "adamw_8bit"] if rates.cuda else ["adamw_torch"]
     found = []
@@ -236,7 +237,7 @@ def _explained(config: RunConfig, load: Workload, shape: Shape, best: Outcome) -
 
 def _optimizer_choice(wanted: str, planned: str) -> Choice:
     device = hardware.optimizer(planned)
-    if planned.startswith("paged") and not device.startswith("paged"):
+    if wanted.startswith("paged") and not device.startswith("paged"):
         return Choice(device, "paged memory needs CUDA, so the 8-bit AdamW without paging")
     if wanted != "auto":
         return Choice(device, "set in the recipe")
@@ -245,6 +246,8 @@ def _optimizer_choice(wanted: str, planned: str) -> Choice:
 
 
 def _checkpointing_choice(wanted: str, plan: Plan) -> Choice:
+    if wanted == "offload" and not plan.offload:
+        return Choice("full", "without a GPU the layers' inputs are in host memory anyway")
     why = "set in the recipe" if wanted != "auto" else ""
     if plan.kept_layers == plan.layers:
         return Choice("none", why or "all activations fit")
@@ -255,7 +258,7 @@ def _checkpointing_choice(wanted: str, plan: Plan) -> Choice:
     return Choice("full", why or "memory is short: every layer is computed again")
 
 
-def _nearest(config: RunConfig, shape: Shape, load: Workload, rates: Rates, free_bytes: float) -> str:
+def _nearest(config: RunConfig, shape: Shape, load: Workload, rates: Rates, usable: float) -> str:
     """The nearest settings that fit: pins taken back first, then shorter rows."""
     free = config.training.model_copy(
         update={"micro_batch_tokens": None, "gradient_checkpointing": "auto", "optimizer": "auto"}
@@ -263,7 +266,7 @@ def _nearest(config: RunConfig, shape: Shape, load: Workload, rates: Rates, free
     relaxed = config.model_copy(update={"training": free})
     found = [estimate(plan, shape, load, rates) for plan in _plans(relaxed, shape, load, rates)]
     least = min(found, key=lambda one: one.peak_bytes)
-    if least.peak_bytes <= free_bytes * USED_SHARE:
+    if least.peak_bytes <= usable:
         way = _checkpointing_choice("auto", least.plan).value
         return (
             f"{_gib(least.peak_bytes)} is enough with micro_batch_tokens "
@@ -276,8 +279,10 @@ def _nearest(config: RunConfig, shape: Shape, load: Workload, rates: Rates, free
         shorter = load.cut(length)
         plans = [estimate(plan, shape, shorter, rates) for plan in _plans(relaxed, shape, shorter, rates)]
         needed = min(one.peak_bytes for one in plans)
-        if needed <= free_bytes * USED_SHARE:
+        if needed <= usable:
             return f"With max_length {length} it needs {_gib(needed)}; leave the rest to the planner."
+    if shape.base_bytes < usable / 2:
+        return "Lower lora.r: the adapter with its gradients and optimizer states is what is large."
     return f"The base alone takes {_gib(shape.base_bytes)}: take a smaller one."
 
 

@@ -31,7 +31,7 @@ def measure(config: RunConfig, job: Job) -> Forecast:
     supervised = sum(row.supervised for row in prepared.train)
     before = forecast.forecast(config, len(lengths), lengths, supervised)
     if before.problem:
-        raise StudioError("memory", before.problem)
+        raise StudioError("", before.problem.removesuffix("."))
     job.report("loading the base model", 0.2)
     hardware.forget_peak()
     model = adapters.attach(load.base_model(config), config)

@@ -77,9 +77,12 @@ def _shape(
     number_bytes = 4 if dtype == "float32" else 2
     head = model.get_output_embeddings()
     held = linear = adapter = 0
-    counted = set()
+    counted, on_head = set(), False
     for name, module in model.named_modules():
-        if not isinstance(module, torch.nn.Linear) or module is head:
+        if not isinstance(module, torch.nn.Linear):
+            continue
+        if module is head:
+            on_head = name.rsplit(".", 1)[-1] in targets
             continue
         weights = module.weight.numel()
         counted.add(id(module.weight))
@@ -90,14 +93,22 @@ def _shape(
     held += sum(p.numel() * number_bytes for p in model.parameters() if id(p) not in counted)
     text = model.config.get_text_config(decoder=True)
     heads = text.num_attention_heads
-    why = "LoRA dropout draws for every product" if dropout else refusal(model, max_length, dtype)
+    why = refusal(model, max_length, dtype)
+    if dropout:
+        why = "LoRA dropout draws for every product"
+    elif on_head:
+        why = "something outside its layers is trained"
     return Shape(
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         intermediate=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         query_heads=heads,
         key_heads=getattr(text, "num_key_value_heads", None) or heads,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        head_dim=max(
+            # Where layers differ, as in Gemma 4, transformers refuses to name one size for all.
+            getattr(one, "head_dim", None) or text.hidden_size // heads
+            for one in getattr(text, "per_layer_config", None) or [text]
+        ),
         head_norms=text.model_type == "qwen3",
         vocabulary=text.vocab_size,
         linear_weights=linear,

@@ -74,9 +74,21 @@ class Trainer(SFTTrainer):
         if not model.training:
             model.train()
         step: Step = inputs["step"].to(self.args.device, non_blocking=True)
+        if not self.tokens:
+            seen = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
+            self.tokens = int(seen[-1]) if seen else 0
         self.tokens += step.tokens
-        losses = [self.engine.step(pack, 1 / step.supervised) for pack in step.packs]
-        return torch.stack(losses).sum()
+        scale = self._loss_scale()
+        losses = [self.engine.step(pack, scale / step.supervised) for pack in step.packs]
+        return torch.stack(losses).sum() / scale
+
+    def _loss_scale(self) -> float:
+        """What float16 losses are multiplied by, so that their gradients do not vanish; else 1."""
+        scaler = self.accelerator.scaler
+        if scaler is None:
+            return 1.0
+        scaler.scale(torch.zeros((), device=self.args.device))  # it has no scale before its first use
+        return scaler.get_scale()
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # transformers would estimate them from ids that a step of packs has not

@@ -464,7 +464,6 @@ def test_odd_adapters_are_refused(changes: dict[str, Any], why: str) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"modules_to_save": ["input_layernorm"]}, {"bias": "all"}], ids=str)
-@pytest.mark.xfail(strict=True, reason="odd_adapters asks only what is trained outside the layers")
 def test_what_is_trained_inside_a_layer_beside_its_adapters_is_refused(changes: dict[str, Any]) -> None:
     assert odd_adapters(tiny.adapted(base("qwen2"), **changes)) is not None
 

@@ -95,7 +95,7 @@ def test_pinned_tokens_are_taken(tokens: int) -> None:
 @pytest.mark.parametrize("rates", [GPU, CPU], ids=["gpu", "cpu"])
 def test_a_pinned_optimizer_is_taken(optimizer: str, rates: Rates) -> None:
     found = chosen(AMPLE, rates=rates, optimizer=optimizer).plan
-    assert found.optimizer == optimizer
+    assert found.optimizer == (optimizer if rates.cuda else optimizer.removeprefix("paged_"))
     why = found.choices["optimizer"]
     # This machine has no CUDA: paged memory is refused with a reason, the others are as they were set.
     if optimizer.startswith("paged"):
@@ -148,7 +148,6 @@ def test_of_plans_as_fast_the_one_that_needs_least_is_chosen() -> None:
     assert mine.peak_bytes < 0.8 * whole.peak_bytes
 
 
-@pytest.mark.xfail(strict=True, reason="8-bit states cost a slow GPU less than NEAR, and need less memory")
 def test_states_stay_whole_where_there_is_room() -> None:
     """Other settings change speed and memory only; rounded states change what is learned."""
     assert chosen(AMPLE, rates=SLOW, effective_batch=64).plan.optimizer == "adamw_torch"
@@ -192,7 +191,7 @@ def test_settings_that_cannot_fit_are_told_the_nearest_that_do_and_those_do() ->
     text = told.value.text
     needed = smallest(config(**pins), SHAPE, load(config(**pins)), GPU).peak_bytes
     assert told.value.where == "memory"
-    assert f"{needed / GIB:.1f} GiB is the least for these settings, 8.0 GiB is free" in text
+    assert f"{needed / GIB:.1f} GiB is the least for these settings, 7.4 GiB can be used" in text
     advice = ADVICE.search(text)
     assert advice is not None and "leave all three to the planner" in text
     tokens, checkpointing, optimizer = advice.groups()
@@ -252,14 +251,18 @@ def test_whatever_is_asked_the_answer_fits_or_the_advice_does() -> None:
                 cut = given | {"lengths": numpy.minimum(lengths, int(shorter[1]))}
                 assert fits(free, **cut) and not fits(free, **given)
             else:
-                assert "The base alone takes" in error.text and not fits(free, **given)
+                last = re.search("The base alone takes|Lower lora.r", error.text)
+                assert last is not None and not fits(free, **given)
         else:
             fitted += 1
             assert found.peak_bytes <= plan.USED_SHARE * free
             wanted = pins.get("micro_batch_tokens")
             if wanted is not None:
                 assert found.plan.micro_batch_tokens == max(wanted, found_longest(found, given, pins))
-            assert pins.get("optimizer", found.plan.optimizer) == found.plan.optimizer
+            pinned = pins.get("optimizer", found.plan.optimizer)
+            # Paged memory needs CUDA.
+            pinned = pinned if given["rates"].cuda else pinned.removeprefix("paged_")
+            assert pinned == found.plan.optimizer
     assert fitted > 10 and advised > 10
 
 
@@ -267,20 +270,16 @@ def found_longest(found: Outcome, given: dict[str, Any], pins: dict[str, Any]) -
     return load(config(effective_batch=given["effective_batch"], **pins), given["lengths"]).longest
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the least is compared with 92 % of what is free, and both are told whole"
-)
 def test_what_is_said_to_be_the_least_is_more_than_what_is_said_to_be_free() -> None:
     bottom = smallest(config(), SHAPE, load(config()), GPU).peak_bytes
     with pytest.raises(StudioError) as told:
         chosen(bottom * 1.05)
     numbers = re.search(
-        r"([\d.]+) GiB is the least for these settings, ([\d.]+) GiB is free", told.value.text
+        r"([\d.]+) GiB is the least for these settings, ([\d.]+) GiB can be used", told.value.text
     )
     assert numbers is None or float(numbers[1]) > float(numbers[2])
 
 
-@pytest.mark.xfail(strict=True, reason="the last resort blames the base, whatever is too large")
 def test_a_huge_adapter_is_not_blamed_on_the_base() -> None:
     huge = Shape(**{**vars(SHAPE), "adapter_parameters": 64 * ADAPTER})
     with pytest.raises(StudioError) as told:
@@ -400,10 +399,7 @@ def test_the_worst_pack_is_of_rows_as_long_as_the_longest() -> None:
         assert 0.9 * 4096 < sum(worst) <= 4096
 
 
-FEW = pytest.mark.xfail(strict=True, reason="the worst pack is looked for in a few steps only")
-
-
-@pytest.mark.parametrize("graphs", [pytest.param(False, marks=FEW), True])
+@pytest.mark.parametrize("graphs", [False, True])
 def test_no_pack_is_larger_than_the_worst(graphs: bool) -> None:
     work, over = load(config()), []
     for tokens in (904, 1504, 2048, 4096, 7000, 8192):
@@ -414,7 +410,6 @@ def test_no_pack_is_larger_than_the_worst(graphs: bool) -> None:
     assert not over
 
 
-@pytest.mark.xfail(strict=True, reason="a pack of 1500 is filled up to 9 x 187")
 def test_what_fills_a_pack_up_stays_within_the_limit() -> None:
     one = Plan(1500, 0, LAYERS, False, "adamw_torch", True)
     for step in load(config()).steps:

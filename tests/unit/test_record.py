@@ -340,7 +340,6 @@ def test_the_step_whose_loss_was_no_number_is_named_though_it_is_logged_later(
     assert not list(folder.glob(f"checkpoint-{bad}"))
 
 
-@pytest.mark.xfail(strict=True, reason="the trainer counts tokens from 0 again when a run goes on")
 def test_tokens_are_counted_on_when_a_run_goes_on(samples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_id = add(recipe(training=QUICK | {"max_steps": 2, "save_steps": 1}))
     assert do("train", run_id)["error"] is None
