@@ -113,7 +113,7 @@ def sharpened(
     total = total_steps(config, rows) * seconds
     return replace(
         before,
-        peak_gib=peak_bytes / GIB,
+        peak_gib=(peak_bytes + (cost.ON_CPU_LIBRARIES if hardware.process_bytes() else 0)) / GIB,
         seconds_per_step=seconds,
         total_seconds=total,
         cost=_cost(config, total),

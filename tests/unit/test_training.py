@@ -321,3 +321,30 @@ def test_a_mix_in_curriculum_order_is_trained_in_that_order_and_measured_by_sour
     assert set(sources) == {"cited-answers", "plain-style"} and all(loss > 0 for loss in sources.values())
     record = json.loads((run_folder(run_id) / "data.json").read_text())
     assert [part["dataset"] for part in record] == ["cited-answers", "plain-style"]
+
+
+def test_float16_gradients_are_scaled_and_the_loss_is_told_unscaled(
+    samples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from core.training import assembly
+
+    config = recipe(quantisation={"compute_dtype": "float16"}, training={"max_steps": 2, "eval_steps": 9})
+    run_id = add(config)
+    job = Job(queue.get(queue.enqueue("train", run_id)))
+    queue.claim(job.id)
+    prepared = prepare(config)
+    losses = []
+    for scaled in (False, True):
+        model = adapters.attach(load.base_model(config), config)
+        planned = assembly.planned(config, prepared).plan
+        trainer, _ = assembly.trainer(config, job, model, prepared, samples / str(scaled), planned)
+        if scaled:
+            # What accelerate makes of float16 on a GPU.
+            trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+            trainer.accelerator.native_amp = True
+            monkeypatch.setitem(trainer.accelerator.state._shared_state, "_mixed_precision", "fp16")
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and len(losses[0]) == 2
