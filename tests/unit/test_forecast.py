@@ -279,7 +279,9 @@ def test_what_was_measured_takes_the_place_of_what_was_counted(known_rates: None
     config = recipe(training={"price_per_hour": 36.0, "max_steps": 100})
     before = quick(config)
     found = forecast.sharpened(before, config, 3 * GIB, 2.0, len(LENGTHS))
-    assert found.probed and found.peak_gib == 3.0
+    # Without a GPU the process counts, and a run imports more than the probe does.
+    more = 0 if torch.cuda.is_available() else cost.ON_CPU_LIBRARIES / GIB
+    assert found.probed and found.peak_gib == 3.0 + more
     assert found.seconds_per_step == 2 * before.seconds_per_step
     assert found.total_seconds == pytest.approx(100 * found.seconds_per_step)
     assert found.cost == pytest.approx(math.ceil(found.total_seconds) / 100, abs=0.011)
