@@ -1,4 +1,4 @@
-"""The probe: two steps at the worst length, on the real base, to sharpen a forecast."""
+"""The probe: a few steps on the real base, the worst among them, to sharpen a forecast."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -35,9 +35,6 @@ def measure(config: RunConfig, job: Job) -> Forecast:
     job.report("loading the base model", 0.2)
     hardware.forget_peak()
     model = adapters.attach(load.base_model(config), config)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
     job.check_stop()
     job.report("measuring", 0.6)
     return sharpened(config, model, before, lengths, supervised, job.check_stop)
@@ -118,7 +115,7 @@ def _step(packs: list[list[int]], chosen: Plan, learned: float, vocabulary: int)
             ids = random.integers(3, vocabulary, length)
             masked = numpy.arange(length) < length - count
             rows.append({"input_ids": ids, "labels": numpy.where(masked, IGNORED, ids)})
-        made.append(pack(rows, chosen.multiple))
+        made.append(pack(rows, chosen.multiple, chosen.micro_batch_tokens))
     return Step(tuple(made), sum(map(sum, packs)), sum(len(one.targets) for one in made))
 
 

@@ -111,13 +111,15 @@ def _fit(trainer: Any, job: Job, checkpoint: Path | None) -> bool:
             for entry in trainer.state.log_history
         ):
             trainer.evaluate()
-        trainer.record.write(trainer.state)
     except StopRequested:
         # Stop came during an evaluation: the weights of the last step are whole, keep them.
         if trainer.state.global_step > 0 and trainer.optimizer is not None:
             trainer._save_checkpoint(trainer.model, None)
             return True
         raise
+    finally:
+        # Whatever ended it, what was measured is kept.
+        trainer.record.write(trainer.state)
     return False
 
 

@@ -133,17 +133,17 @@ def _bytes(weights: int, outputs: int, method: str, double: bool, number_bytes: 
 
 def kept_bytes(shape: Shape) -> int:
     """Bytes per token of one layer whose activations are kept; see core.training.decoder.Kept."""
-    numbers = 2 * shape.hidden + shape.heads_width + shape.query_heads * shape.head_dim
-    numbers += 2 * shape.intermediate
-    if shape.head_norms:
-        numbers += (shape.query_heads + shape.key_heads) * shape.head_dim
-    return numbers * shape.number_bytes + 4 * shape.query_heads
+    return _layer_bytes(shape, 2 * shape.hidden + 2 * shape.intermediate)
 
 
 def recomputed_bytes(shape: Shape) -> int:
     """Bytes per token while one layer is computed again and its gradient taken."""
-    numbers = 3 * shape.hidden + shape.heads_width + shape.query_heads * shape.head_dim
-    numbers += 3 * shape.intermediate
+    return _layer_bytes(shape, 3 * shape.hidden + 3 * shape.intermediate)
+
+
+def _layer_bytes(shape: Shape, numbers: int) -> int:
+    """Bytes per token of these numbers and of what a layer's attention holds."""
+    numbers += shape.heads_width + shape.query_heads * shape.head_dim
     if shape.head_norms:
         numbers += (shape.query_heads + shape.key_heads) * shape.head_dim
     return numbers * shape.number_bytes + 4 * shape.query_heads

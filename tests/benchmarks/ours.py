@@ -80,8 +80,6 @@ def train(arguments: argparse.Namespace, base: Any) -> tuple[dict[str, Any], Any
     model = adapters.attach(base, config)
     probed = counted
     if arguments.probe:
-        for parameter in model.parameters():
-            parameter.data = parameter.data.float() if parameter.requires_grad else parameter.data
         begun = time.perf_counter()
         probed = probe.sharpened(config, model, counted, lengths, supervised)
         probe_seconds = time.perf_counter() - begun

@@ -259,5 +259,6 @@ def test_a_run_shows_its_forecast_beside_its_outcome_once_both_are_known(fake: F
 
 
 def test_the_fake_has_the_fields_of_the_real_forecast() -> None:
-    real = pytest.importorskip("core.training.forecast").Forecast
-    assert {field.name for field in Forecast.__dataclass_fields__.values()} == set(real.__dataclass_fields__)
+    from core.training.forecast import Forecast as Real
+
+    assert {field.name for field in Forecast.__dataclass_fields__.values()} == set(Real.__dataclass_fields__)
