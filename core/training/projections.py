@@ -16,7 +16,7 @@ import torch
 from core.training import operations
 from core.training.fused import dense
 
-MERGE_ROWS, MERGE_COLUMNS, MERGE_RANK = 64, 256, 16  # weights a program, ranks a product
+MERGE_ROWS, MERGE_COLUMNS, MERGE_RANK = 32, 256, 16  # weights a program, ranks a product
 
 
 @dataclass
