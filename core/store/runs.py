@@ -64,25 +64,39 @@ def listed(limit: int = 500) -> list[dict[str, Any]]:
     return list(database().table("runs").rows_where(order_by="id desc", limit=limit))
 
 
-def record(run_id: int, step: int, values: dict[str, Any]) -> None:
-    """Add what was measured at a step to that step's row.
+def record(run_id: int, points: Iterable[tuple[int, dict[str, Any]]]) -> None:
+    """Add what was measured, as steps and values by name, to those steps' rows.
 
     SQLite has no NaN (it stores NULL), so the names of such columns are kept beside them.
     """
-    known = {name: value for name, value in values.items() if name in METRICS}
-    bad = sorted(name for name, value in known.items() if value is not None and math.isnan(value))
-    extra = {name: value for name, value in values.items() if name not in METRICS}
-    for old in (
-        database().table("metrics").rows_where("run_id = ? and step = ?", [run_id, step], select="extra")
-    ):
-        extra = json.loads(old["extra"] or "{}") | extra
+    rows: dict[int, dict[str, Any]] = {}
+    for step, values in points:
+        rows.setdefault(step, {}).update(values)
+    if not rows:
+        return
+    table = database().table("metrics")
+    within = "run_id = ? and step between ? and ? and extra is not null"
+    known = table.rows_where(within, [run_id, min(rows), max(rows)], select="step, extra")
+    extras = {row["step"]: json.loads(row["extra"]) for row in known}
+    # Rows of one call that have the same columns are written at once.
+    alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for step, values in rows.items():
+        row = _row(run_id, step, values, extras.get(step, {}))
+        alike.setdefault(tuple(row), []).append(row)
+    for group in alike.values():
+        table.upsert_all(group, pk=("run_id", "step"))
+
+
+def _row(run_id: int, step: int, values: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    bad = sorted(name for name in METRICS if math.isnan(values.get(name) or 0.0))
+    extra = extra | {name: value for name, value in values.items() if name not in METRICS}
     row: dict[str, Any] = {"run_id": run_id, "step": step, "created_at": time.time()}
-    row |= {name: value for name, value in known.items() if name not in bad}
+    row |= {name: value for name, value in values.items() if name in METRICS and name not in bad}
     if bad:
         row["not_a_number"] = ",".join(bad)
     if extra:
         row["extra"] = json.dumps(extra)
-    database().table("metrics").upsert(row, pk=("run_id", "step"))
+    return row
 
 
 def metrics(run_id: int, columns: Iterable[str] = METRICS) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ the layers it knows.
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -34,6 +35,7 @@ class AutogradEngine:
         self.model, self.base = model, model.get_base_model()
         self.decisions = {
             "LoRA layers": fused.fuse(model).choice,
+            "fused kernels": liger(self.base),
             "checkpointing": self._checkpoint(checkpointing),
         }
         self.plain_head = False
@@ -232,6 +234,31 @@ def single_rows(whole: Pack) -> list[Pack]:
         pack([{"input_ids": ids[start:end], "labels": labels[start:end]}]).to(whole.ids.device)
         for start, end in zip(bounds[:-1], bounds[1:], strict=True)
     ]
+
+
+def liger(base: Any) -> Choice:
+    """liger-kernel's norms and gated layers in the place of a transformers model's, where it has them."""
+    if base.device.type != "cuda":
+        return Choice("none", "liger-kernel needs CUDA")
+    try:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+        from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    except ImportError:
+        return Choice("none", "liger-kernel is not installed")
+    kind = base.config.model_type
+    if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        return Choice("none", f"liger-kernel has no {kind} layers")
+    # It also replaces classes and functions of the family for models to come, on whatever device: undone.
+    module = vars(sys.modules[type(base).__module__])
+    before = dict(module)
+    try:
+        # The loss is our own, over the supervised tokens only.
+        _apply_liger_kernel_to_instance(
+            model=base, rope=False, cross_entropy=False, fused_linear_cross_entropy=False
+        )
+    finally:
+        module.update(before)
+    return Choice("liger-kernel", f"its {kind} layers")
 
 
 class HostedInputs:

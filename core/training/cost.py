@@ -20,10 +20,12 @@ TILE_BEGINS = 1.7  # a tile's beginning and end cost as much as this many pairs 
 ATTENTION_BACKWARD = 3.3  # times the forward
 # A layer's launches forward and backward, and of its second forward: about 110 and 20 kernels, each of
 # which takes six times as long to launch as the small one that a launch is measured with.
-LAUNCHES, LAUNCHES_RECOMPUTED = 650, 120
+KERNELS, KERNELS_RECOMPUTED = 110, 20
+LAUNCHES, LAUNCHES_RECOMPUTED = 6 * KERNELS, 6 * KERNELS_RECOMPUTED
+KERNEL_SECONDS = 1.5e-6  # that a kernel takes however little it does, and the gap before it
 LIBRARIES = 40 * MIB  # workspaces of the matrix libraries
 ON_CPU_TIME, ON_CPU_LIBRARIES = 1.5, 768 * MIB  # torch in place of kernels; what is imported to train
-AUTOGRAD_MEMORY, AUTOGRAD_TIME = 1.8, 1.5  # against the hand-written decoder, roughly
+AUTOGRAD_MEMORY, AUTOGRAD_TIME = 2.5, 1.6  # against the hand-written decoder, roughly
 STATES = {"adamw_torch": 8.0, "adamw_8bit": 2.1, "paged_adamw_8bit": 0.0}  # bytes a parameter on the GPU
 STEP_NANOSECONDS = {"adamw_torch": 0.02, "adamw_8bit": 1.0, "paged_adamw_8bit": 1.8}  # a parameter
 
@@ -111,12 +113,15 @@ def pack_seconds(
     moved: float = 30 * hidden + 2 * queries + 2 * shape.heads_width + 4 * turned + 15 * shape.intermediate
     moved += again * (7 * hidden + 4 * turned)
     moved *= tokens * number * shape.layers
+    moved += 5 * tokens * supervised_share * shape.vocabulary * number
     merged = shape.linear_weights * (2 + again * (1 - down)) * 2.5
     counts = [-(-length // TILE) for length in lengths]
     pairs = sum(count * (count + 1) / 2 + TILE_BEGINS * count for count in counts)
     attention = pairs * 4 * TILE * TILE * queries * shape.layers * (1 + again + ATTENTION_BACKWARD)
     seconds = flops / (PRODUCTS * rates.products) + attention / (ATTENTION * rates.products)
     seconds += moved / (MOVES * rates.memory) + merged / (MERGES * rates.memory)
+    if rates.cuda:
+        seconds += shape.layers * (KERNELS + KERNELS_RECOMPUTED * again) * KERNEL_SECONDS
     seconds *= 1.0 if rates.cuda else ON_CPU_TIME
     return seconds * (AUTOGRAD_TIME if shape.refusal else 1.0)
 

@@ -35,6 +35,7 @@ def loss_and_gradient(
         logits = hidden[piece] @ head.t()
         found.append(operations.cross_entropy(logits, targets[piece], weight))
         torch.mm(logits, head, out=hidden[piece])
+        del logits  # else the next piece's would be held beside them
     return _joined(found, hidden).sum() * weight, hidden
 
 

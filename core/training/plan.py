@@ -193,7 +193,7 @@ def _plans(config: RunConfig, shape: Shape, load: Workload, rates: Rates) -> lis
         optimizers = ["adamw_torch", "adamw_8bit"] if rates.cuda else ["adamw_torch"]
     found = []
     for size in sizes:
-        for kept, offload in _checkpointing(training.gradient_checkpointing, shape.layers, rates.cuda):
+        for kept, offload in _checkpointing(training.gradient_checkpointing, shape, rates.cuda):
             for optimizer in optimizers:
                 way = Way(size, kept, offload, optimizer)
                 graphs = cost.graphed(shape, way, rates)
@@ -201,8 +201,9 @@ def _plans(config: RunConfig, shape: Shape, load: Workload, rates: Rates) -> lis
     return found
 
 
-def _checkpointing(wanted: str, layers: int, cuda: bool) -> list[tuple[int, bool]]:
+def _checkpointing(wanted: str, shape: Shape, cuda: bool) -> list[tuple[int, bool]]:
     """Layers kept and offload, as the setting allows them."""
+    layers = shape.layers
     if wanted == "none":
         return [(layers, False)]
     if wanted == "full":
@@ -210,8 +211,10 @@ def _checkpointing(wanted: str, layers: int, cuda: bool) -> list[tuple[int, bool
     if wanted == "offload":
         return [(0, cuda)]
     some = sorted({layers * eighth // 8 for eighth in range(1, 8)} - {0, layers})
+    if shape.refusal:
+        some = []  # transformers recomputes all layers or none
     if wanted == "selective":
-        return [(kept, False) for kept in some]
+        return [(kept, False) for kept in some] or [(0, False)]
     if not cuda:
         return [(layers, False)]
     return [(layers, False), *((kept, False) for kept in some), (0, False), (0, True)]
@@ -226,7 +229,7 @@ def _explained(config: RunConfig, load: Workload, shape: Shape, best: Outcome) -
             f"{plan.micro_batch_tokens:,} tokens",
             f"about {mean:.1f} a step" + (", set in the recipe" if training.micro_batch_tokens else ""),
         ),
-        "checkpointing": _checkpointing_choice(training.gradient_checkpointing, plan),
+        "checkpointing": _checkpointing_choice(training.gradient_checkpointing, plan, shape),
         "optimizer": _optimizer_choice(training.optimizer, plan.optimizer),
         "training path": Choice("autograd", shape.refusal)
         if shape.refusal
@@ -245,7 +248,9 @@ def _optimizer_choice(wanted: str, planned: str) -> Choice:
     return Choice(device, "its states fit" if fits else "8-bit states leave room for activations")
 
 
-def _checkpointing_choice(wanted: str, plan: Plan) -> Choice:
+def _checkpointing_choice(wanted: str, plan: Plan, shape: Shape) -> Choice:
+    if wanted == "selective" and plan.kept_layers == 0:
+        return Choice("full", "through autograd all layers are computed again, or none")
     if wanted == "offload" and not plan.offload:
         return Choice("full", "without a GPU the layers' inputs are in host memory anyway")
     why = "set in the recipe" if wanted != "auto" else ""
@@ -267,7 +272,7 @@ def _nearest(config: RunConfig, shape: Shape, load: Workload, rates: Rates, usab
     found = [estimate(plan, shape, load, rates) for plan in _plans(relaxed, shape, load, rates)]
     least = min(found, key=lambda one: one.peak_bytes)
     if least.peak_bytes <= usable:
-        way = _checkpointing_choice("auto", least.plan).value
+        way = _checkpointing_choice("auto", least.plan, shape).value
         return (
             f"{_gib(least.peak_bytes)} is enough with micro_batch_tokens "
             f"{least.plan.micro_batch_tokens}, gradient_checkpointing {way}, optimizer "

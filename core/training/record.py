@@ -14,7 +14,7 @@ from core.models import hardware
 from core.store import runs
 from core.store.database import writing
 
-WRITE_SECONDS = 0.5  # points and progress are written at most this often: the page looks once a second
+WRITE_SECONDS = 1.0  # points and progress are written at most this often; the page looks as often
 
 
 class Record(TrainerCallback):
@@ -33,7 +33,7 @@ class Record(TrainerCallback):
         self.change: dict[str, Any] = {}
         self.written_at = 0.0
         self.timed: list[tuple[int, float]] = []
-        self.peak_gib = 0.0
+        self.peak_gib, self.looked_at = 0.0, -math.inf
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.logged_at, self.logged_step = time.perf_counter(), state.global_step
@@ -58,7 +58,7 @@ class Record(TrainerCallback):
             return
         if "loss" in values:
             self._time(state.global_step, values)
-            values["memory_gb"] = self.peak_gib = hardware.memory_used_gb()
+            values["memory_gb"] = self._memory()
             self.change |= {"loss": _or_none(values["loss"]), "memory_gb": values["memory_gb"]}
         if "eval_loss" in values:
             self._note_eval(state.global_step, values["eval_loss"])
@@ -91,10 +91,16 @@ class Record(TrainerCallback):
                     f"training, step {state.global_step} of {state.max_steps}",
                     state.global_step / state.max_steps,
                 )
-            for step, values in points:
-                runs.record(self.job.run_id, step, values)
+            runs.record(self.job.run_id, points)
         with open(self.history, "a", encoding="utf-8") as file:
             file.writelines(json.dumps({"step": step, **values}) + "\n" for step, values in points)
+
+    def _memory(self) -> float:
+        """GiB; looked at as often as is written, for it takes as long as some kernels' launches."""
+        now = time.perf_counter()
+        if now - self.looked_at >= WRITE_SECONDS:
+            self.looked_at, self.peak_gib = now, hardware.memory_used_gb()
+        return self.peak_gib
 
     def median_step_seconds(self) -> float | None:
         """Of the steps whose time was taken; the first ones pay for warming up and are left out."""

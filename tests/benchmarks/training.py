@@ -21,6 +21,7 @@ from tests.benchmarks.peers import DIMS
 
 OFF, SMALL = ["--checkpointing", "off"], ["--checkpointing", "offload", "--tokens", "2048"]
 FULL_ROWS = ["--rows", "full", "--examples", "8"]
+LONG = ["--warm-up", "20", "--steps", "24"]  # a graph takes longer to record than a small model's step
 # What each case pins of our recipe, and the options that peers have for the same case.
 CASES: dict[str, tuple[str, list[str], dict[str, list[str]]]] = {
     "3b-none": (
@@ -51,10 +52,10 @@ CASES: dict[str, tuple[str, list[str], dict[str, list[str]]]] = {
         {"packed": [], "unsloth": []},
     ),
     "7b-small": ("7b", [*SMALL, "--optimizer", "adamw_8bit"], {"unsloth": ["--batch", "1"]}),
-    "0.5b": ("0.5b", [], {"packed": OFF, "unsloth": OFF}),
+    "0.5b": ("0.5b", LONG, {"packed": OFF, "unsloth": OFF}),
     # For the forecasts: other lengths, with checkpointing and without.
-    "0.5b-full-512": ("0.5b", ["--length", "512", "--checkpointing", "full"], {}),
-    "0.5b-none-1024": ("0.5b", ["--length", "1024", "--checkpointing", "none"], {}),
+    "0.5b-full-512": ("0.5b", [*LONG, "--length", "512", "--checkpointing", "full"], {}),
+    "0.5b-none-1024": ("0.5b", [*LONG, "--length", "1024", "--checkpointing", "none"], {}),
     "3b-none-512": ("3b", ["--length", "512", "--checkpointing", "none"], {}),
     "3b-full-1024": ("3b", ["--length", "1024", "--checkpointing", "full"], {}),
     "7b-none-512": ("7b", ["--length", "512", "--checkpointing", "none"], {}),

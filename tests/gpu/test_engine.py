@@ -30,7 +30,7 @@ def _model(folder: Path, family: str, dtype: str, **lora: Any) -> tuple[Any, sch
 
     if not (folder / "config.json").exists():
         torch.manual_seed(0)
-        config = AutoConfig.for_model(family, **SIZES)
+        config = AutoConfig.for_model(family, **SIZES, pad_token_id=0)
         config._attn_implementation = "sdpa"
         # In bfloat16, so that a base loaded in either type is quantised to the same values.
         AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(folder)
@@ -121,3 +121,38 @@ def test_dropout_and_checkpointing_go_through_autograd_on_cuda(tmp_path: Path) -
     print(f"\n{decisions}: {losses}")
     assert decisions["training path"].value == "autograd"
     assert max(losses) - min(losses) < 0.2
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "olmo2", "granite"])
+def test_liger_layers_are_no_further_from_float32(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from core.models.hardware import Choice
+    from core.training import autograd
+
+    step = _step()
+    with_liger = autograd.liger
+    monkeypatch.setattr(autograd, "liger", lambda base: Choice("none", "for comparison"))
+    exact, recipe = _model(tmp_path, family, "float32")
+    wanted = _gradients(exact, autograd.AutogradEngine(exact, recipe, "none"), step)
+    distances = {}
+    for name, patch in (("transformers", autograd.liger), ("liger", with_liger)):
+        monkeypatch.setattr(autograd, "liger", patch)
+        model, recipe = _model(tmp_path, family, "bfloat16")
+        engine = autograd.AutogradEngine(model, recipe, "none")
+        distances[name] = _distance(_gradients(model, engine, step)[1], wanted[1])
+    print(f"\n{family}: {engine.decisions}; bfloat16 {distances}")
+    assert engine.decisions["fused kernels"].value == "liger-kernel"
+    assert distances["liger"] <= 1.1 * distances["transformers"]
+
+
+def test_float16_keeps_small_gradients_with_a_loss_scale(samples: Path) -> None:
+    from core.store import runs
+    from tests.runs import add, do
+    from tests.runs import recipe as short
+
+    run_id = add(short(quantisation={"compute_dtype": "float16"}, training={"max_steps": 30}))
+    assert do("train", run_id)["error"] is None
+    points = [point for point in runs.metrics(run_id) if point["loss"]]
+    print(f"\nfloat16: loss {points[0]['loss']:.3f} -> {points[-1]['loss']:.3f}")
+    assert points[-1]["loss"] < 0.7 * points[0]["loss"]

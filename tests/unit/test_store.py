@@ -35,21 +35,23 @@ def run_id(samples: Path) -> int:
 
 
 def test_nan_and_infinity_are_kept(run_id: int) -> None:
-    runs.record(run_id, 1, {"loss": math.nan, "grad_norm": math.inf, "learning_rate": 0.5, "entropy": 1.0})
+    runs.record(
+        run_id, [(1, {"loss": math.nan, "grad_norm": math.inf, "learning_rate": 0.5, "entropy": 1.0})]
+    )
     (point,) = runs.metrics(run_id)
     assert math.isnan(point["loss"]) and point["grad_norm"] == math.inf and point["learning_rate"] == 0.5
     assert point["eval_loss"] is None
 
 
 def test_a_step_has_one_row_whatever_is_measured_at_it(run_id: int) -> None:
-    runs.record(run_id, 5, {"loss": 2.0})
-    runs.record(run_id, 5, {"eval_loss": 3.0})
+    runs.record(run_id, [(5, {"loss": 2.0})])
+    runs.record(run_id, [(5, {"eval_loss": 3.0})])
     assert [(p["step"], p["loss"], p["eval_loss"]) for p in runs.metrics(run_id)] == [(5, 2.0, 3.0)]
 
 
 def test_points_past_a_checkpoint_are_forgotten(run_id: int) -> None:
     for step in (1, 2, 3):
-        runs.record(run_id, step, {"loss": float(step)})
+        runs.record(run_id, [(step, {"loss": float(step)})])
     runs.forget_after(run_id, 2)
     assert [p["step"] for p in runs.metrics(run_id)] == [1, 2]
 
@@ -57,7 +59,7 @@ def test_points_past_a_checkpoint_are_forgotten(run_id: int) -> None:
 def test_threads_write_while_others_read(run_id: int) -> None:
     def write(first: int) -> None:
         for step in range(first, first + 50):
-            runs.record(run_id, step, {"loss": 1.0})
+            runs.record(run_id, [(step, {"loss": 1.0})])
 
     threads = [threading.Thread(target=write, args=(first,)) for first in (0, 100, 200)]
     for thread in threads:
