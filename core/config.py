@@ -104,6 +104,35 @@ class LoraSection(Section):
     )
 
 
+class MethodSection(Section):
+    """What is learned from a row."""
+
+    name: Literal["supervised", "pretraining", "dpo", "orpo", "kto"] = setting(
+        "supervised",
+        "Method",
+        "supervised learns the answers; pretraining every token of plain texts, long ones in windows; dpo "
+        "and orpo better answers against worse ones; kto answers with a verdict",
+    )
+    beta: float = setting(
+        0.1,
+        "Beta",
+        "dpo, kto: how close to the base's answers; orpo: weight of the judgement; 0.1 is usual",
+        gt=0,
+        le=100,
+    )
+    desirable_weight: float = setting(
+        1.0, "Desirable weight", "kto: weight of good answers; raise it where they are few", gt=0, le=1000
+    )
+    undesirable_weight: float = setting(
+        1.0, "Undesirable weight", "kto: weight of bad answers; raise it where they are few", gt=0, le=1000
+    )
+
+    @property
+    def judges(self) -> bool:
+        """Whether rows hold judged answers; then the loss is no likelihood, and has no perplexity."""
+        return self.name in ("dpo", "orpo", "kto")
+
+
 class MixPart(Section):
     """One dataset of a mix."""
 
@@ -281,6 +310,7 @@ class RunConfig(Section):
     quantisation: QuantisationSection = QuantisationSection()
     lora: LoraSection = LoraSection()
     data: DataSection = DataSection()
+    method: MethodSection = MethodSection()
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
 

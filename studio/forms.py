@@ -17,6 +17,7 @@ SECTIONS = {
     "quantisation": "Quantisation",
     "lora": "LoRA",
     "data": "Data",
+    "method": "Method",
     "training": "Training",
     "evaluation": "Evaluation",
 }

@@ -157,6 +157,8 @@ def _preference(mapping: Mapping) -> Converter:
         if chosen == rejected:
             raise RowError(f"{mapping.chosen} and {mapping.rejected} are the same")
         row: Row = {"messages": [*asked, *chosen], "rejected": rejected}
+        if len(chosen) > 1:
+            row["asked"] = len(asked)
         given = lookup(record, mapping.prompt)
         if type(given) is dict and given.get("tools"):
             row["tools"] = tools_of(given["tools"], f"{mapping.prompt}.tools")

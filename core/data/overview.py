@@ -10,11 +10,13 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy
+
 from core import figures
 from core.config import RunConfig
-from core.data import mix, stats
+from core.data import mix, pairs, rows, stats
 from core.data.mix import Chosen
-from core.data.stats import Measured, Summary
+from core.data.stats import UNCUT, Measured, Summary
 from core.errors import StudioError
 from core.home import home
 from core.jobs import probe
@@ -83,7 +85,8 @@ def shares(config: RunConfig, chosen: list[Chosen] | None = None) -> list[Share]
     model, found = config.model, []
     for one in chosen if chosen is not None else mix.choose(config.data):
         measured = stats.of_part(one.part, one.dataset, model.base, model.revision)
-        found.append(_share(one, measured, config.training.max_length))
+        share = _windows if config.method.name == "pretraining" else _share
+        found.append(share(one, measured, config.training.max_length))
     return found
 
 
@@ -92,6 +95,18 @@ def _share(one: Chosen, measured: Measured, max_length: int) -> Share:
     scale = len(one.train) / max(1, summary.rows)
     tokens, supervised = round(summary.tokens * scale), round(summary.supervised * scale)
     return Share(one, summary, len(one.train), tokens, supervised, measured.trained(one.train, max_length))
+
+
+def _windows(one: Chosen, measured: Measured, max_length: int) -> Share:
+    """Where nothing is cut: long texts become several rows."""
+    lengths = measured.lengths
+    counts = numpy.maximum(1, -(-(lengths - 1) // (max_length - 1)))
+    parts = numpy.full(int(counts.sum()), max_length)
+    parts[numpy.cumsum(counts) - 1] = lengths - (counts - 1) * (max_length - 1)
+    scale = len(one.train) / max(1, len(lengths))
+    tokens = round(int(parts.sum()) * scale)
+    uncut = dataclasses.replace(measured.at(UNCUT), longest=int(parts.max(initial=0)))
+    return Share(one, uncut, round(len(parts) * scale), tokens, tokens, parts)
 
 
 def expected(config: RunConfig, found: list[Share] | None = None) -> Forecast:
@@ -105,11 +120,13 @@ def expected(config: RunConfig, found: list[Share] | None = None) -> Forecast:
     found = shares(config) if found is None else found
     for share in found:
         stats.refuse_nothing_to_learn(share.summary, config.training.max_length)
-    rows = sum(share.rows - share.empty for share in found)
+    count = sum(share.rows - share.empty for share in found)
     lengths = stats.together([(share.lengths, share.rows - share.empty) for share in found])
+    if config.method.judges:
+        lengths = 2 * lengths  # the other answer is taken to be as long
     # In the loss of the rows that stand for all.
-    supervised = sum(share.supervised for share in found) * len(lengths) / max(1, rows)
-    quick = forecast(config, rows, lengths, round(supervised))
+    supervised = sum(share.supervised for share in found) * len(lengths) / max(1, count)
+    quick = forecast(config, count, lengths, round(supervised))
     kept = probe.known(config)
     if kept is None:
         return quick
@@ -127,15 +144,15 @@ def outlook(config: RunConfig) -> Outlook:
 
     chosen = mix.choose(config.data)
     found = shares(config, chosen)
-    rows = sum(share.rows for share in found)
+    count = sum(share.rows for share in found)
     held_out = sum(len(one.held_out) for one in chosen)
     tokens = sum(share.tokens for share in found)
     supervised = sum(share.supervised for share in found)
     empty = sum(share.empty for share in found)
-    steps = total_steps(config, max(1, rows - empty))
-    exact = all(share.rows == share.summary.rows for share in found)
+    steps = total_steps(config, max(1, count - empty))
+    exact = all(len(share.chosen.train) == share.summary.rows for share in found)
     shown = [
-        ("Rows", f"{rows:,} train + {held_out:,} held out"),
+        ("Rows", f"{count:,} train + {held_out:,} held out"),
         *(_source(share, supervised) for share in found if len(found) > 1),
         ("Steps", f"{steps:,} of {config.training.effective_batch} rows"),
         ("Tokens", f"{'' if exact else 'about '}{tokens:,} per pass"),
@@ -144,6 +161,7 @@ def outlook(config: RunConfig) -> Outlook:
     ]
     checks = _together(found, [_checks(share, config) for share in found])
     checks += [Check("warning", finding.text) for finding in mix.leaks(chosen)]
+    checks += _unfit(config, chosen)
     decisions = {"device": hardware.device(), "compute type": hardware.compute_dtype(config)}
     forecast = None
     if not any(check.level == "bad" for check in checks):
@@ -155,6 +173,17 @@ def outlook(config: RunConfig) -> Outlook:
             checks += _room(forecast)
             decisions |= forecast.plan.choices
     return Outlook(shown, decisions, checks, forecast, empty)
+
+
+def _unfit(config: RunConfig, chosen: list[Chosen]) -> list[Check]:
+    """What says that a dataset has not what the method learns from."""
+    for one in chosen:
+        for row in rows.page(one.dataset["id"], "train", 0, 1):
+            try:
+                pairs.refuse_unfit(row, config.method.name, one.name)
+            except StudioError as error:
+                return [Check("bad", error.text)]
+    return []
 
 
 def _room(forecast: Forecast) -> list[Check]:

@@ -1,6 +1,7 @@
 """Puts a run together: its plan, its forecast, and the trainer that carries it out."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,10 @@ from core.training.plan import Outcome, Plan
 from core.training.prepare import Prepared, total_steps
 
 
-def lengths(prepared: Prepared) -> list[int]:
-    return [len(row.input_ids) for row in prepared.train]
-
-
 def planned(config: RunConfig, prepared: Prepared) -> Outcome:
     """The plan for the memory that is free now that the base is loaded."""
     sizes = shape.shape(config)
-    load = plan.workload(config, lengths(prepared), sum(row.supervised for row in prepared.train))
+    load = plan.workload(config, prepared.lengths, prepared.supervised)
     rates = cost.rates(hardware.device().value, hardware.compute_dtype(config).value)
     # The base has taken its memory already.
     cuda = hardware.device().value == "cuda"
@@ -45,6 +42,7 @@ def trainer(
 
     from core.training.engine import engine
     from core.training.packing import Packer
+    from core.training.preference import PreferenceTrainer
     from core.training.record import Record
     from core.training.trainer import Trainer
 
@@ -86,6 +84,7 @@ def trainer(
         save_strategy="steps",
         save_steps=training.save_steps or max(1, steps // 5),
         max_length=None,
+        remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=cuda,
         # Without it every batch would wait until the device has done all that was asked of it.
@@ -93,15 +92,20 @@ def trainer(
         disable_tqdm=True,
         report_to=[],
     )
-    rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in prepared.train]
-    made = Trainer(
+    rows: list[dict[str, Any]]
+    if prepared.others:
+        rows = [{"number": number} for number in range(len(prepared.train))]
+        kind: Any = partial(PreferenceTrainer, method=config.method, prepared=prepared)
+    else:
+        rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in prepared.train]
+        kind = partial(Trainer, held_out=prepared.held_out)
+    made = kind(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=load.tokenizer(config.model.base, config.model.revision),
         engine=make_engine,
         packer=Packer(chosen.micro_batch_tokens, chosen.multiple),
-        held_out=prepared.held_out,
         sources=prepared.sources,
         shuffled=config.data.order == "shuffled",
         keep=training.keep_checkpoints,

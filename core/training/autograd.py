@@ -8,6 +8,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from core.data.xray import IGNORED
 from core.evaluation.loss import autocast
 from core.models.hardware import Choice
 from core.training import attention, fused, head
+from core.training.head import Weigh
 from core.training.hosted import HostMemory
 from core.training.packing import Pack, pack
 
@@ -42,7 +44,7 @@ class AutogradEngine:
         self.decisions["attention"] = self._attention(config.training.max_length)
         self.plain_head = self._head_is_plain()
 
-    def step(self, pack: Pack, weight: float) -> torch.Tensor:
+    def step(self, pack: Pack, weight: float | Weigh) -> torch.Tensor:
         """Forward and backward; gradients are added to the adapter's.
 
         :param pack: on the model's device
@@ -51,10 +53,20 @@ class AutogradEngine:
         """
         if not self.model.training:
             self.model.train()
+        parts = [part for part in self._parts(pack) if len(part.targets)]
+        if callable(weight) and len(parts) > 1:
+            return self._step_of_rows(parts, weight)
         total = torch.zeros((), device=pack.ids.device)
-        for part in self._parts(pack):
-            if len(part.targets):
-                total += self._part(part, weight)
+        for part in parts:
+            total += self._part(part, weight)
+        return total
+
+    def _step_of_rows(self, parts: list[Pack], weigh: Weigh) -> torch.Tensor:
+        """Rows that run alone, with a loss of them all: their weights come from a pass of their own."""
+        with torch.no_grad():
+            total, weights = weigh(torch.cat([self._losses(part) for part in parts]))
+        for part, some in zip(parts, weights.split([len(part.targets) for part in parts]), strict=True):
+            self._part(part, partial(_known, total, some))
         return total
 
     @torch.no_grad()
@@ -79,7 +91,7 @@ class AutogradEngine:
     def _parts(self, pack: Pack) -> list[Pack]:
         return single_rows(pack) if self.attention == attention.ROWS else [pack]
 
-    def _part(self, part: Pack, weight: float) -> torch.Tensor:
+    def _part(self, part: Pack, weight: float | Weigh) -> torch.Tensor:
         if self.hosted is not None:
             self.hosted.begin()
         with self._attending():
@@ -89,9 +101,9 @@ class AutogradEngine:
                     learned = output.last_hidden_state[0].index_select(0, part.learned)
                     del output
                 else:
-                    loss = self._model_loss(part, weight)
+                    loss, slope = self._model_loss(part, weight)
             if not self.plain_head:
-                loss.backward()
+                slope.backward()
                 return loss.detach()
             matrix = self.base.get_output_embeddings().weight.detach()
             loss, gradient = head.loss_and_gradient(
@@ -100,14 +112,18 @@ class AutogradEngine:
             learned.backward(gradient.to(learned.dtype))
             return loss
 
-    def _model_loss(self, part: Pack, weight: float) -> torch.Tensor:
-        """The loss through the model's own head, whatever that does."""
+    def _model_loss(self, part: Pack, weight: float | Weigh) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss through the model's own head, whatever that does, and what its gradients are of."""
         logits, output = self._logits(part)
-        loss = torch.nn.functional.cross_entropy(logits.float(), part.targets, reduction="sum") * weight
+        each = torch.nn.functional.cross_entropy(logits.float(), part.targets, reduction="none")
+        if callable(weight):
+            loss, weights = weight(each.detach())
+            return loss, (each * weights).sum()
+        loss = each.sum() * weight
         if getattr(output, "aux_loss", None) is not None:
             share = self.base.config.get_text_config(decoder=True).router_aux_loss_coef
             loss = loss + output.aux_loss.to(loss.device) * (share * len(part.targets) * weight)
-        return loss
+        return loss, loss
 
     def _logits(self, part: Pack) -> tuple[torch.Tensor, Any]:
         """Logits where a token is learned, (supervised, vocabulary), and the model's whole output."""
@@ -222,6 +238,12 @@ class AutogradEngine:
                 yield
         finally:
             self.model.train(was_training)
+
+
+def _known(
+    total: torch.Tensor, weights: torch.Tensor, losses: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return total, weights
 
 
 def single_rows(whole: Pack) -> list[Pack]:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from core.training import head, operations
+from core.training.head import Weigh
 from core.training.hosted import HostMemory
 from core.training.packing import Pack
 from core.training.projections import Adapter, Projections, Scratch
@@ -239,10 +240,11 @@ class DecoderEngine:
         self.piece_bytes = SMALL_PIECE if offload else LARGE_PIECE
 
     @torch.no_grad()
-    def step(self, pack: Pack, weight: float) -> torch.Tensor:
+    def step(self, pack: Pack, weight: float | Weigh) -> torch.Tensor:
         """Add the gradients of ``weight`` times the pack's summed negative log-likelihood.
 
-        :param weight: 1 / the supervised tokens of the optimizer step, for their mean
+        :param weight: 1 / the supervised tokens of the optimizer step, for their mean; or a loss of the
+            pack's log-probabilities, as `core.training.head` takes it
         :returns: the weighted loss in nats, float32, 0-dim, on the device
         """
         self.adapters.attach_gradients()
@@ -275,7 +277,7 @@ class DecoderEngine:
         self.hosted.all_put()
         return x
 
-    def loss(self, x: torch.Tensor, pack: Pack, weight: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def loss(self, x: torch.Tensor, pack: Pack, weight: float | Weigh) -> tuple[torch.Tensor, torch.Tensor]:
         """The weighted loss, and its gradient by the last layer's output ``x``, which it overwrites."""
         last = x[pack.learned]
         normed = _norm(self.final_norm, last)

@@ -1,19 +1,23 @@
 """Which engine computes a run's packs: the hand-written decoder where it can, autograd elsewhere."""
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from core.config import RunConfig
 from core.models.hardware import Choice
 from core.training.packing import Pack
 from core.training.plan import Plan
 
+if TYPE_CHECKING:
+    from core.training.head import Weigh
+
 
 class Engine(Protocol):
     """Adds the gradients of packs to the adapter's."""
 
-    def step(self, pack: Pack, weight: float) -> Any:
+    def step(self, pack: Pack, weight: "float | Weigh") -> Any:
         """:param pack: on the model's device
-        :param weight: 1 / the supervised tokens of the optimizer step
+        :param weight: 1 / the supervised tokens of the optimizer step; or a loss of the pack's
+            log-probabilities, as `core.training.head` takes it
         :returns: ``weight`` times the summed negative log-likelihood, float32, 0-dim, on the device
         """
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from core.training.decoder import DecoderEngine, Kept
+from core.training.head import Weigh
 from core.training.packing import TILE, Pack
 
 # The work list has room for this many times the tiles that one long row would have.
@@ -42,7 +43,7 @@ class GraphedEngine:
         self.pool = torch.cuda.graph_pool_handle()
 
     @torch.no_grad()
-    def step(self, pack: Pack, weight: float) -> torch.Tensor:
+    def step(self, pack: Pack, weight: float | Weigh) -> torch.Tensor:
         """As `DecoderEngine.step`."""
         size = pack.tokens, _room(pack)
         if not self.warm:

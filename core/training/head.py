@@ -1,9 +1,13 @@
 """The language model head and the loss, in pieces: whole logits are never held."""
 
+from collections.abc import Callable
+
 import torch
 
 from core.training import operations
 
+# The loss and a weight for each token, from the tokens' negative log-likelihoods.
+Weigh = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 PIECE_BYTES = 128 * 1024**2  # of logits
 
 
@@ -17,10 +21,13 @@ def loss_and_gradient(
     hidden: torch.Tensor,
     head: torch.Tensor,
     targets: torch.Tensor,
-    weight: float,
+    weight: float | Weigh,
     piece_bytes: int = PIECE_BYTES,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``weight`` times the summed negative log-likelihood, and its gradient.
+
+    A function for a weight is given every token's own, and answers with the loss and with its
+    derivative by each: so any loss of log-probabilities is computed, for one more product.
 
     Only the hidden states are differentiated: the head is frozen. Overwrites ``hidden`` with the gradient.
 
@@ -31,12 +38,19 @@ def loss_and_gradient(
     :returns: loss, float32 and 0-dim; gradient, shape and type of ``hidden``
     """
     found = []
+    total: torch.Tensor | None = None
+    weights: float | torch.Tensor
+    if callable(weight):
+        total, weights = weight(losses(hidden, head, targets, piece_bytes))
+    else:
+        weights = weight
     for piece in _pieces(hidden, head, piece_bytes):
         logits = hidden[piece] @ head.t()
-        found.append(operations.cross_entropy(logits, targets[piece], weight))
+        each = weights[piece] if isinstance(weights, torch.Tensor) else weights
+        found.append(operations.cross_entropy(logits, targets[piece], each))
         torch.mm(logits, head, out=hidden[piece])
         del logits  # else the next piece's would be held beside them
-    return _joined(found, hidden).sum() * weight, hidden
+    return (_joined(found, hidden).sum() * weights if total is None else total), hidden
 
 
 def losses(

@@ -164,9 +164,13 @@ def swiglu_backward_kernel(gradient, gate_up, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def cross_entropy_kernel(losses, logits, targets, weight, columns, stride, BLOCK: tl.constexpr):
+def cross_entropy_kernel(
+    losses, logits, targets, weights, weight, columns, stride, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr
+):
     """A row's negative log-likelihood; its logits become weight * (softmax - target), in place."""
     row = tl.program_id(0).to(tl.int64)
+    if WEIGHTED:
+        weight = tl.load(weights + row)
     begin = logits + row * stride
     target = tl.load(targets + row)
     highest = -float("inf")

@@ -160,26 +160,31 @@ def swiglu_backward(gradient: torch.Tensor, gate_up: torch.Tensor) -> tuple[torc
     return gradient.copy_(product), gate_up
 
 
-def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, weight: float) -> torch.Tensor:
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, weight: float | torch.Tensor) -> torch.Tensor:
     """Negative log-likelihood of each row's target, in nats, float32, shape (rows,).
 
-    Overwrites ``logits`` (rows, vocabulary) with the gradient of ``weight`` times the losses' sum.
+    Overwrites ``logits`` (rows, vocabulary) with the gradient of the losses' sum.
+
+    :param weight: of every row, or of each, (rows,)
     """
+    weighted = isinstance(weight, torch.Tensor)
     if not fast(logits):
         value = logits.float()
         losses = torch.nn.functional.cross_entropy(value, targets, reduction="none")
         share = torch.softmax(value, dim=-1)
         share[torch.arange(len(targets), device=share.device), targets] -= 1
-        logits.copy_(share.mul_(weight))
+        logits.copy_(share.mul_(weight[:, None] if isinstance(weight, torch.Tensor) else weight))
         return losses
     losses = torch.empty(len(targets), dtype=torch.float32, device=logits.device)
     _kernels().cross_entropy_kernel[(len(targets),)](
         losses,
         logits,
         targets,
-        weight,
+        weight if weighted else losses,
+        1.0 if weighted else weight,
         logits.shape[1],
         logits.stride(0),
+        WEIGHTED=weighted,
         BLOCK=CROSS_ENTROPY_BLOCK,
         num_warps=8,
     )

@@ -65,11 +65,13 @@ class Step:
 
     :param tokens: of the rows, without what packs are filled up with
     :param supervised: tokens in the loss
+    :param rows: for each pack the numbers of its rows, where something is known of each
     """
 
     packs: tuple[Pack, ...]
     tokens: int
     supervised: int
+    rows: tuple[tuple[int, ...], ...] = ()
 
     def to(self, device: Any, non_blocking: bool = False) -> "Step":
         return replace(self, packs=tuple(pack.to(device, non_blocking) for pack in self.packs))

@@ -1,13 +1,14 @@
 """The rows of a recipe as tokens, ready to train on."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from core.config import RunConfig
-from core.data import mix, stats
-from core.data.xray import Encoded, encode_all, end_tokens
+from core.data import mix, pairs, rows, stats
+from core.data.pairs import Row
+from core.data.xray import IGNORED, Encoded, encode_all, end_tokens
 from core.errors import StudioError
 from core.home import run_folder
 from core.jobs.worker import Job
@@ -17,11 +18,31 @@ from core.store import runs
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows as tokens, ready to train on; ``sources`` names the dataset of each held-out row."""
+    """Rows as tokens, ready to train on; ``sources`` names the dataset of each held-out row.
+
+    Where answers are judged, ``others`` holds for each row its worse answer (for KTO: its prompt with
+    another row's answer), and ``good`` whether its own is desirable; ``held_others`` and ``held_good``
+    are the same for held-out rows.
+    """
 
     train: list[Encoded]
     held_out: list[Encoded]
     sources: list[str]
+    others: list[Encoded] = field(default_factory=list)
+    good: list[bool] = field(default_factory=list)
+    held_others: list[Encoded] = field(default_factory=list)
+    held_good: list[bool] = field(default_factory=list)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of what stays together in a pack: a row, or both answers of a pair."""
+        sides = [self.train, self.others] if self.others else [self.train]
+        return [sum(len(row.input_ids) for row in rows) for rows in zip(*sides, strict=True)]
+
+    @property
+    def supervised(self) -> int:
+        """Tokens in the loss, of all training rows."""
+        return sum(row.supervised for row in (*self.train, *self.others))
 
 
 def prepare(config: RunConfig, job: Job | None = None) -> Prepared:
@@ -30,44 +51,101 @@ def prepare(config: RunConfig, job: Job | None = None) -> Prepared:
     :raises StudioError: when nothing would be learned
     """
     chosen = mix.choose(config.data)
+    for one in chosen:
+        for row in rows.page(one.dataset["id"], "train", 0, 1):
+            pairs.refuse_unfit(row, config.method.name, one.name)
     if job is not None:
         job.report("loading the tokenizer, tokenising")
         (run_folder(job.run_id) / "data.json").write_text(mix.record(chosen), encoding="utf-8")
     tokenizer = load.tokenizer(config.model.base, config.model.revision)
+    encoder = _Encoder(tokenizer, config, job)
+    train = encoder.lines(mix.train_rows(config.data, chosen))
+    held_out = encoder.lines(mix.held_out_rows(chosen, config.evaluation.max_rows))
     length = config.training.max_length
-    train_rows = list(_encoded(mix.train_rows(config.data, chosen), tokenizer, length, job))
-    held_rows = list(_encoded(mix.held_out_rows(chosen, config.evaluation.max_rows), tokenizer, length, job))
-    summary = stats.measured((row for _, row in train_rows), end_tokens(tokenizer)).at(length)
+    summary = stats.measured((line.row for line in train), end_tokens(tokenizer)).at(length)
     stats.refuse_nothing_to_learn(summary, length)
-    if not any(row.supervised for _, row in held_rows):
-        raise StudioError("training.max_length", f"leaves no held-out row an answer at {length}", "Raise it.")
-    if job is not None and summary.empty_rows:
+    learned = [line for line in train if line.learns]
+    held_out = [line for line in held_out if line.learns]
+    if not held_out or not learned:
+        what = "leaves no held-out row an answer" if learned else "leaves no pair both of its answers"
+        raise StudioError("training.max_length", f"{what} at {length}", "Raise it.")
+    if job is not None and len(learned) < len(train):
         runs.event(
-            f"{summary.empty_rows} of {summary.rows} rows have no answer within {length} tokens "
+            f"{len(train) - len(learned)} of {len(train)} rows have no answer within {length} tokens "
             "and are left out",
             job.run_id,
             job.id,
             "warning",
         )
-    learned = [row for _, row in train_rows if row.supervised]
-    return Prepared(learned, [row for _, row in held_rows], [source for source, _ in held_rows])
+    return Prepared(
+        train=[line.row for line in learned],
+        held_out=[line.row for line in held_out],
+        sources=[line.source for line in held_out],
+        others=[line.other for line in learned if line.other],
+        good=[line.good for line in learned if line.other],
+        held_others=[line.other for line in held_out if line.other],
+        held_good=[line.good for line in held_out if line.other],
+    )
 
 
-def _encoded(
-    rows: Iterator[tuple[str, dict[str, Any]]], tokenizer: Any, length: int, job: Job | None
-) -> Iterator[tuple[str, Encoded]]:
-    """Rows as tokens, each with its dataset's name. :raises StopRequested: when the user pressed Stop"""
-    sources: list[str] = []
+@dataclass(frozen=True)
+class _Line:
+    source: str
+    row: Encoded
+    other: Encoded | None = None
+    good: bool = True
 
-    def only_rows() -> Iterator[dict[str, Any]]:
-        for number, (source, row) in enumerate(rows):
-            if job is not None and number % 500 == 0:
-                job.check_stop()
-            sources.append(source)
-            yield row
+    @property
+    def learns(self) -> bool:
+        return bool(self.row.supervised and (self.other is None or self.other.supervised))
 
-    for number, encoded in enumerate(encode_all(only_rows(), tokenizer, length)):
-        yield sources[number], encoded
+
+class _Encoder:
+    """Rows to tokens, as the recipe's method wants them."""
+
+    def __init__(self, tokenizer: Any, config: RunConfig, job: Job | None) -> None:
+        self.tokenizer, self.job = tokenizer, job
+        self.length, self.method = config.training.max_length, config.method.name
+
+    def lines(self, given: Iterator[tuple[str, Row]]) -> list[_Line]:
+        """:raises StopRequested: when the user pressed Stop"""
+        sourced = list(self._watched(given))
+        sources = [source for source, _ in sourced]
+        plain = [row for _, row in sourced]
+        if self.method in ("dpo", "orpo"):
+            both = [pairs.both(row) for row in plain]
+            sides = [self._encoded([pair[side] for pair in both]) for side in (0, 1)]
+            return [_Line(*line) for line in zip(sources, *sides, strict=True)]
+        if self.method == "kto":
+            # The answer of the row before: each prompt gets one that was not written for it.
+            made = [pairs.judged(row, plain[number - 1]) for number, row in enumerate(plain)]
+            sides = [self._encoded([one[side] for one in made]) for side in (0, 1)]  # type: ignore[misc]
+            good = [one[2] for one in made]
+            return [_Line(*line) for line in zip(sources, *sides, good, strict=True)]
+        encoded = zip(sources, self._encoded(plain), strict=True)
+        if self.method == "pretraining":
+            return [_Line(source, part) for source, row in encoded for part in windows(row, self.length)]
+        return [_Line(source, row) for source, row in encoded]
+
+    def _encoded(self, some: list[Row]) -> list[Encoded]:
+        return [row for _, row in self._watched(enumerate(encode_all(some, self.tokenizer, self.length)))]
+
+    def _watched(self, some: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+        for number, each in enumerate(some):
+            if self.job is not None and number % 500 == 0:
+                self.job.check_stop()
+            yield each
+
+
+def windows(row: Encoded, length: int) -> list[Encoded]:
+    """A text that is longer than ``length`` as several rows; none of its tokens is left out.
+
+    A window begins with the token that the one before it ends with, which it could not predict else.
+    """
+    ids, learned = [*row.input_ids, *row.cut], row.supervised + row.cut_supervised > 0
+    starts = range(0, max(1, len(ids) - 1), length - 1)
+    parts = [ids[start : start + length] for start in starts]
+    return [Encoded(part, part if learned else [IGNORED] * len(part), [], 0) for part in parts]
 
 
 def total_steps(config: RunConfig, rows: int) -> int:

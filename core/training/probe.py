@@ -27,8 +27,7 @@ def measure(config: RunConfig, job: Job) -> Forecast:
     """
     prepared = prepare(config)
     job.check_stop()
-    lengths = [len(row.input_ids) for row in prepared.train]
-    supervised = sum(row.supervised for row in prepared.train)
+    lengths, supervised = prepared.lengths, prepared.supervised
     before = forecast.forecast(config, len(lengths), lengths, supervised)
     if before.problem:
         raise StudioError("", before.problem.removesuffix("."))

@@ -127,6 +127,7 @@ def _summary(
     job: Job, trainer: Any, trainable: int, total: int, digest: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
     run = runs.get(job.run_id)
+    likelihood = not runs.recipe(job.run_id).method.judges
     return {
         "steps": trainer.state.global_step,
         "total_steps": trainer.state.max_steps,
@@ -134,9 +135,9 @@ def _summary(
         "trainable_parameters": trainable,
         "all_parameters": total,
         "base_eval_loss": run["base_eval_loss"],
-        "base_perplexity": _perplexity(run["base_eval_loss"]),
+        "base_perplexity": _perplexity(run["base_eval_loss"]) if likelihood else None,
         "eval_loss": run["eval_loss"],
-        "perplexity": _perplexity(run["eval_loss"]),
+        "perplexity": _perplexity(run["eval_loss"]) if likelihood else None,
         "best_eval_loss": run["best_eval_loss"],
         "best_step": run["best_step"],
         "base_unchanged": True,

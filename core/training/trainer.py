@@ -65,12 +65,20 @@ class Trainer(SFTTrainer):
                 parameter.data = parameter.data.float()
         self.engine = engine(self.model)
         self.tokens = 0
+        self.extra: dict[str, torch.Tensor] = {}  # logged beside the loss of a step
         self.pending: Measured | None = None
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """One optimizer step: gradients of the mean loss over all its supervised tokens."""
+        step = self._begun(model, inputs)
+        scale = self._loss_scale()
+        losses = [self.engine.step(pack, scale / step.supervised) for pack in step.packs]
+        return torch.stack(losses).sum() / scale
+
+    def _begun(self, model: Any, inputs: dict[str, Any]) -> Step:
+        """A step on the device, its tokens counted."""
         if not model.training:
             model.train()
         step: Step = inputs["step"].to(self.args.device, non_blocking=True)
@@ -78,9 +86,7 @@ class Trainer(SFTTrainer):
             seen = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
             self.tokens = int(seen[-1]) if seen else 0
         self.tokens += step.tokens
-        scale = self._loss_scale()
-        losses = [self.engine.step(pack, scale / step.supervised) for pack in step.packs]
-        return torch.stack(losses).sum() / scale
+        return step
 
     def _loss_scale(self) -> float:
         """What float16 losses are multiplied by, so that their gradients do not vanish; else 1."""
@@ -129,9 +135,10 @@ class Trainer(SFTTrainer):
 
     def _measure(self, loss: torch.Tensor, grad_norm: Any, rate: float, steps: int) -> Measured:
         norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, device=loss.device)
-        values, ready = torch.stack([loss.detach().float() / steps, norm.float()]), None
+        more = [value.float() for value in self.extra.values()]
+        values, ready = torch.stack([loss.detach().float() / steps, norm.float(), *more]), None
         if values.is_cuda:
-            host = torch.empty(2, pin_memory=True)
+            host = torch.empty(len(values), pin_memory=True)
             host.copy_(values, non_blocking=True)
             values, ready = host, torch.cuda.Event()
             ready.record()
@@ -141,27 +148,31 @@ class Trainer(SFTTrainer):
     def _say(self, measured: Measured) -> None:
         if measured.ready is not None:
             measured.ready.synchronize()
-        loss, norm = measured.values.tolist()
+        loss, norm, *more = measured.values.tolist()
         self._total_loss_scalar += loss * measured.steps
         logs = {"loss": loss, "grad_norm": norm, "learning_rate": measured.learning_rate}
         now = self.state.global_step, self.state.epoch
         # Callbacks ask the state which step a value belongs to.
         self.state.global_step, self.state.epoch = measured.step, measured.epoch
         try:
-            self.log(logs | {"num_tokens": float(measured.tokens)})
+            named = dict(zip(self.extra, more, strict=True))
+            self.log(logs | named | {"num_tokens": float(measured.tokens)})
         finally:
             self.state.global_step, self.state.epoch = now
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        result = self._held_out_loss()
-        metrics = {f"{metric_key_prefix}_loss": result.loss}
-        # One curve a dataset of a mix: a rising one hides in the sum.
-        metrics |= {f"{metric_key_prefix}_loss/{name}": loss for name, loss in result.by_source.items()}
+        metrics = self._held_out_metrics(metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _held_out_metrics(self, prefix: str) -> dict[str, float]:
+        result = self._held_out_loss()
+        # One curve a dataset of a mix: a rising one hides in the sum.
+        by_source = {f"{prefix}_loss/{name}": loss for name, loss in result.by_source.items()}
+        return {f"{prefix}_loss": result.loss} | by_source
 
     def _held_out_loss(self) -> HeldOutLoss:
         """Through the engine, so that it takes no more memory than a step does."""

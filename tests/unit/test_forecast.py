@@ -312,7 +312,7 @@ def test_a_base_that_is_loaded_is_not_counted_twice(
     """What was said to fit before Start fits when the base has taken its memory."""
     config = recipe(data={"max_rows": 8}, quantisation={"method": "none", "compute_dtype": "float32"})
     prepared = prepare(config)
-    lengths = assembly.lengths(prepared)
+    lengths = prepared.lengths
     supervised = sum(row.supervised for row in prepared.train)
     sizes = shape.shape(config)
     least = plan.smallest(config, sizes, plan.workload(config, lengths, supervised), CPU).peak_bytes

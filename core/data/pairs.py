@@ -1,0 +1,59 @@
+"""Rows that hold a judgement: better and worse answers, or an answer and whether it is good.
+
+Only the judged answer is in the loss. What the assistant said before it is prompt.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from core.errors import StudioError
+
+Row = dict[str, Any]
+WANTED = {
+    "dpo": ("rejected", "pairs of a better and a worse answer"),
+    "orpo": ("rejected", "pairs of a better and a worse answer"),
+    "kto": ("desirable", "answers with a verdict (desirable: true or false)"),
+    "pretraining": ("text", "plain texts"),
+}
+
+
+def refuse_unfit(row: Row, method: str, dataset: str) -> None:
+    """:raises StudioError: when a dataset's rows lack what a method learns from"""
+    if method in WANTED and WANTED[method][0] not in row:
+        _, words = WANTED[method]
+        raise StudioError(
+            "method.name",
+            f"{method} learns from {words}, which dataset {dataset!r} does not have",
+            "Choose another dataset, or the method supervised.",
+        )
+
+
+def both(row: Row) -> tuple[Row, Row]:
+    """A pair as two conversations with the same prompt: the better answer's, and the worse one's."""
+    asked = _asked(row)
+    rest = {name: value for name, value in row.items() if name not in ("messages", "rejected", "asked")}
+    chosen = row["messages"][len(asked) :]
+    return {**rest, "messages": [*asked, *chosen]}, {**rest, "messages": [*asked, *row["rejected"]]}
+
+
+def judged(row: Row, answered: Row) -> tuple[Row, Row, bool]:
+    """A judged conversation, its prompt with another row's answer, and whether its answer is good.
+
+    The second is what Kahneman-Tversky optimisation measures the drift from the reference with
+    (Ethayarajh et al., 2024).
+    """
+    asked = _asked(row)
+    rest = {name: value for name, value in row.items() if name not in ("messages", "desirable", "asked")}
+    own, other = row["messages"][len(asked) :], answered["messages"][len(_asked(answered)) :]
+    return (
+        {**rest, "messages": [*asked, *own]},
+        {**rest, "messages": [*asked, *other]},
+        row["desirable"] is not False,
+    )
+
+
+def _asked(row: Row) -> list[Row]:
+    """The prompt: everything before the judged answer, which is the last turn unless the row says more."""
+    messages: Sequence[Row] = row["messages"]
+    asked = messages[: row.get("asked", len(messages) - 1)]
+    return [{**turn, "learn": False} if turn["role"] == "assistant" else turn for turn in asked]

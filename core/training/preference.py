@@ -1,0 +1,256 @@
+"""Learning from judgements: DPO, ORPO and KTO on packs, through the same engines as everything else.
+
+Their losses are functions of each answer's log-probability. The derivative of such a loss by a token's
+log-probability is a weight for that token's cross entropy, so an engine that takes a weight a token
+computes all of them, without padding and without a second copy of the model.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch.nn.functional import logsigmoid
+
+from core.config import MethodSection
+from core.data.xray import Encoded
+from core.errors import StudioError
+from core.training.head import Weigh
+from core.training.packing import Pack, Packer, Step, pack, split
+from core.training.prepare import Prepared
+from core.training.trainer import Trainer
+
+REFERENCE = "reference.npz"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a step's sums are divided by: its pairs (or rows), and the tokens of its better answers.
+
+    :param drift: KTO's estimate of how far the policy is from the reference, in nats, at least 0
+    """
+
+    pairs: int
+    tokens: int
+    drift: Any = 0.0
+
+
+def row_log_probabilities(losses: torch.Tensor, held: Pack) -> torch.Tensor:
+    """The summed log-probability of each row's learned tokens, (rows,).
+
+    :param losses: the negative log-likelihood of each learned token
+    """
+    place = torch.bucketize(held.learned, held.boundaries[1:].long(), right=True)
+    return losses.new_zeros(len(held.lengths)).index_add(0, place, -losses)
+
+
+def dpo(chosen: Any, rejected: Any, references: Any, beta: float) -> tuple[Any, Any]:
+    """Direct preference optimisation (Rafailov et al., 2023).
+
+    :param references: (pairs, 2), the reference's log-probabilities of both answers
+    :returns: loss and reward margin of each pair
+    """
+    margin = beta * ((chosen - references[:, 0]) - (rejected - references[:, 1]))
+    return -logsigmoid(margin), margin
+
+
+def orpo(chosen: Any, rejected: Any, beta: float) -> tuple[Any, Any]:
+    """The odds ratio term (Hong et al., 2024), from mean log-probabilities a token.
+
+    :returns: loss and reward margin of each pair
+    """
+    odds = (chosen - rejected) - (torch.log1p(-torch.exp(chosen)) - torch.log1p(-torch.exp(rejected)))
+    return -beta * logsigmoid(odds), beta * (chosen - rejected)
+
+
+def kto(answers: Any, references: Any, good: Any, method: MethodSection, drift: Any) -> tuple[Any, Any]:
+    """Kahneman-Tversky optimisation (Ethayarajh et al., 2024).
+
+    :param good: (rows,), whether the answer is desirable
+    :returns: loss of each row; its reward, negative where the answer is not desirable
+    """
+    ratio = answers - references
+    gained = torch.where(good, ratio - drift, drift - ratio)
+    weight = torch.where(good, method.desirable_weight, method.undesirable_weight)
+    return weight * (1 - torch.sigmoid(method.beta * gained)), torch.where(good, 1, -1) * method.beta * ratio
+
+
+class Judged(Packer):
+    """Collates numbers of rows into packs in which the two answers of a pair stand side by side.
+
+    :param others: for each row its worse answer, or for KTO its prompt with another row's answer
+    :param paired: both answers of a row go into its pack, else only its own
+    """
+
+    def __init__(self, packer: Packer, rows: list[Encoded], others: list[Encoded], paired: bool) -> None:
+        super().__init__(packer.limit, packer.multiple)
+        self.rows, self.others, self.paired = rows, others, paired
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Step]:
+        return {"step": self.step([int(row["number"]) for row in rows])}
+
+    def step(self, numbers: Sequence[int]) -> Step:
+        """These rows as packs, each with the numbers of its rows."""
+        sides = [self.rows, self.others] if self.paired else [self.rows]
+        return self._packed(numbers, sides, self.multiple)
+
+    def others_alone(self, numbers: Sequence[int]) -> Step:
+        """The other answers of these rows."""
+        return self._packed(numbers, [self.others], 1)
+
+    def rows_alone(self, numbers: Sequence[int]) -> Step:
+        """These rows' own answers."""
+        return self._packed(numbers, [self.rows], 1)
+
+    def _packed(self, numbers: Sequence[int], sides: list[list[Encoded]], multiple: int) -> Step:
+        lengths = [sum(len(side[number].input_ids) for side in sides) for number in numbers]
+        packs, held = [], []
+        for bin_ in split(lengths, self.limit, full=multiple > 1):
+            unit = tuple(numbers[place] for place in bin_)
+            lines = [_line(side[number]) for number in unit for side in sides]
+            packs.append(pack(lines, multiple, self.limit))
+            held.append(unit)
+        supervised = sum(len(one.targets) for one in packs)
+        return Step(tuple(packs), sum(lengths), supervised, tuple(held))
+
+
+def _line(row: Encoded) -> dict[str, Any]:
+    return {"input_ids": row.input_ids, "labels": row.labels}
+
+
+class PreferenceTrainer(Trainer):
+    """A Trainer whose rows are judged answers. Its held-out loss is the method's own."""
+
+    def __init__(self, *, method: MethodSection, prepared: Prepared, packer: Packer, **kwargs: Any) -> None:
+        self.method = method
+        paired = method.name in ("dpo", "orpo")
+        rows = Judged(packer, prepared.train, prepared.others, paired)
+        held = Judged(packer, prepared.held_out, prepared.held_others, paired)
+        self.parts = {"train": rows, "held_out": held}
+        self.good = {"train": prepared.good, "held_out": prepared.held_good}
+        self.references: dict[str, Any] = {}
+        super().__init__(packer=rows, held_out=prepared.held_out, **kwargs)
+
+    def measure_references(self) -> None:
+        """What the model that nothing was learned yet by gives to every answer; kept beside the run.
+
+        :raises StudioError: when it has learned already, and what was measured before is lost
+        """
+        if self.references or self.method.name == "orpo":
+            return
+        file = Path(str(self.args.output_dir)).parent / REFERENCE
+        if self.job.payload.get("resume") and file.exists():
+            with numpy.load(file) as stored:
+                self.references = dict(stored)
+            return
+        if self.state.global_step:
+            raise StudioError(file.name, "is missing", "It cannot be measured again: start the run anew.")
+        self.job.report("measuring the reference on every answer")
+        for name, part in self.parts.items():
+            every = range(len(part.rows))
+            sides = [self._sums(part.rows_alone(every)), self._sums(part.others_alone(every))]
+            self.references[name] = numpy.stack(sides, axis=1)
+        staged = file.with_suffix(".new.npz")
+        numpy.savez(staged, **self.references)
+        os.replace(staged, file)
+
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """One optimizer step: gradients of the method's mean loss over its pairs or rows."""
+        self.measure_references()
+        step = self._begun(model, inputs)
+        numbers = [number for unit in step.rows for number in unit]
+        scale, factor = self._scale("train", numbers), self._loss_scale()
+        judged: list[tuple[Any, Any]] = []
+
+        def weigh(held: Pack, unit: Sequence[int]) -> Weigh:
+            def by_token(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                leaf = losses.detach().requires_grad_()
+                with torch.enable_grad():
+                    each, margin = self._judge("train", leaf, held, unit, scale)
+                    total = each.sum() / scale.pairs
+                (weights,) = torch.autograd.grad(total, leaf)
+                judged.append((each.detach(), margin.detach()))
+                return total.detach(), weights * factor
+
+            return by_token
+
+        losses = [
+            self.engine.step(one, weigh(one, unit)) for one, unit in zip(step.packs, step.rows, strict=True)
+        ]
+        self.extra = self._rewards(torch.cat([margin for _, margin in judged]))
+        return torch.stack(losses).sum()
+
+    def _judge(
+        self, part: str, losses: torch.Tensor, held: Pack, unit: Sequence[int], scale: Scale
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and reward margin of each of a pack's pairs or rows."""
+        sums = row_log_probabilities(losses, held)
+        count = len(unit)
+        known = None
+        if self.references:
+            known = torch.from_numpy(self.references[part][list(unit)]).to(sums.device)
+        if self.method.name == "kto":
+            good = torch.tensor([self.good[part][number] for number in unit], device=sums.device)
+            assert known is not None
+            return kto(sums[:count], known[:, 0], good, self.method, scale.drift)
+        chosen, rejected = sums[: 2 * count : 2], sums[1 : 2 * count : 2]
+        if self.method.name == "dpo":
+            return dpo(chosen, rejected, known, self.method.beta)
+        rows = self.parts[part]
+        lengths = [[side[number].supervised for side in (rows.rows, rows.others)] for number in unit]
+        tokens = torch.tensor(lengths, device=sums.device)
+        odds, margin = orpo(chosen / tokens[:, 0], rejected / tokens[:, 1], self.method.beta)
+        return odds - chosen * (scale.pairs / scale.tokens), margin
+
+    def _scale(self, part: str, numbers: Sequence[int]) -> Scale:
+        rows = self.parts[part]
+        tokens = sum(rows.rows[number].supervised for number in numbers)
+        drift: Any = 0.0
+        if self.method.name == "kto":
+            other = rows.others_alone(numbers)
+            sums = torch.cat([self._of_rows(one, unit) for one, unit in self._on_device(other)])
+            order = [number for unit in other.rows for number in unit]
+            known = torch.from_numpy(self.references[part][order, 1]).to(sums.device)
+            drift = (sums - known).mean().clamp(min=0)
+        return Scale(len(numbers), tokens, drift)
+
+    def _of_rows(self, held: Pack, unit: Sequence[int]) -> torch.Tensor:
+        return row_log_probabilities(self.engine.losses(held), held)[: len(unit)]
+
+    def _on_device(self, step: Step) -> Iterator[tuple[Pack, Sequence[int]]]:
+        for one, unit in zip(step.packs, step.rows, strict=True):
+            self.job.check_stop()
+            yield one.to(self.args.device), unit
+
+    def _sums(self, step: Step) -> Any:
+        """Log-probabilities of a step's rows, in their order, (rows,)."""
+        found = numpy.zeros(sum(len(unit) for unit in step.rows), numpy.float32)
+        for one, unit in self._on_device(step):
+            found[list(unit)] = self._of_rows(one, unit).cpu().numpy()
+        return found
+
+    def _rewards(self, margin: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"rewards/margin": margin.mean(), "rewards/accuracy": (margin > 0).float().mean()}
+
+    def _held_out_metrics(self, prefix: str) -> dict[str, float]:
+        self.measure_references()
+        part = self.parts["held_out"]
+        every = range(len(part.rows))
+        scale = self._scale("held_out", every)
+        each = numpy.zeros((len(part.rows), 2))
+        for one, unit in self._on_device(part.step(every)):
+            judged = self._judge("held_out", self.engine.losses(one), one, unit, scale)
+            each[list(unit)] = torch.stack(judged, dim=1).cpu().numpy()
+        metrics = {f"{prefix}_loss": float(each[:, 0].mean())}
+        by_source: dict[str, list[float]] = {}
+        for source, loss in zip(self.sources, each[:, 0], strict=True):
+            by_source.setdefault(source, []).append(float(loss))
+        if len(by_source) > 1:
+            metrics |= {f"{prefix}_loss/{name}": sum(some) / len(some) for name, some in by_source.items()}
+        margins = torch.from_numpy(each[:, 1])
+        return metrics | {f"{prefix}_{name}": float(value) for name, value in self._rewards(margins).items()}

@@ -1,0 +1,303 @@
+"""DPO, ORPO and KTO on packs: TRL's losses and gradients, and runs that learn to prefer."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+from core import api
+from core import config as schema
+from core.config import MethodSection
+from core.data import pairs
+from core.data.xray import IGNORED, Encoded
+from core.errors import StudioError
+from core.home import run_folder
+from core.jobs import queue
+from core.store import datasets, runs
+from core.training import decoder, preference
+from core.training.autograd import AutogradEngine
+from core.training.packing import Packer
+from core.training.preference import Judged, PreferenceTrainer
+from core.training.prepare import Prepared, prepare, windows
+from tests import tiny
+from tests.runs import do, recipe
+
+QUESTIONS = ("What is the plan?", "Where is it?", "Who said so?", "When was that?", "Why not?", "How many?")
+SHORT = {"max_steps": 12, "effective_batch": 4, "eval_steps": 6, "save_steps": 6, "learning_rate": 3e-3}
+
+
+def _file(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    path = folder / "judged.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def judged(samples: Path, tmp_path: Path) -> str:
+    """Pairs whose better answer is short and polite."""
+    rows = [
+        {
+            "prompt": f"{question} ({number})",
+            "chosen": f"Kindly: {number}.",
+            "rejected": f"No idea about {number}, go away now.",
+        }
+        for number in range(8)
+        for question in QUESTIONS
+    ]
+    return datasets.get(api.add_data(_file(tmp_path, rows)))["name"]
+
+
+@pytest.fixture
+def verdicts(samples: Path, tmp_path: Path) -> str:
+    rows = [
+        {"prompt": f"{question} ({number})", "completion": answer, "label": good}
+        for number in range(4)
+        for question in QUESTIONS
+        for answer, good in ((f"Kindly: {number}.", True), (f"No idea about {number}, go away.", False))
+    ]
+    return datasets.get(api.add_data(_file(tmp_path, rows)))["name"]
+
+
+def _run(dataset: str, method: str, **sections: Any) -> int:
+    sections = {"training": SHORT} | sections
+    config = recipe(data={"dataset": dataset, "max_rows": None}, method={"name": method}, **sections)
+    return runs.add(config, datasets.by_name(dataset)["id"])
+
+
+def _rewards(run_id: int, name: str) -> list[float]:
+    folder = run_folder(run_id)
+    lines = (folder / "metrics_history.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)[name] for line in lines if name in json.loads(line)]
+
+
+@pytest.mark.parametrize("method", ["dpo", "orpo"])
+def test_the_better_answers_win(judged: str, method: str) -> None:
+    run_id = _run(judged, method)
+    job = do("train", run_id)
+    assert job["error"] is None
+    losses = [point["loss"] for point in runs.metrics(run_id) if point["loss"]]
+    held_out = [point["eval_loss"] for point in runs.metrics(run_id) if point["eval_loss"]]
+    accuracy = _rewards(run_id, "eval_rewards/accuracy")
+    print(f"\n{method}: {losses[0]:.3f} -> {losses[-1]:.3f}, held out {held_out}, accuracy {accuracy}")
+    assert losses[-1] < 0.8 * losses[0] and held_out[-1] < held_out[0]
+    assert accuracy[-1] == 1.0
+    if method == "dpo":
+        assert losses[0] == pytest.approx(math.log(2), abs=1e-3)
+        assert held_out[0] == pytest.approx(math.log(2), abs=1e-3)
+
+
+def test_good_answers_are_rewarded_and_bad_ones_not(verdicts: str) -> None:
+    run_id = _run(verdicts, "kto")
+    assert do("train", run_id)["error"] is None
+    losses = [point["loss"] for point in runs.metrics(run_id) if point["loss"]]
+    accuracy = _rewards(run_id, "eval_rewards/accuracy")
+    print(f"\nkto: {losses[0]:.3f} -> {losses[-1]:.3f}, accuracy {accuracy}")
+    assert losses[0] == pytest.approx(0.5, abs=1e-3) and losses[-1] < 0.4
+    assert accuracy[-1] == 1.0
+
+
+def test_a_resumed_run_goes_on_with_the_references_of_its_start(judged: str) -> None:
+    whole, cut = _run(judged, "dpo"), _run(judged, "dpo")
+    do("train", whole)
+    do("train", cut)
+    folder = run_folder(cut)
+    (folder / "checkpoints" / "checkpoint-12").rename(folder / "gone")
+    assert do("train", cut, resume=True)["error"] is None
+    assert [p["loss"] for p in runs.metrics(cut)] == [p["loss"] for p in runs.metrics(whole)]
+    (folder / preference.REFERENCE).unlink()
+    (folder / "checkpoints" / "checkpoint-12").rename(folder / "gone too")
+    assert "cannot be measured again" in do("train", cut, resume=True)["error"]
+
+
+@pytest.mark.parametrize("method", ["dpo", "orpo", "kto", "pretraining"])
+def test_rows_that_a_method_cannot_learn_from_are_refused(samples: Path, method: str) -> None:
+    run_id = _run("cited-answers", method)
+    error = do("train", run_id)["error"]
+    assert "method.name" in error and method in error and "cited-answers" in error
+    assert queue.latest(run_id, "train")["state"] == "failed"  # type: ignore[index]
+
+
+def test_long_texts_become_windows_and_no_token_is_lost() -> None:
+    ids = list(range(3, 28))
+    row = Encoded(ids[:10], ids[:10], ids[10:], 15)
+    parts = windows(row, 10)
+    assert [len(part.input_ids) for part in parts] == [10, 10, 7]
+    predicted = [ids[0]] + [token for part in parts for token in part.labels[1:]]
+    assert predicted == ids
+    assert windows(Encoded(ids[:10], ids[:10], [], 0), 10)[0].input_ids == ids[:10]
+    assert len(windows(Encoded(ids[:10], ids[:10], [], 0), 10)) == 1
+
+
+def test_pretraining_learns_every_window(samples: Path, tmp_path: Path) -> None:
+    text = "The road goes ever on and on, down from the door where it began. " * 12
+    dataset = api.add_data(_file(tmp_path, [{"text": f"{number}. {text}"} for number in range(12)]))
+    name = datasets.get(dataset)["name"]
+    config = recipe(
+        data={"dataset": name, "max_rows": None},
+        method={"name": "pretraining"},
+        training=SHORT | {"max_length": 64},
+    )
+    prepared = prepare(config)
+    assert max(prepared.lengths) == 64 and len(prepared.train) > 30
+    run_id = runs.add(config, dataset)
+    assert do("train", run_id)["error"] is None
+    losses = [point["loss"] for point in runs.metrics(run_id) if point["loss"]]
+    print(f"\npretraining: {losses[0]:.3f} -> {losses[-1]:.3f}")
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_only_the_judged_answer_is_learned() -> None:
+    before = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    asked = [*before, {"role": "user", "content": "c"}]
+    row = {"messages": [*asked, {"role": "assistant", "content": "d"}]}
+    worse = {**row, "rejected": [{"role": "assistant", "content": "e"}]}
+    chosen, rejected = pairs.both(worse)
+    for made, answer in ((chosen, "d"), (rejected, "e")):
+        assert made["messages"][-1] == {"role": "assistant", "content": answer}
+        assert made["messages"][1]["learn"] is False and "rejected" not in made
+    own, other, good = pairs.judged({**row, "desirable": False}, {"messages": [*before], "desirable": True})
+    assert (own["messages"][-1]["content"], other["messages"][-1]["content"], good) == ("d", "b", False)
+    turns = [{"role": "assistant", "content": "x"}, {"role": "user", "content": "y"}]
+    long = {"messages": [*asked, *turns, turns[0]], "rejected": [turns[0]], "asked": 3}
+    assert len(pairs.both(long)[0]["messages"]) == 6 and len(pairs.both(long)[1]["messages"]) == 4
+
+
+LENGTHS = ((9, 6), (14, 20), (5, 11), (17, 8))
+
+
+def _prepared() -> Prepared:
+    sides = []
+    for side in (0, 1):
+        made = tiny.rows(tuple(pair[side] for pair in LENGTHS), seed=side)
+        sides.append([Encoded(row["input_ids"], row["labels"], [], 0) for row in made])
+    good = [True, False, True, True]
+    return Prepared(sides[0], sides[0], ["a"] * 4, sides[1], good, sides[1], good)
+
+
+class _Steps(PreferenceTrainer):
+    """Of the trainer, what computes a step: no loop, no files."""
+
+    def __init__(self, method: MethodSection, engine: Any, limit: int) -> None:
+        prepared = _prepared()
+        paired = method.name != "kto"
+        part = Judged(Packer(limit), prepared.train, prepared.others, paired)
+        self.method, self.engine, self.parts = method, engine, {"train": part}
+        self.good, self.references = {"train": prepared.good}, {}
+        self.args = SimpleNamespace(device=torch.device("cpu"))
+        self.job = SimpleNamespace(check_stop=lambda: None, report=lambda text: None, payload={})
+        self.accelerator = SimpleNamespace(scaler=None)
+        self.state = SimpleNamespace(log_history=[])
+        self.tokens = 0
+
+    def measure(self) -> None:
+        part, every = self.parts["train"], range(4)
+        sides = [self._sums(part.rows_alone(every)), self._sums(part.others_alone(every))]
+        self.references["train"] = numpy.stack(sides, axis=1)
+
+    def loss(self, model: Any) -> float:
+        rows = [{"number": number} for number in range(4)]
+        return float(self.training_step(model, self.parts["train"](rows)))
+
+
+def _padded(rows: list[Encoded]) -> dict[str, Any]:
+    longest = max(len(row.input_ids) for row in rows)
+    ids, attended, answer = (torch.zeros(len(rows), longest, dtype=torch.long) for _ in range(3))
+    for number, row in enumerate(rows):
+        length = len(row.input_ids)
+        ids[number, :length] = torch.tensor(row.input_ids)
+        attended[number, :length] = 1
+        answer[number, :length] = torch.tensor([label != IGNORED for label in row.labels])
+    return {"input_ids": ids, "attention_mask": attended, "completion_mask": answer}
+
+
+def _trl(method: str, model: Any, folder: Path) -> Any:
+    """TRL's own loss of the same rows."""
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+
+    from core.home import assets
+
+    tokenizer = AutoTokenizer.from_pretrained(assets() / "starter")
+    common = {"output_dir": str(folder), "use_cpu": True, "bf16": False, "report_to": [], "beta": 0.3}
+    prepared = _prepared()
+    row = {"prompt": ["a", "b"], "completion": ["c", "d"], "label": [True, False]}
+    if method == "dpo":
+        pairs_ = {"prompt": ["a"], "chosen": ["b"], "rejected": ["c"]}
+        trainer: Any = DPOTrainer(
+            model,
+            args=DPOConfig(**common),
+            train_dataset=Dataset.from_dict(pairs_),
+            processing_class=tokenizer,
+        )
+        return trainer, _padded([*prepared.train, *prepared.others])
+    settings = KTOConfig(
+        **common, desirable_weight=1.5, undesirable_weight=0.7, per_device_train_batch_size=2
+    )
+    trainer = KTOTrainer(
+        model, args=settings, train_dataset=Dataset.from_dict(row), processing_class=tokenizer
+    )
+    drifted = {f"KL_{name}": value for name, value in _padded(prepared.others).items()}
+    return trainer, _padded(prepared.train) | drifted | {"label": torch.tensor(prepared.good)}
+
+
+@pytest.mark.parametrize("limit", [32, 4096])
+@pytest.mark.parametrize("kind", ["decoder", "autograd", "row by row"])
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_loss_and_gradients_are_those_of_trl(
+    tmp_path: Path, method: str, kind: str, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = MethodSection(name=method, beta=0.3, desirable_weight=1.5, undesirable_weight=0.7)
+    model = tiny.adapted(tiny.base("llama"))
+    if kind == "decoder":
+        engine: Any = decoder.DecoderEngine(model, 128, 2, False)
+    else:
+        engine = AutogradEngine(model, recipe(), "none")
+    if kind == "row by row":
+        engine.attention = "rows"
+        monkeypatch.setattr("core.training.attention.ROWS", "rows")
+    steps = _Steps(settings, engine, limit)
+    learned = {name: p.detach().clone() for name, p in model.named_parameters() if "lora_B" in name}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.mul_(0.0 if name in learned else 1.0)
+        steps.measure()
+        for name, parameter in model.named_parameters():
+            parameter.copy_(learned.get(name, parameter))
+    model.zero_grad()
+    loss = steps.loss(model)
+    found = tiny.gradients(model).clone()
+
+    trainer, inputs = _trl(method, model, tmp_path)
+    model.delete_adapter("ref")  # TRL takes the adapter as it is for the reference; ours is the base
+    model.zero_grad()
+    model.eval()
+    wanted = trainer._compute_loss(model, inputs, False)
+    wanted.backward()
+    wanted = wanted.detach()
+    assert loss == pytest.approx(float(wanted), rel=1e-5)
+    assert tiny.distance(found, tiny.gradients(model)) < 1e-5
+
+
+def test_the_odds_ratio_is_trls() -> None:
+    from trl.experimental.orpo import ORPOTrainer
+
+    chosen, rejected = torch.tensor([-0.4, -1.2, -3.0]), torch.tensor([-0.9, -0.3, -2.0])
+    told = SimpleNamespace(beta=0.3, accelerator=SimpleNamespace(device="cpu"))
+    wanted = -ORPOTrainer.odds_ratio_loss(told, chosen, rejected)[0]
+    assert torch.allclose(preference.orpo(chosen, rejected, 0.3)[0], wanted, rtol=1e-6)
+
+
+def test_a_method_is_refused_before_start(samples: Path) -> None:
+    from core.data.overview import outlook
+
+    found = outlook(recipe(method={"name": "dpo"}))
+    assert found.blocked and any("better and a worse" in check.text for check in found.checks)
+    assert not outlook(recipe()).blocked
+    with pytest.raises(StudioError):
+        schema.validated({"method": {"name": "ppo"}})
