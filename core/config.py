@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,11 +108,12 @@ class LoraSection(Section):
 class MethodSection(Section):
     """What is learned from a row."""
 
-    name: Literal["supervised", "pretraining", "dpo", "orpo", "kto"] = setting(
+    name: Literal["supervised", "pretraining", "dpo", "orpo", "kto", "grpo"] = setting(
         "supervised",
         "Method",
         "supervised learns the answers; pretraining every token of plain texts, long ones in windows; dpo "
-        "and orpo better answers against worse ones; kto answers with a verdict",
+        "and orpo better answers against worse ones; kto answers with a verdict; grpo tries answers of its "
+        "own and learns from those that pass a check",
     )
     beta: float = setting(
         0.1,
@@ -127,10 +129,34 @@ class MethodSection(Section):
         1.0, "Undesirable weight", "kto: weight of bad answers; raise it where they are few", gt=0, le=1000
     )
 
+    check: Literal["exact", "contains", "regex", "json"] = setting(
+        "exact",
+        "Check",
+        "grpo: an answer passes when it equals the row's, contains it, matches the pattern, or is a JSON "
+        "object or list",
+    )
+    pattern: str = setting(
+        "",
+        "Pattern",
+        "grpo with the check regex: a Python regular expression, found anywhere",
+        max_length=500,
+    )
+    answers: int = setting(
+        8, "Answers", "grpo: tried for each question; more = steadier, slower steps", ge=2, le=64
+    )
+    temperature: float = setting(
+        1.0, "Temperature", "grpo: of the tried answers; lower = less variety to learn from", gt=0, le=5
+    )
+
     @property
     def judges(self) -> bool:
-        """Whether rows hold judged answers; then the loss is no likelihood, and has no perplexity."""
+        """Whether rows hold judged answers."""
         return self.name in ("dpo", "orpo", "kto")
+
+    @property
+    def is_likelihood(self) -> bool:
+        """Whether the loss is a mean negative log-likelihood, so that its exponential is a perplexity."""
+        return self.name in ("supervised", "pretraining")
 
 
 class MixPart(Section):
@@ -364,6 +390,13 @@ def problems(raw: dict[str, Any]) -> dict[str, str]:
         found["data.mix"] = "names one dataset twice; give it a higher weight"
     if config.data.order == "by column" and not config.data.order_column:
         found["data.order_column"] = "must name a column when the order is by column"
+    if config.method.name == "grpo" and config.method.check == "regex":
+        try:
+            re.compile(config.method.pattern)
+        except re.error as error:
+            found["method.pattern"] = f"is no regular expression: {error}"
+        if not config.method.pattern:
+            found["method.pattern"] = "must be given when the check is regex"
     return found
 
 

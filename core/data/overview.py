@@ -124,6 +124,8 @@ def expected(config: RunConfig, found: list[Share] | None = None) -> Forecast:
     lengths = stats.together([(share.lengths, share.rows - share.empty) for share in found])
     if config.method.judges:
         lengths = 2 * lengths  # the other answer is taken to be as long
+    if config.method.name == "grpo":
+        lengths = lengths + config.evaluation.max_new_tokens  # taken to be as long as they may get
     # In the loss of the rows that stand for all.
     supervised = sum(share.supervised for share in found) * len(lengths) / max(1, count)
     quick = forecast(config, count, lengths, round(supervised))

@@ -14,6 +14,7 @@ WANTED = {
     "orpo": ("rejected", "pairs of a better and a worse answer"),
     "kto": ("desirable", "answers with a verdict (desirable: true or false)"),
     "pretraining": ("text", "plain texts"),
+    "grpo": ("messages", "questions with answers"),
 }
 
 
@@ -50,6 +51,12 @@ def judged(row: Row, answered: Row) -> tuple[Row, Row, bool]:
         {**rest, "messages": [*asked, *other]},
         row["desirable"] is not False,
     )
+
+
+def asked_and_answer(row: Row) -> tuple[list[Row], str]:
+    """A conversation up to its answer, and the answer's text."""
+    asked = _asked(row)
+    return asked, row["messages"][len(asked)]["content"] or ""
 
 
 def _asked(row: Row) -> list[Row]:

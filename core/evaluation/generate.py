@@ -34,6 +34,29 @@ def answers(
 
 
 def _reply(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
+    output = _continued(model, tokenizer, prompts, max_new_tokens, None)
+    return [text.strip() for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
+
+
+def sampled(
+    model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int, temperature: float | None
+) -> list[list[int]]:
+    """Tokens of one reply to each prompt, with the token that ends it, if it ended.
+
+    :param temperature: of the draw; None takes the likeliest token each time
+    """
+    ends = end_tokens(tokenizer)
+    replies = []
+    for tokens in _continued(model, tokenizer, prompts, max_new_tokens, temperature).tolist():
+        length = next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
+        replies.append(tokens[:length])
+    return replies
+
+
+def _continued(
+    model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int, temperature: float | None
+) -> Any:
+    """(prompts, new tokens); behind its end a reply is filled up."""
     import torch
 
     length = max(len(prompt) for prompt in prompts)
@@ -47,11 +70,11 @@ def _reply(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens:
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             max_new_tokens=max_new_tokens,
-            do_sample=False,
-            temperature=None,
+            do_sample=temperature is not None,
+            temperature=temperature,
             top_p=None,
-            top_k=None,
+            top_k=None if temperature is None else 0,
             eos_token_id=sorted(end_tokens(tokenizer)),
             pad_token_id=tokenizer.pad_token_id,
         )
-    return [text.strip() for text in tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)]
+    return output[:, length:]

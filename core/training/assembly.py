@@ -44,6 +44,7 @@ def trainer(
     from core.training.packing import Packer
     from core.training.preference import PreferenceTrainer
     from core.training.record import Record
+    from core.training.reward import RewardTrainer
     from core.training.trainer import Trainer
 
     training = config.training
@@ -93,9 +94,11 @@ def trainer(
         report_to=[],
     )
     rows: list[dict[str, Any]]
-    if prepared.others:
+    if prepared.others or prepared.questions:
         rows = [{"number": number} for number in range(len(prepared.train))]
-        kind: Any = partial(PreferenceTrainer, method=config.method, prepared=prepared)
+        kind: Any = partial(RewardTrainer, config=config, prepared=prepared)
+        if prepared.others:
+            kind = partial(PreferenceTrainer, method=config.method, prepared=prepared)
     else:
         rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in prepared.train]
         kind = partial(Trainer, held_out=prepared.held_out)

@@ -95,6 +95,8 @@ def workload(config: RunConfig, lengths: Any, supervised: int) -> Workload:
     share = supervised / max(1, int(rows.sum()))
     per_epoch = -(-len(rows) // batch)
     total = min(total_steps(config, len(rows)), EPOCHS * per_epoch)
+    if config.method.name == "grpo":
+        rows, batch = numpy.repeat(rows, config.method.answers), batch * config.method.answers
     steps: list[Any] = []
     for epoch in range(-(-total // per_epoch)):
         taken = rows[order(config, len(rows), epoch)]

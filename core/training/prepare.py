@@ -8,12 +8,14 @@ from typing import Any
 from core.config import RunConfig
 from core.data import mix, pairs, rows, stats
 from core.data.pairs import Row
-from core.data.xray import IGNORED, Encoded, encode_all, end_tokens
+from core.data.xray import IGNORED, Encoded, encode_all, end_tokens, prompt_ids
 from core.errors import StudioError
 from core.home import run_folder
 from core.jobs.worker import Job
 from core.models import load
 from core.store import runs
+
+Question = tuple[list[int], str]
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,9 @@ class Prepared:
 
     Where answers are judged, ``others`` holds for each row its worse answer (for KTO: its prompt with
     another row's answer), and ``good`` whether its own is desirable; ``held_others`` and ``held_good``
-    are the same for held-out rows.
+    are the same for held-out rows. Where answers are tried, ``questions`` holds for each row the tokens
+    that it asks with and the answer it brings, ``held_questions`` for held-out rows; tried answers have at
+    most ``answer_tokens``.
     """
 
     train: list[Encoded]
@@ -32,10 +36,15 @@ class Prepared:
     good: list[bool] = field(default_factory=list)
     held_others: list[Encoded] = field(default_factory=list)
     held_good: list[bool] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+    held_questions: list[Question] = field(default_factory=list)
+    answer_tokens: int = 0
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of what stays together in a pack: a row, or both answers of a pair."""
+        """Most tokens of what stays together in a pack: a row, or both answers of a pair."""
+        if self.questions:
+            return [len(prompt) + self.answer_tokens for prompt, _ in self.questions]
         sides = [self.train, self.others] if self.others else [self.train]
         return [sum(len(row.input_ids) for row in rows) for rows in zip(*sides, strict=True)]
 
@@ -85,6 +94,9 @@ def prepare(config: RunConfig, job: Job | None = None) -> Prepared:
         good=[line.good for line in learned if line.other],
         held_others=[line.other for line in held_out if line.other],
         held_good=[line.good for line in held_out if line.other],
+        questions=[line.question for line in learned if line.question],
+        held_questions=[line.question for line in held_out if line.question],
+        answer_tokens=config.evaluation.max_new_tokens,
     )
 
 
@@ -94,6 +106,7 @@ class _Line:
     row: Encoded
     other: Encoded | None = None
     good: bool = True
+    question: Question | None = None
 
     @property
     def learns(self) -> bool:
@@ -123,6 +136,12 @@ class _Encoder:
             good = [one[2] for one in made]
             return [_Line(*line) for line in zip(sources, *sides, good, strict=True)]
         encoded = zip(sources, self._encoded(plain), strict=True)
+        if self.method == "grpo":
+            asked = [pairs.asked_and_answer(row) for row in plain]
+            return [
+                _Line(source, row, question=(prompt_ids(turns, self.tokenizer, given.get("tools")), answer))
+                for (source, row), (turns, answer), given in zip(encoded, asked, plain, strict=True)
+            ]
         if self.method == "pretraining":
             return [_Line(source, part) for source, row in encoded for part in windows(row, self.length)]
         return [_Line(source, row) for source, row in encoded]

@@ -127,7 +127,7 @@ def _summary(
     job: Job, trainer: Any, trainable: int, total: int, digest: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
     run = runs.get(job.run_id)
-    likelihood = not runs.recipe(job.run_id).method.judges
+    likelihood = runs.recipe(job.run_id).method.is_likelihood
     return {
         "steps": trainer.state.global_step,
         "total_steps": trainer.state.max_steps,

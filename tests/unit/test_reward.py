@@ -1,0 +1,140 @@
+"""GRPO: checks, advantages, TRL's loss and gradients, and a run that learns from its own answers."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+from core import api
+from core import config as schema
+from core.config import MethodSection
+from core.errors import RecipeError
+from core.evaluation.checks import check_of
+from core.home import run_folder
+from core.store import runs
+from core.training import decoder
+from core.training.autograd import AutogradEngine
+from core.training.packing import Packer
+from core.training.reward import RewardTrainer, advantages
+from tests import tiny
+from tests.runs import do, recipe
+
+
+@pytest.mark.parametrize(
+    ("settings", "passes", "fails"),
+    [
+        ({"check": "exact"}, " yes ", "yes, it is"),
+        ({"check": "contains"}, "oh yes", "no"),
+        ({"check": "regex", "pattern": r"\b[a-z]es\b"}, "well, yes", "yesterday"),
+        ({"check": "json"}, '{"a": [1]}', "12"),
+        ({"check": "json"}, "[]", '{"a": '),
+    ],
+)
+def test_checks_pass_and_fail(settings: dict[str, Any], passes: str, fails: str) -> None:
+    check = check_of(MethodSection(name="grpo", **settings))
+    assert (check(passes, "yes"), check(fails, "yes")) == (1.0, 0.0)
+
+
+def test_a_check_without_a_pattern_that_works_is_refused() -> None:
+    for pattern, word in (("", "must be given"), ("(", "no regular expression")):
+        raw = {"method": {"name": "grpo", "check": "regex", "pattern": pattern}}
+        with pytest.raises(RecipeError) as caught:
+            schema.validated(raw)
+        assert word in caught.value.problems["method.pattern"]
+
+
+def test_an_answer_is_compared_with_those_of_its_question_only() -> None:
+    found = advantages(numpy.array([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]))
+    assert found[0, 0] == pytest.approx(1.5, rel=1e-3) and found[0, 1] == pytest.approx(-0.5, rel=1e-3)
+    assert not found[1].any()
+
+
+class _Steps(RewardTrainer):
+    """Of the trainer, what computes a step: no loop, no files."""
+
+    def __init__(self, engine: Any, limit: int) -> None:
+        self.engine, self.packer, self.tokens = engine, Packer(limit), 0
+        self.args = SimpleNamespace(device=torch.device("cpu"))
+        self.accelerator = SimpleNamespace(scaler=None)
+        self.state = SimpleNamespace(log_history=[])
+
+
+@pytest.mark.parametrize("limit", [24, 4096])
+@pytest.mark.parametrize("kind", ["decoder", "autograd"])
+def test_loss_and_gradients_are_those_of_trl(tmp_path: Path, kind: str, limit: int) -> None:
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    from core.home import assets
+
+    model = tiny.adapted(tiny.base("llama"))
+    engine: Any = (
+        decoder.DecoderEngine(model, 128, 2, False)
+        if kind == "decoder"
+        else AutogradEngine(model, recipe(), "none")
+    )
+    generator = numpy.random.default_rng(0)
+    lengths = ((5, 7), (5, 3), (9, 10), (9, 6))
+    prompts, replies = ([generator.integers(3, 90, pair[n]).tolist() for pair in lengths] for n in (0, 1))
+    compared = advantages(numpy.array([[1.0, 0.0], [1.0, 1.0]])).reshape(-1)
+    model.zero_grad()
+    loss = float(_Steps(engine, limit).learn(model, prompts, replies, compared))
+    found = tiny.gradients(model).clone()
+
+    settings = GRPOConfig(
+        str(tmp_path), use_cpu=True, bf16=False, report_to=[], num_generations=2, beta=0.0, loss_type="dapo"
+    )
+    trainer = GRPOTrainer(
+        model,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=settings,
+        train_dataset=Dataset.from_dict({"prompt": ["a"] * 4}),
+        processing_class=AutoTokenizer.from_pretrained(assets() / "starter"),
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    inputs = _padded(prompts, replies) | {"advantages": torch.tensor(compared, dtype=torch.float32)}
+    inputs["num_items_in_batch"] = torch.tensor(float(sum(len(reply) for reply in replies)))
+    model.zero_grad()
+    wanted = trainer._compute_loss(model, inputs)
+    wanted.backward()
+    assert loss == pytest.approx(float(wanted.detach()), rel=1e-4, abs=1e-6)
+    assert tiny.distance(found, tiny.gradients(model)) < 1e-5
+
+
+def _padded(prompts: list[list[int]], replies: list[list[int]]) -> dict[str, Any]:
+    """Prompts to the right, replies to the left, as TRL pads them."""
+    width, longest = max(map(len, prompts)), max(map(len, replies))
+    shown: dict[str, Any] = {}
+    for name, size, some in (("prompt", width, prompts), ("completion", longest, replies)):
+        ids, mask = (torch.zeros(len(some), size, dtype=torch.long) for _ in range(2))
+        for number, tokens in enumerate(some):
+            place = slice(size - len(tokens), size) if name == "prompt" else slice(0, len(tokens))
+            ids[number, place], mask[number, place] = torch.tensor(tokens), 1
+        shown |= {f"{name}_ids": ids, f"{name}_mask": mask}
+    return shown
+
+
+def test_a_run_learns_what_passes_the_check(samples: Path, tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    rows = [{"prompt": f"Say it. ({number})", "completion": "yes"} for number in range(24)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    dataset = api.add_data(file)
+    config = recipe(
+        data={"dataset": "questions", "max_rows": None},
+        method={"name": "grpo", "check": "regex", "pattern": "[aeiou]$", "answers": 8},
+        training={"max_steps": 14, "effective_batch": 4, "eval_steps": 7, "learning_rate": 3e-3},
+        evaluation={"max_new_tokens": 4, "max_rows": 4},
+    )
+    run_id = runs.add(config, dataset)
+    assert do("train", run_id)["error"] is None
+    lines = (run_folder(run_id) / "metrics_history.jsonl").read_text(encoding="utf-8").splitlines()
+    rewards = [json.loads(line)["reward"] for line in lines if "reward" in json.loads(line)]
+    held_out = [json.loads(line)["eval_reward"] for line in lines if "eval_reward" in json.loads(line)]
+    print(f"\ngrpo: reward {[round(reward, 2) for reward in rewards]}, held out {held_out}")
+    assert sum(rewards[-3:]) > sum(rewards[:3]) + 0.5
+    assert runs.get(run_id)["eval_loss"] == pytest.approx(1 - held_out[-1])
