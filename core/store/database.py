@@ -180,6 +180,14 @@ def m008_forecasts(db: Database) -> None:
     )
 
 
+@migrations()
+def m009_lineage(db: Database) -> None:
+    # Which run, and which step of it, a run goes on from or trains again.
+    db.table("runs").add_column("parent", int)
+    db.table("runs").add_column("parent_step", int)
+    db.table("runs").add_column("relation", str)
+
+
 def database_path() -> Path:
     return home() / "plumbline.db"
 

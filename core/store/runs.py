@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from sqlite_utils.db import NotFoundError
 
@@ -12,10 +12,21 @@ from core.config import RunConfig, dumps, loads
 from core.errors import StudioError
 from core.store.database import database, insert
 
+Relation = Literal["branch", "rank", "reproduction"]
 METRICS = ("epoch", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_gb")
 
 
-def add(config: RunConfig, dataset_id: int) -> int:
+def add(
+    config: RunConfig,
+    dataset_id: int,
+    parent: int | None = None,
+    parent_step: int | None = None,
+    relation: Relation | None = None,
+) -> int:
+    """:param parent: the run whose weights it begins with (a branch, or the next of a rank schedule), or
+        that it trains again (a reproduction)
+    :param parent_step: of a branch; None means the parent's artifact
+    """
     return insert(
         "runs",
         {
@@ -25,6 +36,9 @@ def add(config: RunConfig, dataset_id: int) -> int:
             "dataset_id": dataset_id,
             "recipe": dumps(config),
             "step": 0,
+            "parent": parent,
+            "parent_step": parent_step,
+            "relation": relation,
             "created_at": time.time(),
         },
     )

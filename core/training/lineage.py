@@ -1,0 +1,233 @@
+"""Runs that come from other runs: branches, the stages of a rank schedule, and reproductions.
+
+A branch begins with the adapter of a step of its parent, and with an optimizer of its own. A stage of a
+rank schedule begins with the whole of the stage before: a larger adapter that computes the same.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.config import RunConfig, validated
+from core.errors import StudioError
+from core.home import run_folder
+from core.store import datasets, runs
+from core.training import artifact, checkpoints
+
+WEIGHTS = "adapter_model.safetensors"
+TOLERANCE = 0.02  # nats between two curves of the same recipe on devices that sum in another order
+
+
+def steps(run_id: int) -> list[int]:
+    """Steps of a run that a branch may begin with: its checkpoints', and the last."""
+    folder = run_folder(run_id)
+    found = {checkpoints.step_of(path) for path in checkpoints.listed(folder / "checkpoints")}
+    if (folder / "artifact" / "metadata.json").exists():
+        found.add(_artifact_step(folder))
+    return sorted(found)
+
+
+def branch(run_id: int, step: int | None = None, changes: dict[str, Any] | None = None) -> int:
+    """Store a run that goes on from a step of another one with some settings changed. :returns: its id
+
+    :param step: one of `steps`; None means the last
+    :param changes: settings by key, like ``{"training.learning_rate": 1e-4}``
+    :raises StudioError: when there is no such step, or the changes do not go with its adapter
+    """
+    known = steps(run_id)
+    if not known:
+        raise StudioError(f"run {run_id}", "has no checkpoint to begin with", "Train it first.")
+    step = known[-1] if step is None else step
+    if step not in known:
+        listed = ", ".join(map(str, known))
+        raise StudioError(f"step {step}", f"of run {run_id} was not kept", f"Kept are: {listed}.")
+    parent = runs.recipe(run_id)
+    config = changed(parent, changes or {})
+    for section, name in (("model", "base"), ("model", "revision"), ("lora", "target_modules")):
+        if getattr(getattr(config, section), name) != getattr(getattr(parent, section), name):
+            raise StudioError(f"{section}.{name}", "cannot change in a branch", "Start a new run instead.")
+    if config.lora.r < parent.lora.r:
+        raise StudioError("lora.r", f"cannot become smaller than run {run_id}'s {parent.lora.r}")
+    if not config.name:
+        config = config.model_copy(update={"name": f"{parent.display_name} from {step}"[:80]})
+    dataset = datasets.by_name(config.data.parts[0].dataset)
+    return runs.add(config, dataset["id"], run_id, step, "branch")
+
+
+def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    """A recipe with some settings changed. :raises RecipeError: with every problem, by field"""
+    raw = config.model_dump(mode="json")
+    for key, value in changes.items():
+        section, _, name = key.rpartition(".")
+        (raw.setdefault(section, {}) if section else raw)[name] = value
+    return validated(raw, "the changes")
+
+
+def reproduce(run_id: int) -> int:
+    """Store a run that trains another one's recipe again. :returns: its id"""
+    row = runs.get(run_id)
+    config = runs.recipe(run_id)
+    again = config.model_copy(update={"name": f"{config.display_name} again"[:80]})
+    return runs.add(again, row["dataset_id"], run_id, None, "reproduction")
+
+
+def inherit(model: Any, run_id: int) -> str | None:
+    """Give a new adapter what its run begins with. :returns: what was done, in words; None for nothing
+
+    An adapter of higher rank computes the same as the one it grows from: what is added to b is zero.
+
+    :raises StudioError: when the weights are not there, do not verify, or do not fit
+    """
+    run = runs.get(run_id)
+    if run["relation"] not in ("branch", "rank"):
+        return None
+    from safetensors.torch import load_file
+
+    folder = _verified(run["parent"], run["parent_step"])
+    stored = load_file(folder / WEIGHTS)
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    before = settings["lora_alpha"] / (
+        math.sqrt(settings["r"]) if settings.get("use_rslora") else settings["r"]
+    )
+    held = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
+    if held.keys() != stored.keys():
+        strange = sorted(held.keys() ^ stored.keys())
+        what = f"does not have the weights of this recipe's: {len(strange)} differ, first {strange[0]}"
+        raise StudioError(f"the adapter of run {run['parent']}", what, "Keep the adapter's settings.")
+    scales = _scales(model)
+    for name, parameter in held.items():
+        value = stored[name].to(parameter)
+        if ".lora_B." in name:
+            value = value * (before / scales[name.rpartition(".lora_B.")[0]])
+        _grow(name, parameter, value)
+    return f"begins with the adapter of run {run['parent']}, step {_step_of(folder)}"
+
+
+def _grow(name: str, parameter: Any, value: Any) -> None:
+    """Write a weight into one that is as large, or larger in its rank."""
+    import torch
+
+    own, given = tuple(parameter.shape), tuple(value.shape)
+    axis = 0 if ".lora_A." in name else 1
+    fits = own == given or (
+        ".lora_" in name and len(own) == 2 and own[1 - axis] == given[1 - axis] and own[axis] >= given[axis]
+    )
+    if not fits:
+        raise StudioError(name, f"has the shape {list(given)}, and would need {list(own)}")
+    with torch.no_grad():
+        if axis == 1 and own != given:
+            parameter.zero_()
+        parameter[tuple(slice(size) for size in given)].copy_(value)
+
+
+def _scales(model: Any) -> dict[str, float]:
+    return {
+        name: module.scaling[module.active_adapters[0]]
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A") and module.scaling
+    }
+
+
+def _verified(run_id: int, step: int | None) -> Path:
+    """The folder with the adapter of a run at a step. :raises StudioError: when it is not whole"""
+    folder = run_folder(run_id)
+    checkpoint = folder / "checkpoints" / f"checkpoint-{step}"
+    if step is not None and checkpoint.exists():
+        if not checkpoints.verifies(checkpoint):
+            raise StudioError(f"checkpoint-{step} of run {run_id}", "does not verify", "Take another step.")
+        return checkpoint
+    found = folder / "artifact"
+    if not (found / "metadata.json").exists() or (step is not None and _artifact_step(folder) != step):
+        what = "has no adapter yet" if step is None else f"has no step {step} any more"
+        raise StudioError(f"run {run_id}", what, "Train it to its end first.")
+    if broken := artifact.broken_files(found):
+        raise StudioError(f"run {run_id}'s {broken[0]}", "is not as it was written", "Take another run.")
+    return found
+
+
+def _artifact_step(folder: Path) -> int:
+    return int(json.loads((folder / "artifact" / "metadata.json").read_text(encoding="utf-8"))["step"])
+
+
+def _step_of(folder: Path) -> int:
+    return checkpoints.step_of(folder) if folder.name != "artifact" else _artifact_step(folder.parent)
+
+
+def stages(config: RunConfig) -> list[RunConfig]:
+    """The runs that a recipe with a rank schedule stands for: the same strength of adapter at every rank."""
+    found = []
+    for rank in config.lora.rank_schedule or (config.lora.r,):
+        alpha = config.lora.alpha * rank / config.lora.r
+        lora = config.lora.model_copy(update={"r": rank, "alpha": alpha, "rank_schedule": ()})
+        name = f"{config.name} r{rank}"[:80] if config.name and config.lora.rank_schedule else config.name
+        found.append(config.model_copy(update={"lora": lora, "name": name}))
+    return found
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How close the curves of two runs of one recipe are.
+
+    :param steps: with a loss in both
+    :param largest: largest distance of a step's losses, in nats
+    :param held_out: distance of the last held-out losses, in nats; None where one has none
+    :param differences: what was not the same: versions, device, data, code
+    """
+
+    steps: int
+    largest: float
+    held_out: float | None
+    differences: tuple[str, ...]
+
+    @property
+    def agrees(self) -> bool:
+        return bool(self.steps) and max(self.largest, self.held_out or 0.0) <= TOLERANCE
+
+    @property
+    def sentence(self) -> str:
+        if not self.steps:
+            return "There are no steps to compare."
+        if not self.largest and not self.held_out:
+            return f"The curves agree bit for bit over {self.steps} steps."
+        apart = f"at most {self.largest:.2g} nats apart over {self.steps} steps"
+        verdict = "The curves agree" if self.agrees else "The curves do not agree"
+        known = f" Different: {'; '.join(self.differences)}." if self.differences else ""
+        return f"{verdict}: {apart}.{known}"
+
+
+def agreement(run_id: int) -> Agreement:
+    """A reproduction against the run that it trains again. :raises StudioError: when it is none"""
+    run = runs.get(run_id)
+    if run["relation"] != "reproduction":
+        raise StudioError(f"run {run_id}", "is no reproduction of another run")
+    first, second = (
+        {point["step"]: point for point in runs.metrics(each)} for each in (run["parent"], run_id)
+    )
+    both = sorted(
+        step
+        for step in first.keys() & second.keys()
+        if None not in (first[step]["loss"], second[step]["loss"])
+    )
+    apart = [abs(first[step]["loss"] - second[step]["loss"]) for step in both]
+    ends = [runs.get(each)["eval_loss"] for each in (run["parent"], run_id)]
+    held_out = None if None in ends else abs(ends[0] - ends[1])
+    return Agreement(len(both), max(apart, default=0.0), held_out, _differences(run["parent"], run_id))
+
+
+def _differences(one: int, other: int) -> tuple[str, ...]:
+    """What two runs recorded of data, code and environment, where it is not the same."""
+    found = []
+    left, right = (_metadata(run_id) for run_id in (one, other))
+    for section in ("environment", "code", "dataset"):
+        before, after = left.get(section, {}), right.get(section, {})
+        for name in sorted(before.keys() & after.keys()):
+            if before[name] != after[name]:
+                found.append(f"{name} {str(before[name])[:20]}, now {str(after[name])[:20]}")
+    return tuple(found)
+
+
+def _metadata(run_id: int) -> dict[str, Any]:
+    path = run_folder(run_id) / "artifact" / "metadata.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
