@@ -97,9 +97,10 @@ def fingerprint(loaded: Any) -> dict[str, str]:
     }
 
 
-def base_model(config: RunConfig) -> Any:
+def base_model(config: RunConfig, on_host: bool = False) -> Any:
     """The frozen base as the recipe wants it, on the device that trains.
 
+    :param on_host: in the host's memory instead
     :raises StudioError: when it cannot be found, downloaded or read
     """
     stack.ready()
@@ -108,7 +109,7 @@ def base_model(config: RunConfig) -> Any:
 
     _quiet_libraries()
     dtype = getattr(torch, hardware.compute_dtype(config).value)
-    where: Any = {"": 0} if hardware.device().value == "cuda" else {"": "cpu"}
+    where: Any = {"": 0} if hardware.device().value == "cuda" and not on_host else {"": "cpu"}
     quantisation = None
     if config.quantisation.method == "int8":
         quantisation = BitsAndBytesConfig(load_in_8bit=True)

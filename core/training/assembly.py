@@ -1,6 +1,7 @@
 """Puts a run together: its plan, its forecast, and the trainer that carries it out."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,28 @@ from core.models import hardware, load
 from core.training import cost, forecast, plan, shape
 from core.training.plan import Outcome, Plan
 from core.training.prepare import Prepared, total_steps
+from core.training.world import current
 
 
-def planned(config: RunConfig, prepared: Prepared) -> Outcome:
-    """The plan for the memory that is free now that the base is loaded."""
+def planned(config: RunConfig, prepared: Prepared, sharded: bool = False) -> Outcome:
+    """The plan for the memory that is free now that the base is loaded.
+
+    :param sharded: other processes hold parts of the base
+    """
     sizes = shape.shape(config)
+    if sharded:
+        sizes = replace(sizes, base_bytes=hardware.allocated_bytes())
     load = plan.workload(config, prepared.lengths, prepared.supervised)
     rates = cost.rates(hardware.device().value, hardware.compute_dtype(config).value)
     # The base has taken its memory already.
     cuda = hardware.device().value == "cuda"
     held = hardware.allocated_bytes() if cuda else sizes.base_bytes
-    return plan.choose(config, sizes, load, rates, plan.free_bytes() + held)
+    found = plan.choose(config, sizes, load, rates, plan.free_bytes() + held)
+    if sharded:
+        # What is gathered between layers is not recorded in graphs.
+        found = replace(found, plan=replace(found.plan, graphs=False))
+    # Processes that see a little more or less free memory must compute in the same way.
+    return current().from_first(found)
 
 
 def expected(config: RunConfig, prepared: Prepared, outcome: Outcome) -> str:
@@ -54,6 +66,7 @@ def trainer(
     if not cuda:
         decisions["threads"] = hardware.threads()
     steps = total_steps(config, len(prepared.train))
+    sharded = getattr(model.get_base_model(), "sharded", None) is not None
 
     def make_engine(prepared_model: Any) -> Any:
         found, more = engine(prepared_model, config, chosen)
@@ -93,6 +106,8 @@ def trainer(
         disable_tqdm=True,
         report_to=[],
     )
+    # Several GPUs are several processes here (core.training.world), never torch's DataParallel.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     rows: list[dict[str, Any]]
     if prepared.others or prepared.questions:
         rows = [{"number": number} for number in range(len(prepared.train))]
@@ -108,7 +123,7 @@ def trainer(
         train_dataset=Dataset.from_list(rows),
         processing_class=load.tokenizer(config.model.base, config.model.revision),
         engine=make_engine,
-        packer=Packer(chosen.micro_batch_tokens, chosen.multiple),
+        packer=Packer(chosen.micro_batch_tokens, chosen.multiple, even=sharded),
         sources=prepared.sources,
         shuffled=config.data.order == "shuffled",
         keep=training.keep_checkpoints,

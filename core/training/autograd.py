@@ -79,6 +79,14 @@ class AutogradEngine:
         finally:
             self.model.train(was_training)
 
+    def gradients(self) -> list[torch.Tensor]:
+        """All of the adapter's, zero where nothing was computed yet since the last optimizer step."""
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for parameter in trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        return [parameter.grad for parameter in trained]  # type: ignore[misc]
+
     def _losses(self, part: Pack) -> torch.Tensor:
         with self._attending(), autocast(self.model):
             if self.plain_head:

@@ -238,6 +238,7 @@ class DecoderEngine:
         self.hosted = HostMemory(self.device, offload)
         self.adapters = FlatAdapters(self.layers, self.dtype, self.device)
         self.piece_bytes = SMALL_PIECE if offload else LARGE_PIECE
+        self.sharded = getattr(base, "sharded", None)
 
     @torch.no_grad()
     def step(self, pack: Pack, weight: float | Weigh) -> torch.Tensor:
@@ -258,7 +259,7 @@ class DecoderEngine:
         """The negative log-likelihood of every learned token in nats, float32, (supervised,)."""
         x = torch.nn.functional.embedding(pack.ids, self.embedding.weight)
         for number, layer in enumerate(self.layers):
-            self.adapters.load(number)
+            self._load(number, number + 1)
             x, _ = layer.forward(x, pack, self.rope, keep=False)
         normed = _norm(self.final_norm, x[pack.learned])
         return head.losses(normed, self.head, pack.targets, self.piece_bytes)
@@ -267,7 +268,7 @@ class DecoderEngine:
         """The last layer's output, (tokens, hidden size); ``kept`` gets what `backward` needs."""
         x = torch.nn.functional.embedding(pack.ids, self.embedding.weight)
         for number, layer in enumerate(self.layers):
-            self.adapters.load(number)
+            self._load(number, number + 1)
             keep = number >= self.recomputed
             if not keep:
                 self.hosted.put(number, x)
@@ -289,7 +290,7 @@ class DecoderEngine:
         """Add the adapters' gradients, given that of the last layer's output; empties ``kept``."""
         for number in reversed(range(len(self.layers))):
             layer, needed = self.layers[number], kept.pop()
-            self.adapters.load(number)
+            self._load(number, number - 1)
             if needed is None:
                 x = self.hosted.take(number)
                 needed = layer.forward_to_gate(x, pack, self.rope, keep=True)
@@ -297,6 +298,17 @@ class DecoderEngine:
             gradient = layer.backward(gradient, needed, pack, self.rope)
             del needed
         self.hosted.clear()
+
+    def gradients(self) -> list[torch.Tensor]:
+        """All of the adapter's, zero where nothing was computed yet since the last optimizer step."""
+        self.adapters.attach_gradients()
+        return [self.adapters.gradients]
+
+    def _load(self, number: int, following: int) -> None:
+        """Have a layer's weights where its products are computed from; ``following`` comes after it."""
+        self.adapters.load(number)
+        if self.sharded is not None:
+            self.sharded.load(number, following)
 
 
 class FlatAdapters:

@@ -24,6 +24,9 @@ class Engine(Protocol):
     def losses(self, pack: Pack) -> Any:
         """:returns: the negative log-likelihood of every learned token in nats, float32, (supervised,)"""
 
+    def gradients(self) -> list[Any]:
+        """:returns: all gradients of the adapter, zero where there are none yet"""
+
 
 def engine(model: Any, config: RunConfig, plan: Plan) -> tuple[Engine, dict[str, Choice]]:
     """The engine for a PeftModel, and what was decided about it."""

@@ -70,6 +70,10 @@ class GraphedEngine:
         """As `DecoderEngine.losses`."""
         return self.engine.losses(pack)
 
+    def gradients(self) -> list[torch.Tensor]:
+        """As `DecoderEngine.gradients`."""
+        return self.engine.gradients()
+
     def _capture(self, tokens: int, tiles: int) -> Captured:
         device = self.engine.device
         whole = torch.zeros(tokens, dtype=torch.int64, device=device)

@@ -12,8 +12,10 @@ from typing import Any
 import numpy
 
 from core.data.xray import IGNORED
+from core.training.world import current
 
 TILE = 64  # tokens
+NOTHING = {"input_ids": [0, 0], "labels": [IGNORED, IGNORED]}  # a row that nothing is learned from
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,10 @@ class Pack:
 
 @dataclass(frozen=True)
 class Step:
-    """The rows of one optimizer step as packs.
+    """The rows of one optimizer step as packs; where several processes share it, this one's.
 
-    :param tokens: of the rows, without what packs are filled up with
-    :param supervised: tokens in the loss
+    :param tokens: of all its rows, without what packs are filled up with
+    :param supervised: tokens of all its rows in the loss
     :param rows: for each pack the numbers of its rows, where something is known of each
     """
 
@@ -84,16 +86,27 @@ class Packer:
     """Collates rows (``input_ids`` and ``labels``) into a Step of packs of at most ``limit`` tokens.
 
     :param multiple: above 1, packs come in few sizes: as full as can be, and filled up to a multiple of this
+    :param even: every process that shares the step gets as many packs, be it one of nothing to learn
     """
 
-    def __init__(self, limit: int, multiple: int = 1) -> None:
-        self.limit, self.multiple = limit, multiple
+    def __init__(self, limit: int, multiple: int = 1, even: bool = False) -> None:
+        self.limit, self.multiple, self.even = limit, multiple, even
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Step]:
         lengths = [len(row["input_ids"]) for row in rows]
-        bins = split(lengths, self.limit, full=self.multiple > 1)
-        packs = tuple(pack([rows[number] for number in bin_], self.multiple, self.limit) for bin_ in bins)
-        return {"step": Step(packs, sum(lengths), sum(len(one.targets) for one in packs))}
+        shares = current().shares(lengths)
+        cut = [self._bins([lengths[number] for number in share]) for share in shares]
+        mine = [rows[number] for number in shares[current().rank]]
+        packs = tuple(
+            pack([mine[number] for number in bin_], self.multiple, self.limit) for bin_ in cut[current().rank]
+        )
+        if self.even:
+            packs += (pack([NOTHING]),) * (max(map(len, cut)) - len(packs))
+        supervised = sum(int((numpy.asarray(row["labels"][1:]) != IGNORED).sum()) for row in rows)
+        return {"step": Step(packs, sum(lengths), supervised)}
+
+    def _bins(self, lengths: Sequence[int]) -> list[list[int]]:
+        return split(lengths, self.limit, full=self.multiple > 1)
 
 
 def pack(rows: Sequence[dict[str, Any]], multiple: int = 1, limit: int | None = None) -> Pack:
@@ -148,6 +161,8 @@ def split(lengths: Sequence[int], limit: int, full: bool = False) -> list[list[i
 
     :param full: fill bins up, so that the last has what is left; else all get about as much
     """
+    if not lengths:
+        return []
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     if full:
         return _full(lengths, limit, order)

@@ -18,6 +18,7 @@ from core.training.cost import Rates, Way
 from core.training.packing import fill_of, split
 from core.training.prepare import total_steps
 from core.training.shape import Shape
+from core.training.world import current
 
 USED_SHARE = 0.92  # of the free memory: the allocator and the driver need the rest
 SIZES = (2048, 4096, 8192, 16384, 32768, 65536)  # tokens of a pack worth trying
@@ -91,7 +92,7 @@ def workload(config: RunConfig, lengths: Any, supervised: int) -> Workload:
     :param supervised: tokens in the loss of all of them
     """
     rows = numpy.asarray(lengths)
-    batch = config.training.effective_batch
+    batch = -(-config.training.effective_batch // current().size)  # this process's share
     share = supervised / max(1, int(rows.sum()))
     per_epoch = -(-len(rows) // batch)
     total = min(total_steps(config, len(rows)), EPOCHS * per_epoch)

@@ -17,6 +17,7 @@ from core.training import checkpoints
 from core.training.engine import Engine
 from core.training.packing import Packer, Step, pack, split
 from core.training.record import Record
+from core.training.world import current
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,13 @@ class Trainer(SFTTrainer):
         """One optimizer step: gradients of the mean loss over all its supervised tokens."""
         step = self._begun(model, inputs)
         scale = self._loss_scale()
-        losses = [self.engine.step(pack, scale / step.supervised) for pack in step.packs]
-        return torch.stack(losses).sum() / scale
+        loss = torch.zeros((), device=self.args.device)
+        for one in step.packs:
+            loss += self.engine.step(one, scale / step.supervised)
+        if current().size > 1:
+            current().sum_all(self.engine.gradients())
+            current().sum(loss)
+        return loss / scale
 
     def _begun(self, model: Any, inputs: dict[str, Any]) -> Step:
         """A step on the device, its tokens counted."""
@@ -181,17 +187,25 @@ class Trainer(SFTTrainer):
         ]
         sums = {source: [0.0, 0] for _, source in rows}
         lengths = [len(row.input_ids) for row, _ in rows]
-        for bin_ in split(lengths, self.packer.limit):
+        bins = split(lengths, self.packer.limit)
+        # A sharded base is gathered by all processes at once: each computes as many packs.
+        rounds = -(-len(bins) // current().size) * current().size
+        for number in range(current().rank, rounds, current().size):
             self.job.check_stop()
-            some = [rows[number] for number in bin_]
+            some = [rows[place] for place in bins[min(number, len(bins) - 1)]]
             held = pack([{"input_ids": row.input_ids, "labels": row.labels} for row, _ in some])
             held = held.to(self.args.device)
             losses = self.engine.losses(held).double()
+            if number >= len(bins):
+                continue
             place = torch.bucketize(held.learned, held.boundaries[1:].long(), right=True)
             of_rows = losses.new_zeros(len(some)).index_add_(0, place, losses).tolist()
             for (row, source), loss in zip(some, of_rows, strict=True):
                 sums[source][0] += loss
                 sums[source][1] += row.supervised
+        if current().size > 1:
+            total = torch.tensor([sums[name] for name in sorted(sums)], device=self.args.device)
+            sums = dict(zip(sorted(sums), current().sum(total.double()).tolist(), strict=True))
         return weighted(sums)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:

@@ -3,6 +3,7 @@
 Through everything that a run goes through: plan, trainer, logging, SQLite. Rows, dimensions and the way
 of timing are those of tests.benchmarks.peers; it prints one line a run, `RESULT {json}`. Each ``--also``
 begins the options of another run, beside the common ones before them; the base is loaded once.
+On several GPUs: accelerate launch --num_processes 4 -m tests.benchmarks.ours ...
 """
 
 import argparse
@@ -63,8 +64,9 @@ def train(arguments: argparse.Namespace, base: Any) -> tuple[dict[str, Any], Any
     from core.jobs.worker import Job
     from core.models import adapters, hardware, load, stack
     from core.store import runs
-    from core.training import assembly, cost, forecast, probe
+    from core.training import assembly, cost, forecast, probe, world
     from core.training.prepare import Prepared
+    from core.training.shards import spread
 
     stack.ready()
     config, rows = recipe(arguments), made_rows(arguments)
@@ -76,7 +78,8 @@ def train(arguments: argparse.Namespace, base: Any) -> tuple[dict[str, Any], Any
     counted = forecast.forecast(config, len(rows), lengths, supervised)
     forecast_seconds = time.perf_counter() - begun
     hardware.forget_peak()
-    base = load.base_model(config) if base is None else base
+    if base is None:
+        base = spread(config, world.current(), "cuda") if arguments.shard else load.base_model(config)
     model = adapters.attach(base, config)
     probed = counted
     if arguments.probe:
@@ -85,7 +88,7 @@ def train(arguments: argparse.Namespace, base: Any) -> tuple[dict[str, Any], Any
         probe_seconds = time.perf_counter() - begun
         torch.cuda.empty_cache()
     prepared = Prepared(rows, rows[:2], ["rows"] * 2)
-    planned = assembly.planned(config, prepared).plan
+    planned = assembly.planned(config, prepared, arguments.shard).plan
     trainer, decisions = assembly.trainer(config, job, model, prepared, run_folder(run_id), planned)
     cuda = torch.cuda.is_available()
     marks: list[tuple[float, int]] = []
@@ -172,17 +175,33 @@ def main() -> None:
         "--warm-up", type=int, default=8, help="optimizer steps before those; graphs are recorded in them"
     )
     parser.add_argument("--probe", action="store_true", help="probe as well, and compare both forecasts")
+    parser.add_argument("--shard", action="store_true", help="spread the base over all processes")
+    parser.add_argument("--gib", type=float, help="most memory that a GPU may give, in GiB")
     parser.add_argument("--silent", action="store_true", help="without logging and SQLite")
+    from core.training import world
+
+    joined = world.join()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PLUMBLINE_HOME"] = str(Path(folder) / "home")
         base = None
         for options in _runs(sys.argv[1:]):
             arguments = parser.parse_args(options)
+            if arguments.gib:
+                _limit(arguments.gib)
             names = ("dims", "rows", "length", "tokens", "checkpointing", "supervised", "examples")
             result = {"peer": "ours"} | {name: getattr(arguments, name) for name in names}
             found, base = train(arguments, base)
-            print("RESULT " + json.dumps(result | found), flush=True)
+            if joined.first:
+                print("RESULT " + json.dumps(result | found | {"processes": joined.size}), flush=True)
             release_memory()
+    world.leave()
+
+
+def _limit(gib: float) -> None:
+    import torch
+
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(gib * 2**30 / total)
 
 
 def _runs(options: list[str]) -> list[list[str]]:
