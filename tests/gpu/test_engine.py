@@ -156,3 +156,35 @@ def test_float16_keeps_small_gradients_with_a_loss_scale(samples: Path) -> None:
     points = [point for point in runs.metrics(run_id) if point["loss"]]
     print(f"\nfloat16: loss {points[0]['loss']:.3f} -> {points[-1]['loss']:.3f}")
     assert points[-1]["loss"] < 0.7 * points[0]["loss"]
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_any_loss_of_log_probabilities_is_differentiated(tmp_path: Path, graphs: bool) -> None:
+    """As preferences are learned: a weight for each token, known only after the forward pass."""
+    from core.training.autograd import AutogradEngine
+    from core.training.decoder import DecoderEngine
+    from core.training.graphs import GraphedEngine
+
+    class Squares:
+        """An engine whose loss is the sum of squared negative log-likelihoods."""
+
+        def __init__(self, engine: Any) -> None:
+            self.engine = engine
+
+        def step(self, pack: Any, weight: float) -> Any:
+            return self.engine.step(pack, lambda each: (each.square().sum() * weight, 2 * weight * each))
+
+    step = _step(multiple=64, limit=512)
+    exact, recipe = _model(tmp_path, "llama", "float32")
+    wanted = _gradients(exact, Squares(AutogradEngine(exact, recipe, "none")), step)
+    found = _gradients(exact, Squares(DecoderEngine(exact, 4096, 1, False)), step)
+    assert _distance(found[1], wanted[1]) < 1e-5 and abs(found[0] - wanted[0]) < 1e-5 * wanted[0]
+    model, recipe = _model(tmp_path, "llama", "bfloat16")
+    engine: Any = DecoderEngine(model, 4096, 1, False)
+    if graphs:
+        engine = GraphedEngine(engine, 512)
+        for _ in range(2):
+            _gradients(model, engine, step)
+    near = _gradients(model, Squares(engine), step)
+    print(f"\nfloat32 {_distance(found[1], wanted[1]):.1e}, bfloat16 {_distance(near[1], wanted[1]):.1e}")
+    assert _distance(near[1], wanted[1]) < 0.03
