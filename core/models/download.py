@@ -222,7 +222,6 @@ def _folder(found: Listing) -> Path:
 
 
 def _explained(repo_id: str, revision: str | None) -> Any:
-    never = f"the Hub cannot be reached, and {repo_id} was not downloaded before"
-    return explained(
-        "model.base", revision, never, "Check the network, or use starter or a local folder.", "model"
-    )
+    never = "the Hub cannot be reached, and it was not downloaded before"
+    fix = "Check the network, or use starter or a local folder."
+    return explained(repo_id, revision, never, fix, "model")
