@@ -23,6 +23,7 @@ ATTEMPTS = 3  # to download one file; each goes on where the last one broke off
 ROOM = 200 * 1024**2  # bytes of the disk that a download leaves free
 CHUNK = 16 * 1024**2
 COMMIT = re.compile(r"[0-9a-f]{40}")
+_REVISION = re.compile(r"[A-Za-z0-9][\w./-]*", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SMALL = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab"
@@ -34,9 +35,13 @@ _SMALL = re.compile(
 
 @dataclass(frozen=True)
 class Listing:
-    """A model repository at one commit: the bytes of each of its files."""
+    """A model repository at one commit: the bytes of each of its files.
+
+    :param named: what the commit was asked for by: a branch, a tag, or itself
+    """
 
     id: str
+    named: str
     commit: str
     sizes: dict[str, int]
 
@@ -46,6 +51,8 @@ def look(repo_id: str, revision: str | None) -> Listing:
 
     :raises StudioError: when neither is there
     """
+    if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
+        raise StudioError("model.revision", f"{revision[:96]!r} is none", "Name a branch, a tag or a commit.")
     with _explained(repo_id, revision):
         try:
             return _asked(repo_id, revision)
@@ -71,7 +78,8 @@ def _asked(repo_id: str, revision: str | None) -> Listing:
 
     info = HfApi().model_info(repo_id, revision=revision, timeout=HUB_SECONDS, files_metadata=True)
     listed = [entry for entry in info.siblings or [] if is_inside(entry.rfilename)]
-    return Listing(repo_id, str(info.sha), {entry.rfilename: entry.size or 0 for entry in listed})
+    named = revision or "main"
+    return Listing(repo_id, named, str(info.sha), {entry.rfilename: entry.size or 0 for entry in listed})
 
 
 def _unanswered(error: Exception) -> bool:
@@ -89,7 +97,7 @@ def _cached(repo_id: str, revision: str | None) -> Listing | None:
     folder = Path(path).parent
     files = [one for one in folder.rglob("*") if one.is_file()]
     sizes = {one.relative_to(folder).as_posix(): one.stat().st_size for one in files}
-    return Listing(repo_id, folder.name, sizes)
+    return Listing(repo_id, revision or "main", folder.name, sizes)
 
 
 def small_files(found: Listing) -> Path:
@@ -103,6 +111,10 @@ def small_files(found: Listing) -> Path:
         with _explained(found.id, found.commit):
             if not isinstance(try_to_load_from_cache(found.id, name, revision=found.commit), str):
                 HfApi().hf_hub_download(found.id, name, revision=found.commit)
+    if found.named != found.commit:  # so that it is found again without a network
+        ref = _repository(found.id) / "refs" / found.named
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(found.commit, encoding="utf-8")
     return _folder(found)
 
 
