@@ -8,7 +8,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,16 @@ def inspected(base: str, revision: str | None = None) -> Inspected:
         inspect.refuse_names(base, listed.sizes)
         found = inspect.inspected(base, download.small_files(listed), listed.sizes)
     headers.of_model(base, found)
+    _described(base, found)
     return found
+
+
+def _described(base: str, found: Inspected) -> Any:
+    """transformers' config of a model. :raises StudioError: when it makes no sense"""
+    from transformers import AutoConfig
+
+    with _makes_sense(base):
+        return AutoConfig.from_pretrained(str(found.folder), trust_remote_code=False)
 
 
 def resolved_revision(base: str, revision: str | None = None) -> str | None:
@@ -143,7 +153,7 @@ def base_model(
     dtype = getattr(torch, hardware.compute_dtype(config).value)
     where: Any = {"": 0} if hardware.device().value == "cuda" else {"": "cpu"}
     with _explained(base):
-        model, seen = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(found.folder),
             quantization_config=_quantisation(config, found, dtype),
             dtype=dtype,
@@ -152,6 +162,7 @@ def base_model(
             use_safetensors=True,
             output_loading_info=True,
         )
+    model, seen = loaded
     if seen["missing_keys"]:
         what = f"{base} has no weights for {min(seen['missing_keys'])}"
         raise StudioError("model.base", what, "Use another copy of the model.")
@@ -164,7 +175,8 @@ def base_model(
 
 def _quantisation(config: RunConfig, found: Inspected, dtype: Any) -> Any:
     """What transformers is told about how the weights are held."""
-    from transformers import BitsAndBytesConfig, Mxfp4Config
+    from transformers import BitsAndBytesConfig
+    from transformers.utils.quantization_config import Mxfp4Config
 
     own = found.config.get("quantization_config") or {}
     if own.get("quant_method") == OPENED_TO_16_BITS:
@@ -189,19 +201,12 @@ def skeleton(base: str, revision: str | None) -> Any:
     """
     stack.ready()
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     _quiet_libraries()
     found = inspected(base, revision)
-    try:
-        described = AutoConfig.from_pretrained(str(found.folder), trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(described, trust_remote_code=False)
-    except Exception as error:
-        # Whatever a library meets in a file that it did not write.
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        what = f"{base}/config.json describes no model that can be built: {lines[0].rstrip('.')}"
-        raise StudioError("model.base", what[:300], "Copy or download it again.") from error
+    with _makes_sense(base), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(_described(base, found), trust_remote_code=False)
     tensors = headers.of_model(base, found)
     if tensors:
         headers.refuse_misfit(base, model, found.config, tensors)
@@ -236,20 +241,30 @@ def _keep_trainable_on_cpu(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-class _explained:
+@contextmanager
+def _makes_sense(base: str) -> Iterator[None]:
+    """Turns whatever a library meets in a config that it did not write into a message."""
+    try:
+        yield
+    except StudioError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        what = f"{base}/config.json describes no model that can be built: {said.rstrip('.')}"
+        raise StudioError("model.base", what[:300], "Copy or download it again.") from error
+
+
+@contextmanager
+def _explained(base: str) -> Iterator[None]:
     """Turns what loading raises into a message that names the model."""
-
-    def __init__(self, base: str) -> None:
-        self.base = base
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (OSError, ValueError)) and not isinstance(error, StudioError):
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            what = f"{self.base} cannot be loaded: {lines[0].rstrip('.')}"[:300]
-            raise StudioError("model.base", what, "Copy or download it again.") from error
+    try:
+        yield
+    except StudioError:
+        raise
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        what = f"{base} cannot be loaded: {said.rstrip('.')}"
+        raise StudioError("model.base", what[:300], "Copy or download it again.") from error
 
 
 def _quiet_libraries() -> None:

@@ -34,16 +34,6 @@ LAYERS = {
 DECODER = ("llama", "qwen2", "qwen3")
 
 
-def saved(folder: Path, family: str, **changes: Any) -> str:
-    """A tiny model with random weights and the starter's tokenizer, as its authors would save it."""
-    # Small enough that a few steps of training change what it says.
-    sizes = {"vocab_size": 4096, "max_position_embeddings": 1024, "eos_token_id": 3}
-    model = tiny.base(family, dtype=torch.bfloat16, **(sizes | changes))
-    model.save_pretrained(folder)
-    load.tokenizer("starter").save_pretrained(folder)
-    return str(folder)
-
-
 def trained(base: str, targets: tuple[str, ...], **more: Any) -> tuple[int, Any]:
     """A run of two steps. :returns: its id and recipe"""
     config = recipe(
@@ -79,14 +69,14 @@ def agrees_with_peft(run_id: int, config: Any) -> None:
 def test_a_family_trains_in_4_bits_and_its_adapter_opens_again(
     family: str, samples: Path, tmp_path: Path
 ) -> None:
-    run_id, config = trained(saved(tmp_path / family, family), LAYERS[family])
+    run_id, config = trained(tiny.saved(tmp_path / family, family), LAYERS[family])
     agrees_with_peft(run_id, config)
     path = runs.decisions(run_id)["training path"]["value"]
     assert path == ("hand-written decoder" if family in DECODER else "autograd")
 
 
 def test_gpt_oss_in_mxfp4_is_opened_to_16_bits_and_trains(samples: Path, tmp_path: Path) -> None:
-    base = packed(Path(saved(tmp_path / "base", "gpt_oss")))
+    base = packed(Path(tiny.saved(tmp_path / "base", "gpt_oss")))
     (note,) = load.inspected(base).notes
     assert "MXFP4 weights are opened to 16 bits" in note and "quantisation is left out" in note
     seen = overview.outlook(recipe(model={"base": base}, lora={"target_modules": SEVEN[:4]}))
