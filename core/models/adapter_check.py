@@ -65,7 +65,7 @@ def tensors(folder: Path, config: Any, model: Any, own: bool) -> dict[str, Any]:
     """
     from safetensors.torch import load_file
 
-    described = headers.of_file(WEIGHTS, folder / WEIGHTS)
+    described = headers.of_file(folder / WEIGHTS, f"adapter {WEIGHTS}")
     _refuse_misfit(described, config, model)
     found = load_file(folder / WEIGHTS)
     broken = sorted(name for name, value in found.items() if not bool(value.isfinite().all()))

@@ -65,8 +65,8 @@ def opened(model: Any, folder: Path) -> Any:
             model, str(folder), config=config, is_trainable=False, low_cpu_mem_usage=True
         )
     except (RuntimeError, ValueError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise StudioError("adapter", f"does not fit the base: {said[:200]}", _OTHER_BASE) from error
+        said = " ".join(str(error).split())
+        raise StudioError("adapter", f"does not fit the base: {said[:250]}", _OTHER_BASE) from error
     expected = get_peft_model_state_dict(tuned, save_embedding_layers=False)
     strange = expected.keys() ^ stored.keys()
     if strange:

@@ -23,17 +23,20 @@ class Header(NamedTuple):
     shape: tuple[int, ...]
 
 
-def of_file(where: str, path: Path) -> dict[str, Header]:
-    """Every tensor of a file. :raises StudioError: when it is cut short, or something else by that name"""
+def of_file(path: Path, where: str, shown: str = "") -> dict[str, Header]:
+    """Every tensor of a file.
+
+    :param where: names the setting or the file in what is said
+    :param shown: begins the sentence
+    :raises StudioError: when it is cut short, or something else by that name
+    """
     from safetensors import SafetensorError, safe_open
 
     with open(path, "rb") as file:
         start = file.read(9)
-    if start.startswith(b"PK\x03\x04") or start.startswith(b"\x80"):
-        raise _refusal(
-            f"{where} is a pickle under another name, which can hold code and is not accepted",
-            "Convert it to safetensors, or use a copy that has them.",
-        )
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        what = f"{shown} is a pickle under another name, which can hold code and is not accepted".strip()
+        raise StudioError(where, what, "Convert it to safetensors, or use a copy that has them.")
     try:
         with safe_open(path, framework="numpy") as tensors:
             found = {}
@@ -44,7 +47,7 @@ def of_file(where: str, path: Path) -> dict[str, Header]:
     except (SafetensorError, ValueError, OverflowError) as error:
         cut = len(start) < 9 or "ncomplete" in str(error) or "not fully covered" in str(error)
         what = "is cut short, or longer than it says" if cut else "is not a safetensors file"
-        raise _refusal(f"{where} {what}", "Copy or download it again.") from error
+        raise StudioError(where, f"{shown} {what}".strip(), "Copy or download it again.") from error
 
 
 def of_model(base: str, model: Inspected) -> dict[str, Header]:
@@ -53,7 +56,7 @@ def of_model(base: str, model: Inspected) -> dict[str, Header]:
     :raises StudioError: when a file is not whole, or has not what the index says
     """
     here = [name for name in model.weights if (model.folder / name).exists()]
-    files = {name: of_file(f"{base}/{name}", model.folder / name) for name in here}
+    files = {name: of_file(model.folder / name, "model.base", f"{base}/{name}") for name in here}
     if len(model.weights) > 1 and len(here) == len(model.weights):
         listed = json.loads((model.folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
         for name, file in listed.items():
