@@ -34,9 +34,6 @@ def of_file(path: Path, where: str, shown: str = "") -> dict[str, Header]:
 
     with open(path, "rb") as file:
         start = file.read(9)
-    if start.startswith((b"PK\x03\x04", b"\x80")):
-        what = f"{shown} is a pickle under another name, which can hold code and is not accepted".strip()
-        raise StudioError(where, what, "Convert it to safetensors, or use a copy that has them.")
     try:
         with safe_open(path, framework="numpy") as tensors:
             found = {}
@@ -45,6 +42,11 @@ def of_file(path: Path, where: str, shown: str = "") -> dict[str, Header]:
                 found[name] = Header(tensor.get_dtype(), tuple(tensor.get_shape()))
             return found
     except (SafetensorError, ValueError, OverflowError) as error:
+        if start.startswith((b"PK\x03\x04", b"\x80")):
+            what = f"{shown} is a pickle under another name, which can hold code and is not accepted".strip()
+            raise StudioError(
+                where, what, "Convert it to safetensors, or use a copy that has them."
+            ) from error
         cut = len(start) < 9 or "ncomplete" in str(error) or "not fully covered" in str(error)
         what = "is cut short, or longer than it says" if cut else "is not a safetensors file"
         raise StudioError(where, f"{shown} {what}".strip(), "Copy or download it again.") from error
@@ -89,6 +91,8 @@ def refuse_misfit(base: str, model: Any, config: dict[str, Any], tensors: dict[s
     for source, header in tensors.items():
         plain = _PACKED.sub("", source) if packed else source
         name, converted = rename_source_key(plain, renamings, converters, model.base_model_prefix, wanted)
+        if name not in wanted and plain in wanted:  # a rule for another weight of the same ending
+            name, converted = plain, None
         there.add(name)
         if name not in wanted or plain != source:
             continue

@@ -28,14 +28,12 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 def resolve(base: str) -> str:
     """Where a base is loaded from: a folder for the starter and local models, else the Hub id.
 
-    :raises StudioError: when it is neither a folder with a config.json nor of the form org/name
+    :raises StudioError: when it is neither a folder nor of the form org/name
     """
     if base == STARTER:
         return str(assets() / "starter")
     folder = Path(base).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").exists():
-            raise StudioError("model.base", f"{base} has no config.json", "Give the folder of a saved model.")
         return str(folder)
     if _HUB_ID.fullmatch(base):
         return base
@@ -80,6 +78,17 @@ def resolved_revision(base: str, revision: str | None = None) -> str | None:
     :raises StudioError: when it cannot be had
     """
     return download.commit_of(base, revision) if _is_on_hub(base) else None
+
+
+def pinned(config: RunConfig) -> RunConfig:
+    """The recipe with the commit of its Hub model, so that a run and all that follows use one model.
+
+    :raises StudioError: when the Hub does not know it
+    """
+    commit = resolved_revision(config.model.base, config.model.revision)
+    if commit is None:
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"revision": commit})})
 
 
 def _is_on_hub(base: str) -> bool:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from core.data import overview
 from core.home import run_folder
-from core.models import adapters, load
+from core.models import adapters, headers, load
 from core.store import runs
 from tests import tiny
 from tests.runs import add, do, recipe
@@ -101,3 +101,27 @@ def packed(folder: Path) -> str:
     config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": names}
     (folder / "config.json").write_text(json.dumps(config))
     return str(folder)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_weights_of_a_family_fit_its_config(family: str, tmp_path: Path) -> None:
+    """Also where files and models name weights differently, or hold several in one."""
+    load.skeleton(tiny.saved(tmp_path, family), None)
+
+
+def test_masks_that_old_files_hold_beside_the_weights_are_ignored(tmp_path: Path) -> None:
+    base = tiny.saved(tmp_path, "gpt_neox")
+    path = tmp_path / "model.safetensors"
+    masks = {f"gpt_neox.layers.{n}.attention.bias": torch.ones(1, 1, 8, 8) > 0 for n in (0, 1)}
+    save_file(load_file(path) | masks, path, {"format": "pt"})
+    load.skeleton(base, None)
+
+
+def test_a_header_whose_length_begins_like_a_pickle_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    for length in range(1, 300):
+        save_file({"n" * length: torch.ones(1)}, path)
+        if path.read_bytes()[0] == 0x80:
+            break
+    assert path.read_bytes()[0] == 0x80
+    assert headers.of_file(path, "x") == {"n" * length: ("F32", (1,))}

@@ -91,6 +91,11 @@ def test_a_branch_is_pinned_to_its_commit(server: HubServer, files: dict[str, by
     assert load.resolved_revision("org/moves", first) == first
     assert load.inspected("org/moves", first).folder.name == first
     assert load.resolved_revision("starter") is None
+    fixed = load.pinned(of("org/moves", "v2"))
+    assert fixed.model.revision == load.resolved_revision("org/moves", "v2")
+    asked = len(server.seen)
+    assert load.pinned(fixed) == fixed and len(server.seen) == asked  # a run that goes on asks nobody
+    assert load.pinned(of("starter")) == of("starter")
 
 
 @pytest.mark.parametrize("reset", [False, True])
