@@ -1,4 +1,4 @@
-"""A small server that speaks the part of the Hub's API that datasets are fetched through.
+"""A small server that speaks the part of the Hub's API that datasets and models are fetched through.
 
 Another process reaches it through HF_ENDPOINT; this one, where the library has read that already,
 through `point_at`. It can refuse, cut a file short, and tells what it was asked.
@@ -31,6 +31,7 @@ class Repository:
     :param refused_files: the same for its files alone
     :param cuts: for a file, after how many bytes each of its next transfers ends
     :param reset: whether a cut resets the connection, as a dying network does
+    :param claimed: for a file, the SHA-256 that is listed in place of its own
     """
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class Repository:
     refused_files: tuple[int, str] | None = None
     cuts: dict[str, list[int]] = field(default_factory=dict)
     reset: bool = False
+    claimed: dict[str, str] = field(default_factory=dict)
 
 
 class HubServer:
@@ -86,9 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         path = urlsplit(self.path).path
         self.hub.seen.append((self.command, unquote(path), dict(self.headers)))
-        if found := re.fullmatch(r"/api/datasets/(.+?)(?:/revision/([^/]+))?", path):
+        if found := re.fullmatch(r"/api/(?:datasets|models)/(.+?)(?:/revision/([^/]+))?", path):
             self._describe(found[1], unquote(found[2] or "main"))
-        elif found := re.fullmatch(r"/datasets/(.+?)/resolve/([^/]+)/(.+)", path):
+        elif found := re.fullmatch(r"(?:/datasets)?/(.+?)/resolve/([^/]+)/(.+)", path):
             self._file(found[1], unquote(found[2]), unquote(found[3]))
         else:
             self._refuse(404, "EntryNotFound")
@@ -127,6 +129,9 @@ class _Handler(BaseHTTPRequestHandler):
         if data is None:
             return self._refuse(404, "EntryNotFound")
         headers = {"X-Repo-Commit": sha, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}
+        if name.endswith(".safetensors"):  # kept apart by the Hub, and named by its SHA-256
+            digest = repository.claimed.get(name) or hashlib.sha256(data).hexdigest()
+            headers |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data))}
         status, start = 200, 0
         if wanted := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
             status, start = 206, int(wanted[1])

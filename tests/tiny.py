@@ -1,5 +1,6 @@
 """Tiny models of many families with random weights, their adapters and rows: no downloads."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,6 +93,16 @@ def base(
             else:
                 parameter.normal_(std=parameter.shape[-1] ** -0.5)
     return model.to(dtype).requires_grad_(False).eval()
+
+
+def saved(folder: Path, family: str = "llama", **changes: Any) -> str:
+    """A base in 16 bits with the starter's tokenizer, as its authors would save it."""
+    from core.models import load
+
+    sizes = {"vocab_size": 4096, "max_position_embeddings": 1024, "eos_token_id": 3}
+    base(family, dtype=torch.bfloat16, **(sizes | changes)).save_pretrained(folder)
+    load.tokenizer("starter").save_pretrained(folder)
+    return str(folder)
 
 
 def linear_layers(model: Any) -> list[Any]:

@@ -6,7 +6,6 @@ run. Where the Hub is, and the token, come from the environment alone (HF_ENDPOI
 
 import re
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from core.data import hub_files, importing
 from core.data.files import Source
 from core.data.hub_errors import explained, is_cut
 from core.data.importing import Options
+from core.data.progress import Progress, Report
 from core.errors import StudioError
 from core.home import folder as workspace_folder
 
@@ -26,8 +26,6 @@ LISTED = 40
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*", re.ASCII)
 _HELD_OUT = ("validation", "valid", "dev", "val", "test", "eval", "evaluation", "held_out")
-
-Report = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def fetch(
     if total > limit_gb * 1e9:
         what = f"split {split!r} is {total / 1e9:,.1f} GB, the limit is {limit_gb:g} GB"
         raise StudioError(repo_id, what, "Choose a smaller config or split.")
-    progress = _Progress(total, report, check_stop)
+    progress = Progress(total, report, check_stop)
     for name in wanted:
         with explained(
             repo_id, revision, f"{name} did not arrive whole", "Start again: whole files are kept."
@@ -183,41 +181,11 @@ def _nothing_to_read(repo_id: str, names: list[str]) -> StudioError:
     return StudioError(repo_id, hub_files.what_else(names), fix)
 
 
-class _Progress:
-    """Bytes that have arrived, told at most twice a second; also where Stop is heard."""
-
-    def __init__(self, total: int, report: Report | None, check_stop: Callable[[], None] | None) -> None:
-        self.total, self.report, self.check_stop = total, report, check_stop
-        self.done, self.told = 0, 0.0
-
-    def reached(self, done: int, name: str) -> None:
-        self.done = max(self.done, done)
-        if time.monotonic() - self.told < 0.5 and done < self.total:
-            return
-        self.told = time.monotonic()
-        if self.check_stop:
-            self.check_stop()
-        if self.report:
-            share = self.done / self.total if self.total else None
-            self.report(f"{name}: {self.done / 1e6:,.1f} of {self.total / 1e6:,.1f} MB", share)
-
-
-def _download(found: HubDataset, name: str, folder: Path, progress: _Progress) -> None:
+def _download(found: HubDataset, name: str, folder: Path, progress: Progress) -> None:
     """One file, at the commit that was looked at. Within an attempt a broken connection resumes."""
     from huggingface_hub import HfApi
-    from tqdm import tqdm
 
     before, size = progress.done, found.sizes[name]
-
-    class Bar(tqdm):  # type: ignore[type-arg]  # how the Hub's library tells what arrives
-        def __init__(self, *arguments: Any, **settings: Any) -> None:
-            super().__init__(*arguments, **{**settings, "disable": True})
-            self.arrived = 0
-
-        def update(self, n: float | None = 1) -> None:
-            self.arrived += int(n or 0)
-            progress.reached(before + min(self.arrived, size), name)
-
     for attempt in range(ATTEMPTS):
         try:
             HfApi().hf_hub_download(
@@ -226,7 +194,7 @@ def _download(found: HubDataset, name: str, folder: Path, progress: _Progress) -
                 repo_type="dataset",
                 revision=found.revision,
                 local_dir=folder,
-                tqdm_class=Bar,
+                tqdm_class=progress.bar(name, size, before),
             )
         except Exception as error:
             if attempt + 1 == ATTEMPTS or not is_cut(error):

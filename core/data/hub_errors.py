@@ -3,13 +3,17 @@
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from core.errors import StudioError
 
+Kind = Literal["dataset", "model"]
+
 
 @contextmanager
-def explained(repo_id: str, revision: str | None, cut: str, fix: str) -> Iterator[None]:
+def explained(
+    repo_id: str, revision: str | None, cut: str, fix: str, kind: Kind = "dataset"
+) -> Iterator[None]:
     """Turns what the Hub or the network refuses into a message. Full disks and bugs pass through.
 
     :param cut: what is wrong when there is no answer, or only a part of one
@@ -26,7 +30,7 @@ def explained(repo_id: str, revision: str | None, cut: str, fix: str) -> Iterato
         if isinstance(error, OfflineModeIsEnabled):
             raise StudioError(repo_id, "the Hub is switched off", "Unset HF_HUB_OFFLINE.") from error
         if isinstance(error, HfHubHTTPError):
-            raise _refused(error, repo_id, revision) from error
+            raise _refused(error, repo_id, revision, kind) from error
         if is_cut(error):
             raise StudioError(repo_id, cut, fix) from error
         raise
@@ -50,7 +54,7 @@ def is_cut(error: Exception) -> bool:
     return type(error) is RuntimeError or (isinstance(error, OSError) and error.errno is None)
 
 
-def _refused(error: Any, repo_id: str, revision: str | None) -> StudioError:
+def _refused(error: Any, repo_id: str, revision: str | None, kind: Kind) -> StudioError:
     """What the Hub's answer means, told by its kind and status; its own text may hold addresses."""
     from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 
@@ -58,11 +62,11 @@ def _refused(error: Any, repo_id: str, revision: str | None) -> StudioError:
     if isinstance(error, RevisionNotFoundError):
         return StudioError(repo_id, f"has no revision {revision!r}", "Name a branch, a tag or a commit.")
     if isinstance(error, GatedRepoError) or status == 403:
-        page = f"https://huggingface.co/datasets/{repo_id}"
+        page = f"https://huggingface.co/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
         return StudioError(repo_id, "is gated", f"Accept its terms at {page}, then set HF_TOKEN.")
     if status in (401, 404):
         what = "is not on the Hub, or is private"
-        return StudioError(repo_id, what, "Check the id; private datasets need a valid HF_TOKEN.")
+        return StudioError(repo_id, what, f"Check the id; private {kind}s need a valid HF_TOKEN.")
     if status == 429:
         return StudioError(repo_id, "the Hub asks to slow down (429)", "Try again in a few minutes.")
     return StudioError(repo_id, f"the Hub answers with error {status}", "Try again later.")

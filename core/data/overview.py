@@ -20,7 +20,7 @@ from core.data.stats import UNCUT, Measured, Summary
 from core.errors import StudioError
 from core.home import home
 from core.jobs import probe
-from core.models import hardware
+from core.models import hardware, load
 from core.models.hardware import Choice
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ def outlook(config: RunConfig) -> Outlook:
     from core.training.prepare import total_steps
 
     chosen = mix.choose(config.data)
+    base = load.inspected(config.model.base, config.model.revision)
     found = shares(config, chosen)
     count = sum(share.rows for share in found)
     held_out = sum(len(one.held_out) for one in chosen)
@@ -164,6 +165,7 @@ def outlook(config: RunConfig) -> Outlook:
     checks = _together(found, [_checks(share, config) for share in found])
     checks += [Check("warning", finding.text) for finding in mix.leaks(chosen)]
     checks += _unfit(config, chosen)
+    checks += [Check("warning", f"{config.model.base}: {note}") for note in base.notes]
     decisions = {"device": hardware.device(), "compute type": hardware.compute_dtype(config)}
     forecast = None
     if not any(check.level == "bad" for check in checks):

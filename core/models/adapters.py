@@ -5,6 +5,9 @@ from typing import Any
 
 from core.config import RunConfig
 from core.errors import StudioError
+from core.models import adapter_check
+
+_OTHER_BASE = "Choose the base that it was trained on."
 
 
 def attach(model: Any, config: RunConfig) -> Any:
@@ -51,20 +54,34 @@ def opened(model: Any, folder: Path) -> Any:
     another thread must not see its random state move. Created so, it would take its weights
     rounded to the base's type, so they are set from the file again as they are.
 
-    :raises StudioError: when the file's weights are not exactly those the adapter has
+    :raises StudioError: when the folder's weights are not exactly those that this base's adapter has
     """
-    from peft import PeftModel
-    from safetensors.torch import load_file
+    from peft import PeftModel, get_peft_model_state_dict
 
-    tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=False, low_cpu_mem_usage=True)
-    stored = load_file(folder / "adapter_model.safetensors")
-    held = {name.replace(".default.", "."): p for name, p in tuned.named_parameters() if "lora_" in name}
-    strange = held.keys() ^ stored.keys()
+    config = adapter_check.read(folder)
+    stored = adapter_check.tensors(folder, config, model, adapter_check.is_own(folder))
+    try:
+        tuned = PeftModel.from_pretrained(
+            model, str(folder), config=config, is_trainable=False, low_cpu_mem_usage=True
+        )
+    except (RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise StudioError("adapter", f"does not fit the base: {said[:250]}", _OTHER_BASE) from error
+    expected = get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    strange = expected.keys() ^ stored.keys()
     if strange:
-        raise StudioError("adapter", f"does not fit the base: {len(strange)} weights differ, {min(strange)}")
-    for name, parameter in held.items():
-        parameter.data = stored[name].to(parameter.device)
+        what = f"does not fit the base: {len(strange)} weights differ, {min(strange)}"
+        raise StudioError("adapter", what, _OTHER_BASE)
+    for name, parameter in tuned.named_parameters():
+        if (saved := _saved_name(name)) in stored:
+            parameter.data = stored[saved].to(parameter.device)
     return tuned.eval()
+
+
+def _saved_name(name: str) -> str:
+    """What peft calls a parameter of the adapter in its file."""
+    name = name.replace(".lora_magnitude_vector.default.weight", ".lora_magnitude_vector")
+    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
 
 
 def trainable_share(model: Any) -> tuple[int, int]:

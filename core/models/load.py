@@ -1,37 +1,39 @@
 """Load base models and tokenizers: the embedded starter, a local folder, or a Hub id.
 
-Remote code is never run and pickle weights are never opened.
+Every model is inspected before any of its weights is read. Remote code is never run and pickle
+weights are never opened.
 """
 
 import hashlib
 import json
 import logging
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from core.config import RunConfig
+from core.data.progress import Report
 from core.errors import StudioError
 from core.home import assets
-from core.models import hardware, stack
+from core.models import download, hardware, headers, inspect, stack
+from core.models.inspect import OPENED_TO_16_BITS, Inspected
 
 STARTER = "starter"
-HUB_SECONDS = 10.0
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def resolve(base: str) -> str:
     """Where a base is loaded from: a folder for the starter and local models, else the Hub id.
 
-    :raises StudioError: when it is neither a folder with a config.json nor of the form org/name
+    :raises StudioError: when it is neither a folder nor of the form org/name
     """
     if base == STARTER:
         return str(assets() / "starter")
     folder = Path(base).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").exists():
-            raise StudioError("model.base", f"{base} has no config.json", "Give the folder of a saved model.")
         return str(folder)
     if _HUB_ID.fullmatch(base):
         return base
@@ -45,38 +47,81 @@ def is_shared_id(base: str) -> bool:
     return base == STARTER or (bool(_HUB_ID.fullmatch(base)) and not Path(base).exists())
 
 
+def inspected(base: str, revision: str | None = None) -> Inspected:
+    """A base that may be loaded, and what is to be said about it; no weight is read or downloaded.
+
+    :raises StudioError: naming the file, when it is damaged, absurd, or needs what is never done here
+    """
+    place = Path(resolve(base))
+    if not _is_on_hub(base):
+        found = inspect.inspected(base, place, inspect.sizes_of(place))
+    else:
+        listed = download.look(base, revision)
+        inspect.refuse_names(base, listed.sizes)
+        found = inspect.inspected(base, download.small_files(listed), listed.sizes)
+    headers.of_model(base, found)
+    _described(base, found)
+    return found
+
+
+def _described(base: str, found: Inspected) -> Any:
+    """transformers' config of a model. :raises StudioError: when it makes no sense"""
+    from transformers import AutoConfig
+
+    with _makes_sense(base):
+        return AutoConfig.from_pretrained(str(found.folder), trust_remote_code=False)
+
+
+def resolved_revision(base: str, revision: str | None = None) -> str | None:
+    """The commit that a Hub model's branch or tag stands for now; None for what is not on the Hub.
+
+    :raises StudioError: when it cannot be had
+    """
+    return download.commit_of(base, revision) if _is_on_hub(base) else None
+
+
+def pinned(config: RunConfig) -> RunConfig:
+    """The recipe with the commit of its Hub model, so that a run and all that follows use one model.
+
+    :raises StudioError: when the Hub does not know it
+    """
+    commit = resolved_revision(config.model.base, config.model.revision)
+    if commit is None:
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"revision": commit})})
+
+
+def _is_on_hub(base: str) -> bool:
+    return is_shared_id(base) and base != STARTER
+
+
 @lru_cache(maxsize=4)
 def tokenizer(base: str, revision: str | None = None) -> Any:
     """The base's tokenizer, with a padding token. :raises StudioError: when it cannot be had"""
     stack.ready()
     from transformers import AutoTokenizer
 
+    found = inspected(base, revision)
     with _explained(base):
-        _refuse_unreachable(base, revision)
-        loaded = AutoTokenizer.from_pretrained(
-            resolve(base), revision=revision, trust_remote_code=False, use_fast=True
-        )
-        described = _settings(base, revision, "config.json")
+        loaded = AutoTokenizer.from_pretrained(str(found.folder), trust_remote_code=False, use_fast=True)
         if loaded.eos_token_id is None:
-            _take_end(loaded, _settings(base, revision, "generation_config.json") or described)
+            _take_end(loaded, _generation(found.folder) or found.config)
     if loaded.eos_token_id is None:
         raise StudioError(
             "model.base", f"{base} has no end-of-sequence token", "It could never learn to stop."
         )
     if loaded.pad_token_id is None:
         loaded.pad_token = loaded.eos_token
-    size = described.get("vocab_size") or described.get("text_config", {}).get("vocab_size")
+    size = found.config.get("vocab_size") or (found.config.get("text_config") or {}).get("vocab_size")
     if isinstance(size, int):
         _check_vocabulary(loaded, size)
     return loaded
 
 
-def _settings(base: str, revision: str | None, file: str) -> dict[str, Any]:
-    """One of a model's small JSON files; empty when it has none."""
-    from transformers.utils.hub import cached_file
-
-    path = cached_file(resolve(base), file, revision=revision, _raise_exceptions_for_missing_entries=False)
-    return json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+def _generation(folder: Path) -> dict[str, Any]:
+    """A model's settings for answers; empty when it has none."""
+    path = folder / "generation_config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _take_end(loaded: Any, settings: dict[str, Any]) -> None:
@@ -97,61 +142,88 @@ def fingerprint(loaded: Any) -> dict[str, str]:
     }
 
 
-def base_model(config: RunConfig, on_host: bool = False) -> Any:
+def base_model(
+    config: RunConfig,
+    report: Report | None = None,
+    check_stop: Callable[[], None] | None = None,
+    on_host: bool = False,
+) -> Any:
     """The frozen base as the recipe wants it, on the device that trains.
 
+    :param report: told what a download has done, as a text and a share
     :param on_host: in the host's memory instead
     :raises StudioError: when it cannot be found, downloaded or read
     """
     stack.ready()
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM
 
-    _quiet_libraries()
+    base, revision = config.model.base, config.model.revision
+    found = inspected(base, revision)
+    if _is_on_hub(base):
+        download.weights(download.look(base, revision), found.weights, report, check_stop)
+    skeleton(base, revision)  # refuses weights that are not those of the config
     dtype = getattr(torch, hardware.compute_dtype(config).value)
     where: Any = {"": 0} if hardware.device().value == "cuda" and not on_host else {"": "cpu"}
-    quantisation = None
-    if config.quantisation.method == "int8":
-        quantisation = BitsAndBytesConfig(load_in_8bit=True)
-    elif config.quantisation.method != "none":
-        quantisation = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type=config.quantisation.method,
-            bnb_4bit_use_double_quant=config.quantisation.double,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    with _explained(config.model.base):
-        model = AutoModelForCausalLM.from_pretrained(
-            resolve(config.model.base),
-            revision=config.model.revision,
-            quantization_config=quantisation,
+    with _explained(base):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            str(found.folder),
+            quantization_config=_quantisation(config, found, dtype),
             dtype=dtype,
             device_map=where,
             trust_remote_code=False,
             use_safetensors=True,
+            output_loading_info=True,
         )
+    model, seen = loaded
+    if seen["missing_keys"]:
+        what = f"{base} has no weights for {min(seen['missing_keys'])}"
+        raise StudioError("model.base", what, "Use another copy of the model.")
     model.requires_grad_(False)
     _keep_trainable_on_cpu(model)
     embeddings: Any = model.get_input_embeddings().weight
-    _check_vocabulary(tokenizer(config.model.base, config.model.revision), len(embeddings))
+    _check_vocabulary(tokenizer(base, revision), len(embeddings))
     return model
+
+
+def _quantisation(config: RunConfig, found: Inspected, dtype: Any) -> Any:
+    """What transformers is told about how the weights are held."""
+    from transformers import BitsAndBytesConfig
+    from transformers.utils.quantization_config import Mxfp4Config
+
+    own = found.config.get("quantization_config") or {}
+    if own.get("quant_method") == OPENED_TO_16_BITS:
+        # Its kernels have no gradient, and its experts are not the linear layers that bitsandbytes knows.
+        return Mxfp4Config(dequantize=True)
+    if config.quantisation.method == "none":
+        return None
+    if config.quantisation.method == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=config.quantisation.method,
+        bnb_4bit_use_double_quant=config.quantisation.double,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def skeleton(base: str, revision: str | None) -> Any:
     """The base without its weights: modules and shapes on torch's meta device.
 
-    :raises StudioError: when its config cannot be had
+    :raises StudioError: when its config cannot be had, or is not that of its weights
     """
     stack.ready()
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     _quiet_libraries()
-    with _explained(base):
-        _refuse_unreachable(base, revision)
-        described = AutoConfig.from_pretrained(resolve(base), revision=revision, trust_remote_code=False)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(described)
+    found = inspected(base, revision)
+    with _makes_sense(base), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(_described(base, found), trust_remote_code=False)
+    tensors = headers.of_model(base, found)
+    if tensors:
+        headers.refuse_misfit(base, model, found.config, tensors)
+    return model
 
 
 def _check_vocabulary(loaded: Any, embeddings: int) -> None:
@@ -182,61 +254,30 @@ def _keep_trainable_on_cpu(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _refuse_unreachable(base: str, revision: str | None) -> None:
-    """One short look at the Hub before a download: its own retries take most of a minute.
-
-    :raises StudioError: when the Hub cannot be reached and the model is not in the cache
-    """
-    if not is_shared_id(base) or base == STARTER:
-        return
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError
-
+@contextmanager
+def _makes_sense(base: str) -> Iterator[None]:
+    """Turns whatever a library meets in a config that it did not write into a message."""
     try:
-        HfApi().model_info(base, revision=revision, timeout=HUB_SECONDS)
-    except HfHubHTTPError:
-        raise  # the Hub answered: not there, gated, or out of order
+        yield
+    except StudioError:
+        raise
     except Exception as error:
-        # No answer. Which class says so depends on the HTTP client that the Hub's library uses.
-        if not isinstance(try_to_load_from_cache(base, "config.json", revision=revision), str):
-            raise StudioError(
-                "model.base",
-                f"the Hub cannot be reached, and {base} was not downloaded before",
-                "Check the network, or use starter or a local folder.",
-            ) from error
+        said = " ".join(str(error).split()) or type(error).__name__
+        what = f"{base}/config.json describes no model that can be built: {said.rstrip('.')}"
+        raise StudioError("model.base", what[:300], "Copy or download it again.") from error
 
 
-class _explained:
-    """Turns what loading raises into a message that names the model and the remedy."""
-
-    def __init__(self, base: str) -> None:
-        self.base = base
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-        if isinstance(error, GatedRepoError):
-            raise StudioError(
-                "model.base",
-                f"{self.base} is gated",
-                f"Accept its licence at https://huggingface.co/{self.base}, then set HF_TOKEN.",
-            ) from error
-        if isinstance(error, RepositoryNotFoundError):
-            raise StudioError(
-                "model.base", f"{self.base} is not on the Hub", "Check the id; private models need HF_TOKEN."
-            ) from error
-        if isinstance(error, (OSError, ValueError)) and not isinstance(error, StudioError):
-            first_line = (
-                str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
-            )
-            raise StudioError(
-                "model.base",
-                f"{self.base} cannot be loaded: {first_line}"[:300],
-                "Check the id and the network.",
-            ) from error
+@contextmanager
+def _explained(base: str) -> Iterator[None]:
+    """Turns what loading raises into a message that names the model."""
+    try:
+        yield
+    except StudioError:
+        raise
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        what = f"{base} cannot be loaded: {said.rstrip('.')}"
+        raise StudioError("model.base", what[:300], "Copy or download it again.") from error
 
 
 def _quiet_libraries() -> None:

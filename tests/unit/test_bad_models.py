@@ -1,20 +1,27 @@
-"""Tokenizers and templates that are wrong, row by row of the reliability table (D57 to D61)."""
+"""Models, tokenizers and templates that are wrong, row by row of the reliability table (D51 to D61)."""
 
 import copy
 import json
+import pickle
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
 
 from core.chat import session
 from core.data import overview, probe
 from core.data.xray import IGNORED, encode, end_tokens
 from core.errors import StudioError
 from core.home import assets, run_folder
-from core.models import load
+from core.models import inspect, load
 from core.training import artifact
+from tests import tiny
 from tests.runs import do, recipe
 from tests.unit.conftest import Finished
 from tests.uploads import lines, stored, talk
@@ -56,6 +63,317 @@ def base(folder: Path, settings: dict[str, Any] | None = None, **files: Any) -> 
 
 def learned(tokenizer: Any) -> list[int]:
     return [label for label in encode(TALK, tokenizer, 1000).labels if label != IGNORED]
+
+
+class Canary:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.marker), "w")
+
+
+class Watch:
+    """Sees every import."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, Any]] = []
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+        self.seen.append((name, path))
+
+
+@pytest.fixture
+def tiny_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A small model to spoil; its weights, code and pickles stay closed, and nobody is asked anything."""
+    folder = Path(tiny.saved(tmp_path / "tiny"))
+    code = f"open({str(tmp_path / 'ran')!r}, 'w')\n"
+    for name in ("modeling_mine.py", "configuration_mine.py", "tokenization_mine.py", "config.py"):
+        (folder / name).write_text(code)
+    watch = Watch()
+
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were opened, or somebody was asked")
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", never)
+    monkeypatch.setattr(torch, "load", never)
+    monkeypatch.setattr("builtins.input", never)
+    monkeypatch.setattr(sys, "meta_path", [watch, *sys.meta_path])
+    yield folder
+    assert not (tmp_path / "ran").exists()
+    for name, path in watch.seen:
+        assert "transformers_modules" not in name and "_mine" not in name
+        assert not any(str(tmp_path) in str(part) for part in path or [])
+
+
+def change(folder: Path, name: str = "config.json", **values: Any) -> None:
+    """Set keys of a JSON file; None takes one away."""
+    path = folder / name
+    whole = (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}) | values
+    path.write_text(json.dumps({key: v for key, v in whole.items() if v is not None}), encoding="utf-8")
+
+
+def refused(folder: Path) -> str:
+    """What the panel says before Start; loading must say the same, and nothing may be left behind."""
+    config = recipe(model={"base": str(folder)})
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    try:
+        seen = overview.outlook(config)
+    except StudioError as error:
+        said = error.text
+    else:
+        (said,) = [check.text for check in seen.checks if check.level == "bad"]
+    with pytest.raises(StudioError) as caught:
+        load.base_model(config)
+    assert caught.value.text == said and caught.value.fix and len(said.replace(str(folder), "base")) <= 400
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    return said.replace(str(folder), "base")
+
+
+def rewrite(folder: Path, **changed: Any) -> None:
+    """Save the weights with some of them replaced; None takes one away."""
+    path = folder / "model.safetensors"
+    held = load_file(path) | {name.replace("__", "."): value for name, value in changed.items()}
+    save_file({name: value for name, value in held.items() if value is not None}, path, {"format": "pt"})
+
+
+def shard(folder: Path) -> list[str]:
+    """The weights in three files with an index."""
+    held = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    places = {name: names[number % 3] for number, name in enumerate(held)}
+    for file in names:
+        part = {name: value for name, value in held.items() if places[name] == file}
+        save_file(part, folder / file, {"format": "pt"})
+    change(folder, inspect.INDEX, weight_map=places, metadata={})
+    return names
+
+
+CONFIGS: dict[str, tuple[str, str]] = {
+    "cut short": ('{"model_type": "lla', "base/config.json is not valid JSON (line 1)"),
+    "a list": ("[1, 2]", "base/config.json is not a JSON object"),
+    "nested for ever": ("[" * 100_000, "base/config.json is not valid JSON"),
+    "not text": ("\x00\x01", "base/config.json is not valid JSON"),
+}
+
+
+def test_d51_no_config_is_refused(samples: Path, tiny_base: Path) -> None:
+    (tiny_base / "config.json").unlink()
+    assert "base has no config.json. Give the folder of a saved model" in refused(tiny_base)
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_d51_a_damaged_config_is_refused(samples: Path, tiny_base: Path, case: str) -> None:
+    content, said = CONFIGS[case]
+    (tiny_base / "config.json").write_text(content)
+    assert said in refused(tiny_base)
+
+
+@pytest.mark.parametrize(
+    "kind, said",
+    [
+        ("lama", "model_type 'lama' is not known. Did you mean llama?"),
+        ("bert", "model_type 'bert' "),
+        ("zzzz9", "model_type 'zzzz9' is not known. Use a causal language model"),
+        (None, "model_type 'None' is not known"),
+        (7, "model_type '7' is not known"),
+        ("whisper_encoder", "model_type 'whisper_encoder' is not known. Did you mean whisper?"),
+    ],
+)
+def test_d51_an_unknown_family_is_refused_with_the_nearest(
+    samples: Path, tiny_base: Path, kind: Any, said: str
+) -> None:
+    change(tiny_base, model_type=kind)
+    if kind == "bert":  # bert has a class for it, so it is its weights that do not fit
+        assert "the weights lack bert." in refused(tiny_base)
+    else:
+        assert f"base/config.json: {said}" in refused(tiny_base)
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, which is not from 1 to 2,000"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0,"),
+        ({"vocab_size": -1}, "vocab_size is -1, which is not from 1 to 10,000,000"),
+        ({"vocab_size": "4096"}, "vocab_size is 4096,"),
+        ({"hidden_size": 10**12}, "hidden_size is 1000000000000,"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0,"),
+        ({"num_experts": 10**9}, "num_experts is 1000000000,"),
+        ({"text_config": {"num_hidden_layers": 10**9}}, "num_hidden_layers is 1000000000,"),
+        ({"num_attention_heads": 5}, "describes no model that can be built"),
+        ({"rope_parameters": "fast"}, "describes no model that can be built"),
+        ({"num_hidden_layers": 3}, "the weights lack model.layers.2."),
+        ({"num_hidden_layers": 1}, "leaves out layers that the weights have, such as model.layers.1."),
+        ({"intermediate_size": 256}, "has the shape 64 × 128 where config.json describes 64 × 256"),
+    ],
+)  # fmt: skip
+def test_d51_sizes_that_are_absurd_or_not_those_of_the_weights_are_refused(
+    samples: Path, tiny_base: Path, values: dict[str, Any], said: str
+) -> None:
+    change(tiny_base, **values)
+    assert said in refused(tiny_base)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "consolidated.00.pth", "model.pt", "model.ckpt"])
+def test_d52_pickle_weights_are_refused_unopened(
+    samples: Path, tiny_base: Path, tmp_path: Path, name: str
+) -> None:
+    (tiny_base / "model.safetensors").unlink()
+    (tiny_base / name).write_bytes(pickle.dumps(Canary(tmp_path / "ran")))
+    said = refused(tiny_base)
+    assert f"base has only pickle weights ({name}), which can hold code and are not accepted" in said
+    assert "Convert them to safetensors" in said
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_d52_a_pickle_named_safetensors_is_refused_unopened(
+    samples: Path, tiny_base: Path, tmp_path: Path, zipped: bool
+) -> None:
+    path = tiny_base / "model.safetensors"
+    torch.save({"x": Canary(tmp_path / "ran")}, path, _use_new_zipfile_serialization=zipped)
+    assert "base/model.safetensors is a pickle under another name" in refused(tiny_base)
+
+
+def test_d52_other_formats_are_named(samples: Path, tiny_base: Path) -> None:
+    (tiny_base / "model.safetensors").rename(tiny_base / "model-q4.gguf")
+    assert "base has no model.safetensors (it has model-q4.gguf)" in refused(tiny_base)
+
+
+def test_d53_a_missing_shard_is_named(samples: Path, tiny_base: Path) -> None:
+    (tiny_base / shard(tiny_base)[1]).unlink()
+    assert "base lacks model-00002-of-00003.safetensors of 3 files with weights" in refused(tiny_base)
+
+
+@pytest.mark.parametrize(
+    "target", ["../../x.safetensors", "/etc/passwd", "a/../../b.safetensors", "x.bin", 7]
+)
+def test_d53_an_index_that_points_elsewhere_is_refused(samples: Path, tiny_base: Path, target: Any) -> None:
+    shard(tiny_base)
+    change(tiny_base, inspect.INDEX, weight_map={"model.norm.weight": target})
+    said = refused(tiny_base)
+    assert f"base/{inspect.INDEX} " in said and ("points to " in said or "lists no weights" in said)
+
+
+def test_d53_a_weight_that_its_shard_does_not_have_is_named(samples: Path, tiny_base: Path) -> None:
+    names = shard(tiny_base)
+    places = json.loads((tiny_base / inspect.INDEX).read_text())["weight_map"]
+    change(tiny_base, inspect.INDEX, weight_map=places | {"model.extra.weight": names[0]})
+    assert f"base/{names[0]} lacks model.extra.weight" in refused(tiny_base)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 300, -1])
+def test_d53_a_shard_that_is_cut_short_is_named(samples: Path, tiny_base: Path, keep: int) -> None:
+    name = shard(tiny_base)[2]
+    path = tiny_base / name
+    path.write_bytes(path.read_bytes()[:keep])
+    assert f"base/{name} is " in refused(tiny_base)
+
+
+def test_d53_a_header_that_lies_is_refused(samples: Path, tiny_base: Path) -> None:
+    path = tiny_base / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'"BF16"', b'"F128"', 1))
+    assert "base/model.safetensors is not a safetensors file" in refused(tiny_base)
+    path.write_bytes(b"\xff" * 8 + data[8:])
+    assert "base/model.safetensors is not a safetensors file" in refused(tiny_base)
+
+
+def test_d53_a_weight_of_another_shape_or_type_is_named(samples: Path, tiny_base: Path) -> None:
+    first = tiny_base / "model.safetensors"
+    whole = first.read_bytes()
+    rewrite(tiny_base, model__norm__weight=torch.ones(65, dtype=torch.bfloat16))
+    assert "base: model.norm.weight has the shape 65 where config.json describes 64" in refused(tiny_base)
+    first.write_bytes(whole)
+    rewrite(tiny_base, model__norm__weight=torch.ones(64, dtype=torch.int8))
+    assert "base: model.norm.weight has the type I8, not one of BF16" in refused(tiny_base)
+    first.write_bytes(whole)
+    rewrite(tiny_base, model__norm__weight=None)
+    assert "base: the weights lack model.norm.weight, which config.json describes" in refused(tiny_base)
+
+
+CODE: dict[str, tuple[str, dict[str, Any]]] = {
+    "a family of its own": (
+        "config.json (auto_map)",
+        {
+            "model_type": "mine",
+            "architectures": ["MineForCausalLM"],
+            "auto_map": {"AutoConfig": "configuration_mine.MineConfig"},
+        },
+    ),
+    "a class of its own": (
+        "config.json (auto_map)",
+        {
+            "architectures": ["MineForCausalLM"],
+            "auto_map": {"AutoModelForCausalLM": "other/repository--modeling_mine.MineForCausalLM"},
+        },
+    ),
+    "attention": ("attn_implementation 'some/kernel'", {"attn_implementation": "some/kernel"}),
+    "private attention": (
+        "_attn_implementation_internal 'some/kernel'",
+        {"_attn_implementation_internal": "some/kernel"},
+    ),
+    "attention of a part": (
+        "attn_implementation",
+        {"text_config": {"attn_implementation": {"": "some/kernel"}}},
+    ),
+    "experts": ("experts_implementation 'some/kernel'", {"experts_implementation": "some/kernel"}),
+}
+
+
+@pytest.mark.parametrize("case", CODE)
+def test_d54_remote_code_is_refused_without_a_question(samples: Path, tiny_base: Path, case: str) -> None:
+    said, values = CODE[case]
+    change(tiny_base, **values)
+    text = refused(tiny_base)
+    assert said in text and "needs remote code, which the studio never runs" in text
+
+
+def test_d54_a_tokenizer_with_code_is_refused(samples: Path, tiny_base: Path) -> None:
+    mapped = {"AutoTokenizer": ["tokenization_mine.MineTokenizer", None]}
+    change(tiny_base, "tokenizer_config.json", auto_map=mapped, tokenizer_class="MineTokenizer")
+    assert "base/tokenizer_config.json (auto_map) needs remote code" in refused(tiny_base)
+
+
+def test_d54_code_that_is_not_needed_is_left_alone(samples: Path, tiny_base: Path) -> None:
+    """As in Phi-3, whose repository brings code for versions of transformers that did not know it."""
+    change(tiny_base, auto_map={"AutoModelForCausalLM": "modeling_mine.LlamaForCausalLM"})
+    seen = overview.outlook(recipe(model={"base": str(tiny_base)}))
+    assert not seen.blocked
+    assert any("brings code of its own, which is not run" in check.text for check in seen.checks)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes", "compressed-tensors", None])
+def test_d60_a_base_that_is_already_quantised_is_refused(
+    samples: Path, tiny_base: Path, method: str | None
+) -> None:
+    change(tiny_base, quantization_config={"quant_method": method, "bits": 4})
+    said = refused(tiny_base)
+    assert f"its weights are already quantised ({method}), and would be rounded a second time" in said
+    assert "Name the 16-bit model that it was made from" in said
+
+
+def test_d60_weights_in_8_bits_without_a_word_are_refused(samples: Path, tiny_base: Path) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    rewrite(tiny_base, **{name.replace(".", "__"): torch.ones(128, 64).to(torch.float8_e4m3fn)})
+    assert f"base: {name} has the type F8_E4M3" in refused(tiny_base)
+
+
+def test_an_adapter_is_no_base(samples: Path, tiny_base: Path) -> None:
+    change(tiny_base, "adapter_config.json", base_model_name_or_path="some/other")
+    assert "base is an adapter, not a base. Name the model that it was trained on" in refused(tiny_base)
+
+
+def test_a_whole_folder_passes(samples: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tiny_base / "training_args.bin").write_bytes(b"never opened")
+    assert not overview.outlook(recipe(model={"base": str(tiny_base)})).blocked
+    shard(tiny_base)
+    assert not overview.outlook(recipe(model={"base": str(tiny_base)})).blocked
+    monkeypatch.undo()
+    load.base_model(recipe(model={"base": str(tiny_base)}))
 
 
 def test_d57_no_template_is_explained() -> None:
