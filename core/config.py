@@ -266,4 +266,6 @@ def read_recipe(path: Path, where: str = "") -> RunConfig:
     except FileNotFoundError:
         raise StudioError(str(path), "is not there", "Give the path of a YAML recipe.") from None
     except UnicodeDecodeError as error:
-        raise StudioError(f"{where or path.name} byte {error.start}", "is not UTF-8", "Save it as UTF-8.") from None
+        raise StudioError(
+            f"{where or path.name} byte {error.start}", "is not UTF-8", "Save it as UTF-8."
+        ) from None

@@ -291,7 +291,7 @@ class TrainingSection(Section):
     neftune_alpha: float = setting(
         0.0,
         "NEFTune noise",
-        "Noise on the embeddings (Jain et al., 2023): 5 makes answers freer on small data; leaves the fast path",
+        "Noise on the embeddings (Jain et al., 2023): 5 frees answers on small data; leaves the fast path",
         heading="Regularisation",
         ge=0,
         le=1000,
@@ -377,5 +377,3 @@ class TrainingSection(Section):
         if isinstance(given := value.get("gradient_checkpointing"), bool):
             value["gradient_checkpointing"] = "full" if given else "none"
         return value
-
-

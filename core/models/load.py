@@ -118,6 +118,7 @@ def base_model(config: RunConfig) -> Any:
             bnb_4bit_quant_type=config.quantisation.method,
             bnb_4bit_use_double_quant=config.quantisation.double,
             bnb_4bit_compute_dtype=dtype,
+            bnb_4bit_quant_storage=config.quantisation.storage_dtype.replace("auto", "uint8"),
         )
     with _explained(config.model.base):
         model = AutoModelForCausalLM.from_pretrained(

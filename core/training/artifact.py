@@ -26,7 +26,8 @@ def write(
     """
     staged = folder.with_name(folder.name + ".new")
     shutil.rmtree(staged, ignore_errors=True)
-    model.save_pretrained(str(staged), safe_serialization=True)
+    # Left to itself, peft adds whole embeddings when an adapter is on the head.
+    model.save_pretrained(str(staged), safe_serialization=True, save_embedding_layers=False)
     _refuse_large(staged, model)
     # peft records where the base was loaded from, which may be a folder of this machine.
     config_path = staged / "adapter_config.json"

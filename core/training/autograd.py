@@ -18,6 +18,7 @@ from core.evaluation.loss import autocast
 from core.models.hardware import Choice
 from core.training import attention, fused, head
 from core.training.hosted import HostMemory
+from core.training.neftune import Noise
 from core.training.packing import Pack, pack
 
 PROBE_ROWS = (9, 6)  # tokens
@@ -39,6 +40,9 @@ class AutogradEngine:
             "checkpointing": self._checkpoint(checkpointing),
         }
         self.plain_head = False
+        self.smoothing = config.training.label_smoothing
+        alpha = config.training.neftune_alpha
+        self.noise = Noise(self.base.get_input_embeddings(), alpha) if alpha else None
         self.decisions["attention"] = self._attention(config.training.max_length)
         self.plain_head = self._head_is_plain()
 
@@ -82,6 +86,8 @@ class AutogradEngine:
     def _part(self, part: Pack, weight: float) -> torch.Tensor:
         if self.hosted is not None:
             self.hosted.begin()
+        if self.noise is not None:
+            self.noise.pack = part
         with self._attending():
             with autocast(self.model):
                 if self.plain_head:
@@ -95,7 +101,11 @@ class AutogradEngine:
                 return loss.detach()
             matrix = self.base.get_output_embeddings().weight.detach()
             loss, gradient = head.loss_and_gradient(
-                learned.detach().to(matrix.dtype), matrix, part.targets, weight
+                learned.detach().to(matrix.dtype),
+                matrix,
+                part.targets,
+                weight,
+                smoothing=self.smoothing,
             )
             learned.backward(gradient.to(learned.dtype))
             return loss
@@ -103,7 +113,9 @@ class AutogradEngine:
     def _model_loss(self, part: Pack, weight: float) -> torch.Tensor:
         """The loss through the model's own head, whatever that does."""
         logits, output = self._logits(part)
-        loss = torch.nn.functional.cross_entropy(logits.float(), part.targets, reduction="sum") * weight
+        loss = weight * torch.nn.functional.cross_entropy(
+            logits.float(), part.targets, reduction="sum", label_smoothing=self.smoothing
+        )
         if getattr(output, "aux_loss", None) is not None:
             share = self.base.config.get_text_config(decoder=True).router_aux_loss_coef
             loss = loss + output.aux_loss.to(loss.device) * (share * len(part.targets) * weight)

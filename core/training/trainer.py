@@ -13,7 +13,7 @@ from trl import SFTTrainer
 from core.data.xray import Encoded
 from core.evaluation.loss import HeldOutLoss, weighted
 from core.jobs.worker import Job
-from core.training import checkpoints
+from core.training import checkpoints, determinism
 from core.training.engine import Engine
 from core.training.packing import Packer, Step, pack, split
 from core.training.record import Record
@@ -52,6 +52,7 @@ class Trainer(SFTTrainer):
         keep: int,
         job: Job,
         record: Record,
+        deterministic: bool = False,
         **kwargs: Any,
     ) -> None:
         # The dataset only tells transformers that there is something to evaluate.
@@ -64,8 +65,14 @@ class Trainer(SFTTrainer):
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         self.engine = engine(self.model)
+        self.deterministic = deterministic
+        self.mask_gradients: Callable[[], None] = lambda: None
         self.tokens = 0
         self.pending: Measured | None = None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        with determinism.deterministic(self.deterministic):
+            return super().train(*args, **kwargs)
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -80,6 +87,7 @@ class Trainer(SFTTrainer):
         self.tokens += step.tokens
         scale = self._loss_scale()
         losses = [self.engine.step(pack, scale / step.supervised) for pack in step.packs]
+        self.mask_gradients()
         return torch.stack(losses).sum() / scale
 
     def _loss_scale(self) -> float:
