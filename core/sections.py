@@ -250,7 +250,7 @@ class TrainingSection(Section):
         None,
         "Micro-batch tokens",
         "Tokens computed at once; less = less memory, same result; empty means the planner chooses",
-        heading="Memory and speed",
+        heading="Memory, speed and cost",
         ge=16,
         le=1_048_576,
     )
@@ -267,6 +267,13 @@ class TrainingSection(Section):
         "Gradient checkpointing",
         "none keeps all activations: fastest; selective those of as many layers as fit; full recomputes "
         "all; offload too, and layer inputs wait in host memory: smallest; auto lets the planner choose",
+    )
+    price_per_hour: float | None = setting(
+        None,
+        "Price per hour",
+        "What the machine costs, in any currency, for the cost that is forecast; changes nothing else",
+        ge=0,
+        le=1_000_000,
     )
     optimizer: Literal["auto", "adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = setting(
         "auto",
@@ -358,13 +365,6 @@ class TrainingSection(Section):
         "Share by which the held-out loss must fall to count for early stopping; 0.01 is one percent",
         ge=0,
         lt=1,
-    )
-    price_per_hour: float | None = setting(
-        None,
-        "Price per hour",
-        "What the machine costs, in any currency, for the cost that is forecast; changes nothing else",
-        ge=0,
-        le=1_000_000,
     )
 
     @model_validator(mode="before")

@@ -18,7 +18,7 @@ from core.data.stats import Measured, Summary
 from core.errors import StudioError
 from core.home import home
 from core.jobs import probe
-from core.models import hardware
+from core.models import fit, hardware
 from core.models.hardware import Choice
 
 if TYPE_CHECKING:
@@ -123,8 +123,10 @@ def expected(config: RunConfig, found: list[Share] | None = None) -> Forecast:
 
 def outlook(config: RunConfig) -> Outlook:
     """:raises StudioError: when a dataset or the base cannot be had at all"""
+    from core.training import stopping
     from core.training.prepare import total_steps
 
+    fit.refuse_unfit(config)
     chosen = mix.choose(config.data)
     found = shares(config, chosen)
     rows = sum(share.rows for share in found)
@@ -143,6 +145,7 @@ def outlook(config: RunConfig) -> Outlook:
         ("Longest row", f"{max(share.summary.longest for share in found):,} tokens"),
     ]
     checks = _together(found, [_checks(share, config) for share in found])
+    checks += [Check("warning", text) for text in fit.remarks(config, steps)]
     checks += [Check("warning", finding.text) for finding in mix.leaks(chosen)]
     decisions = {"device": hardware.device(), "compute type": hardware.compute_dtype(config)}
     forecast = None
@@ -153,7 +156,7 @@ def outlook(config: RunConfig) -> Outlook:
             checks.append(Check("bad", error.text))
         else:
             checks += _room(forecast)
-            decisions |= forecast.plan.choices
+            decisions |= forecast.plan.choices | stopping.choices(config, steps)
     return Outlook(shown, decisions, checks, forecast, empty)
 
 

@@ -4,8 +4,9 @@ Of the base only what the recipe names may be trained as well: biases, and modul
 whole. Both are trained as copies; the base's own values stay beside them.
 """
 
+import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,41 @@ def attach(model: Any, config: RunConfig) -> Any:
         ),
     )
     _keep_biases(tuned, {name: p.detach().clone() for name, p in _biases(tuned) if p.requires_grad})
+    _round_copies(tuned, model.dtype)
     initial.begin(tuned, config)
     return tuned
+
+
+def _round_copies(model: Any, dtype: Any) -> None:
+    """Let modules that are trained whole compute in the base's type, as they will when they are loaded.
+
+    Their weights are float32 in training; what comes after them would be, too.
+    """
+    import torch
+
+    def rounded(module: Any) -> Callable[..., Any]:
+        # A second handle on the same weights: its forward is still the module's own.
+        plain = copy.copy(module)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            held = {name: p.to(dtype) for name, p in module.named_parameters()}
+            return torch.func.functional_call(plain, held, args, kwargs)
+
+        return forward
+
+    for name, module in model.named_modules():
+        if name.endswith(".modules_to_save.default"):
+            module.forward = rounded(module)
+
+
+@contextmanager
+def head_out_of_sight(model: Any) -> Iterator[None]:
+    """TRL refuses an adapter on the head, which its own loss would pass by; `core.training` has its own."""
+    model.get_output_embeddings = lambda: None
+    try:
+        yield
+    finally:
+        del model.get_output_embeddings
 
 
 def _biases(model: Any) -> Iterator[tuple[str, Any]]:
@@ -90,6 +124,7 @@ def opened(model: Any, folder: Path) -> Any:
 
     :raises StudioError: when the file's weights are not exactly those the adapter has
     """
+    import torch
     from peft import PeftModel
     from safetensors.torch import load_file
 
@@ -104,7 +139,9 @@ def opened(model: Any, folder: Path) -> Any:
     if strange:
         raise StudioError("adapter", f"does not fit the base: {len(strange)} weights differ, {min(strange)}")
     for name, parameter in held.items():
-        parameter.data = stored[name].to(parameter.device)
+        # All but LoRA's own matrices compute in the type that they have.
+        dtype = torch.float32 if "lora_" in name else parameter.dtype
+        parameter.data = stored[name].to(parameter.device, dtype)
     return tuned.eval()
 
 

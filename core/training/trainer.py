@@ -13,6 +13,7 @@ from trl import SFTTrainer
 from core.data.xray import Encoded
 from core.evaluation.loss import HeldOutLoss, weighted
 from core.jobs.worker import Job
+from core.models import adapters
 from core.training import checkpoints, determinism
 from core.training.engine import Engine
 from core.training.packing import Packer, Step, pack, split
@@ -57,7 +58,8 @@ class Trainer(SFTTrainer):
     ) -> None:
         # The dataset only tells transformers that there is something to evaluate.
         some = kwargs["train_dataset"].select(range(1))
-        super().__init__(eval_dataset=some, data_collator=packer, callbacks=[record], **kwargs)
+        with adapters.head_out_of_sight(kwargs["model"]):
+            super().__init__(eval_dataset=some, data_collator=packer, callbacks=[record], **kwargs)
         self.held_out, self.keep, self.job = held_out, keep, job
         self.sources, self.shuffled, self.record, self.packer = sources, shuffled, record, packer
         # TRL puts the adapter of a 4-bit base in bfloat16; see core.models.adapters.attach.
