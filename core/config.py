@@ -213,7 +213,9 @@ def _nearest(key: str) -> str:
     sections = {setting.section for setting in settings() if setting.section}
     names = {setting.name: setting.key for setting in settings()}
     here = sections if not section else {one.name for one in settings() if one.section == section}
-    if near := difflib.get_close_matches(name, sorted(here), 1, 0.7):
+    near = difflib.get_close_matches(name, sorted(here), 1, 0.7)
+    near += sorted(one for one in here if one.startswith(name) or name.endswith(f"_{one}"))
+    if near:
         return f", did you mean {f'{section}.' if section else ''}{near[0]}?"
     return f", did you mean {names[name]}?" if name in names else ""
 

@@ -13,6 +13,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 GROUPS = ("all-linear", "attention", "mlp")  # names that stand for layers of every family
 _LAYERS = re.compile(r"\s*\d+\s*(-\s*\d+\s*)?(,\s*\d+\s*(-\s*\d+\s*)?)*")
 _MODULE = re.compile(r"[A-Za-z0-9_.-]+")
+INITIALISATIONS = ("default", "gaussian", "orthogonal", "pissa", "olora", "loftq", "eva")
 # These leave the base as it is: half of the adapter holds what they begin with, negated and frozen.
 HALVED = ("pissa", "olora")
 
@@ -169,9 +170,10 @@ class LoraSection(Section):
     @field_validator("init")
     @classmethod
     def _known(cls, value: str) -> str:
-        known = ("default", "gaussian", "orthogonal", "pissa", "olora", "loftq", "eva")
-        if value not in known and not re.fullmatch(r"pissa_niter_\d{1,2}", value):
-            raise ValueError(f"must be one of {', '.join(known)} or pissa_niter_N with N from 0 to 99")
+        if value not in INITIALISATIONS and not re.fullmatch(r"pissa_niter_\d{1,2}", value):
+            raise ValueError(
+                f"must be one of {', '.join(INITIALISATIONS)} or pissa_niter_N with N from 0 to 99"
+            )
         return value
 
     @property

@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 from core import config as schema
 from core.config import RunConfig, Setting
-from core.sections import GROUPS
+from core.sections import GROUPS, INITIALISATIONS
 from core.store import datasets
 
 SECTIONS = {
@@ -53,6 +53,8 @@ def component(setting: Setting, default: Any) -> Any:
         return gr.Dropdown(names, value=default if default in names else next(iter(names), None), **common)
     if setting.key in AS_TEXT or setting.key in AS_YAML or _may_be_empty(kind):
         return gr.Textbox(default, **common)
+    if setting.key == "lora.init":
+        return gr.Dropdown(list(INITIALISATIONS), value=default, allow_custom_value=True, **common)
     if get_origin(kind) is Literal:
         return gr.Dropdown(list(get_args(kind)), value=default, **common)
     if kind is bool:
