@@ -200,6 +200,9 @@ def _at_odds(config: RunConfig) -> dict[str, str]:
         found["lora.init"] = "loftq makes up for quantisation, and there is none; take default"
     if lora.init == "loftq" and lora.use_dora:
         found["lora.init"] = "loftq does not go with DoRA, whose lengths are the quantised base's"
+    if lora.use_dora and config.quantisation.method == "int8":
+        # bitsandbytes 0.50 keeps the scales in one of two places, and peft 0.21 looks in the other.
+        found["lora.use_dora"] = "does not go with int8, whose scales it does not find; take nf4 or none"
     datasets = [part.dataset for part in config.data.mix]
     if metric and metric not in datasets:
         known = f"one of {', '.join(datasets)}, or empty" if datasets else "empty, for there is no mix"

@@ -168,10 +168,13 @@ def test_what_the_base_cannot_have_is_refused_before_start_and_by_the_run(
         ({"init": "loftq"}, {"method": "none"}, "there is none"),
         ({"init": "loftq", "use_dora": True}, {}, "does not go with DoRA"),
         ({"init": "orthogonal", "r": 5}, {}, "even rank, lora.r is 5"),
+        ({"use_dora": True}, {"method": "int8"}, "does not go with int8"),
+        ({"modules_to_save": ["norm", "q_proj"]}, {}, "has q_proj, which gets an adapter already"),
     ],
 )
-def test_an_initialisation_that_cannot_be_says_why(lora: Any, quantisation: Any, said: str) -> None:
-    assert said in schema.problems({"lora": lora, "quantisation": quantisation})["lora.init"]
+def test_a_variant_that_cannot_be_says_why(lora: Any, quantisation: Any, said: str) -> None:
+    (problem,) = schema.problems({"lora": lora, "quantisation": quantisation}).values()
+    assert said in problem
 
 
 def test_d48_held_out_rows_never_take_all(workspace: Path, tmp_path: Path) -> None:
