@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from core import cli_data, cli_forecast
+from core import cli_data, cli_forecast, cli_settings
 from core import config as schema
 from core.errors import StudioError, message_of
 from core.terminal import clipped, safe, say, watch
@@ -58,9 +58,12 @@ def _parser() -> argparse.ArgumentParser:
         "--data", action="append", metavar="FILE", help="a data file to import and train on; may come again"
     )
     train.add_argument("--leave-bad-rows-out", action="store_true", help="train on the rows that are good")
-    cli_forecast.forecast_options(
-        verbs.add_parser("forecast", help="what a recipe would take: memory, time, disk, cost, and why")
+    forecast = verbs.add_parser(
+        "forecast", help="what a recipe would take: memory, time, disk, cost, and why"
     )
+    cli_forecast.forecast_options(forecast)
+    for target in (train, forecast):
+        cli_settings.add_flags(target)
     cli_data.add_parser(verbs)
     resume = verbs.add_parser("resume", help="go on with a stopped, interrupted or failed run")
     evaluate = verbs.add_parser("evaluate", help="compare a run's adapter with its base")
@@ -141,7 +144,7 @@ def _train(arguments: argparse.Namespace, serve: Serve) -> int:
     from core import api
     from core.store import runs
 
-    recipe = schema.named(str(arguments.recipe))
+    recipe = cli_settings.recipe(arguments)
     run_id = api.add(recipe, arguments.data, arguments.leave_bad_rows_out)
     say(f"Run {run_id}: {runs.get(run_id)['name']}")
     return 0 if _do("train", run_id) == "completed" else 1

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from core import cli_settings, figures
 from core import config as schema
-from core import figures
 from core.terminal import entry, say, table, watch
 
 MARKS = {"good": "ok", "warning": "note", "bad": "STOP"}
@@ -24,7 +24,7 @@ def forecast(arguments: argparse.Namespace) -> int:
     from core.data.overview import outlook
     from core.jobs import probe
 
-    recipe = schema.named(str(arguments.recipe))
+    recipe = cli_settings.recipe(arguments)
     if arguments.price is not None:
         raw = recipe.model_dump()
         raw["training"]["price_per_hour"] = arguments.price

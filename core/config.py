@@ -3,6 +3,7 @@
 `problems` reports everything that is wrong at once, by field; `RunConfig` objects are valid.
 """
 
+import difflib
 import json
 import re
 from collections.abc import Iterator
@@ -11,35 +12,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from core.data.mapping import Mapping
 from core.errors import RecipeError, StudioError
 from core.home import assets
 from core.phrases import phrase
-
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-def setting(default: Any, label: str, help: str, *, simple: bool = False, **limits: Any) -> Any:
-    """One field: its label, its help (the trade-off in one breath) and its limits.
-
-    :param simple: shown in the short form; the others stand under "All settings"
-    """
-    return Field(default, title=label, description=help, json_schema_extra={"simple": simple}, **limits)
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from core.recipe_text import MOST_BYTES, parsed
+from core.sections import PROJECTIONS as PROJECTIONS
+from core.sections import LoraSection, QuantisationSection, Section, TrainingSection, setting
 
 
 class ModelSection(Section):
@@ -55,53 +37,6 @@ class ModelSection(Section):
     )
     revision: str | None = setting(
         None, "Revision", "Branch, tag or commit of a Hub model; empty means its main branch"
-    )
-
-
-class QuantisationSection(Section):
-    """How the frozen base is held in memory."""
-
-    method: Literal["nf4", "fp4", "int8", "none"] = setting(
-        "nf4",
-        "Quantisation",
-        "nf4 fits trained weights best; int8: 8-bit weights, dequantised for each product, twice nf4's "
-        "memory; none: four times",
-    )
-    double: bool = setting(
-        True, "Double quantisation", "Also quantise the scales: saves 0.4 bits a weight, costs little"
-    )
-    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = setting(
-        "auto", "Compute type", "auto takes bfloat16 where the hardware has it, and says why if not"
-    )
-
-
-class LoraSection(Section):
-    """The adapter: small trainable matrices beside the frozen weights (Hu et al., 2021)."""
-
-    r: int = setting(
-        16,
-        "LoRA rank r",
-        "Size of the adapter: higher = more capacity, memory and time",
-        simple=True,
-        ge=1,
-        le=1024,
-    )
-    alpha: float = setting(
-        32, "Alpha", "Strength of the adapter; usually 2 × r, raise both together", gt=0, le=4096
-    )
-    dropout: float = setting(
-        0.0,
-        "LoRA dropout",
-        "Share of adapter inputs dropped; a few percent fight overfitting on small data, but any value "
-        "above 0 leaves the fast path",
-        ge=0,
-        lt=1,
-    )
-    target_modules: tuple[str, ...] = setting(
-        PROJECTIONS,
-        "Target modules",
-        "Linear layers that get an adapter; all seven learn most, q and v alone are smallest",
-        min_length=1,
     )
 
 
@@ -225,99 +160,6 @@ class DataSection(Section):
         return self.mix or (MixPart(dataset=self.dataset),)
 
 
-class TrainingSection(Section):
-    """How the adapter learns."""
-
-    epochs: float = setting(
-        2, "Epochs", "Passes over the data; 2 or 3 is usual, more overfits", simple=True, gt=0, le=1000
-    )
-    max_steps: int | None = setting(
-        None, "Step limit", "Stop after this many optimizer steps; empty means by epochs", ge=1
-    )
-    learning_rate: float = setting(
-        2e-4,
-        "Learning rate",
-        "2e-4 is usual for LoRA; halve it if the loss jumps, small models bear more",
-        simple=True,
-        gt=0,
-        le=0.1,
-    )
-    schedule: Literal["cosine", "linear", "constant"] = setting(
-        "cosine", "Schedule", "How the learning rate falls over the run"
-    )
-    warmup_share: float = setting(
-        0.03, "Warmup share", "Part of the run in which the learning rate rises from 0", ge=0, lt=1
-    )
-    effective_batch: int = setting(
-        16,
-        "Effective batch",
-        "Rows per optimizer step; more = steadier, slower steps",
-        simple=True,
-        ge=1,
-        le=4096,
-    )
-    micro_batch_tokens: int | None = setting(
-        None,
-        "Micro-batch tokens",
-        "Tokens computed at once; less = less memory, same result; empty means the planner chooses",
-        ge=16,
-        le=1_048_576,
-    )
-    max_length: int = setting(
-        1024,
-        "Max length",
-        "Tokens per row; longer rows are cut and may lose their answer",
-        simple=True,
-        ge=16,
-        le=1_048_576,
-    )
-    optimizer: Literal["auto", "adamw_torch", "adamw_8bit", "paged_adamw_8bit"] = setting(
-        "auto",
-        "Optimizer",
-        "auto takes the fastest that fits; 8-bit states need a quarter of the memory, paged ones may "
-        "wait in host memory (CUDA only)",
-    )
-    weight_decay: float = setting(0.0, "Weight decay", "Pull of the weights to zero", ge=0, le=1)
-    max_grad_norm: float = setting(
-        1.0, "Gradient clipping", "Longest gradient let through; tames loss spikes", gt=0, le=1000
-    )
-    gradient_checkpointing: Literal["auto", "none", "selective", "full", "offload"] = setting(
-        "auto",
-        "Gradient checkpointing",
-        "none keeps all activations: fastest; selective those of as many layers as fit; full recomputes "
-        "all; offload too, and layer inputs wait in host memory: smallest; auto lets the planner choose",
-    )
-    seed: int = setting(0, "Seed", "Same seed, same run on the same machine", ge=0, lt=2**31)
-    logging_steps: int = setting(1, "Log every", "Optimizer steps between logged points", ge=1)
-    eval_steps: int | None = setting(
-        None, "Evaluate every", "Optimizer steps; empty means ten times over the run", ge=1
-    )
-    save_steps: int | None = setting(
-        None, "Checkpoint every", "Optimizer steps; empty means five times over the run", ge=1
-    )
-    keep_checkpoints: int = setting(
-        2, "Checkpoints kept", "Newest ones on disk; each holds adapter and optimizer", ge=1, le=100
-    )
-    price_per_hour: float | None = setting(
-        None,
-        "Price per hour",
-        "What the machine costs, in any currency, for the cost that is forecast; changes nothing else",
-        ge=0,
-        le=1_000_000,
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_earlier_versions(cls, value: Any) -> Any:
-        """Recipes used to give rows in a micro-batch, which never changed a result, and a yes or no."""
-        if not isinstance(value, dict):
-            return value
-        value = {name: given for name, given in value.items() if name != "micro_batch"}
-        if isinstance(given := value.get("gradient_checkpointing"), bool):
-            value["gradient_checkpointing"] = "full" if given else "none"
-        return value
-
-
 class EvaluationSection(Section):
     """How base and adapter are compared on the held-out rows."""
 
@@ -360,8 +202,17 @@ class Setting:
 
     @property
     def simple(self) -> bool:
+        return bool(self._extra.get("simple"))
+
+    @property
+    def heading(self) -> str:
+        """The heading that the form puts above it; empty for most."""
+        return str(self._extra.get("heading", ""))
+
+    @property
+    def _extra(self) -> dict[str, Any]:
         extra = self.info.json_schema_extra
-        return isinstance(extra, dict) and bool(extra.get("simple"))
+        return extra if isinstance(extra, dict) else {}
 
 
 def settings() -> Iterator[Setting]:
@@ -380,24 +231,67 @@ def problems(raw: dict[str, Any]) -> dict[str, str]:
     try:
         config = RunConfig.model_validate(raw)
     except ValidationError as error:
-        return {
-            ".".join(str(part) for part in item["loc"] if not isinstance(part, int)): phrase(item)
-            for item in error.errors()
-        }
-    found: dict[str, str] = {}
+        found = {}
+        for item in error.errors():
+            key = ".".join(str(part) for part in item["loc"] if not isinstance(part, int))
+            found[key] = phrase(item) + (_nearest(key) if item["type"] == "extra_forbidden" else "")
+        return found
+    found = {}
     names = [part.dataset for part in config.data.mix]
     if len(set(names)) < len(names):
         found["data.mix"] = "names one dataset twice; give it a higher weight"
     if config.data.order == "by column" and not config.data.order_column:
         found["data.order_column"] = "must name a column when the order is by column"
-    if config.method.name == "grpo" and config.method.check == "regex":
+    return found | _at_odds(config) | _method_at_odds(config)
+
+
+def _method_at_odds(config: RunConfig) -> dict[str, str]:
+    """Settings that a method contradicts."""
+    found, method = {}, config.method
+    if method.name == "grpo" and method.check == "regex":
         try:
-            re.compile(config.method.pattern)
+            re.compile(method.pattern)
         except re.error as error:
             found["method.pattern"] = f"is no regular expression: {error}"
-        if not config.method.pattern:
+        if not method.pattern:
             found["method.pattern"] = "must be given when the check is regex"
+    if config.training.label_smoothing and not method.is_likelihood:
+        found["training.label_smoothing"] = f"is not for {method.name}, whose loss is of whole answers"
     return found
+
+
+def _at_odds(config: RunConfig) -> dict[str, str]:
+    """Settings of adapter and training that contradict each other."""
+    found, lora, metric = {}, config.lora, config.training.best_metric
+    if both := sorted(set(lora.modules_to_save) & set(lora.target_modules)):
+        found["lora.modules_to_save"] = f"has {', '.join(both)}, which gets an adapter already; take one out"
+    if lora.init == "orthogonal" and lora.r % 2:
+        found["lora.init"] = f"orthogonal needs an even rank, lora.r is {lora.r}"
+    if lora.init == "loftq" and config.quantisation.method == "none":
+        found["lora.init"] = "loftq makes up for quantisation, and there is none; take default"
+    if lora.init == "loftq" and lora.use_dora:
+        found["lora.init"] = "loftq does not go with DoRA, whose lengths are the quantised base's"
+    if lora.use_dora and config.quantisation.method == "int8":
+        # bitsandbytes 0.50 keeps the scales in one of two places, and peft 0.21 looks in the other.
+        found["lora.use_dora"] = "does not go with int8, whose scales it does not find; take nf4 or none"
+    datasets = [part.dataset for part in config.data.mix]
+    if metric and metric not in datasets:
+        known = f"one of {', '.join(datasets)}, or empty" if datasets else "empty, for there is no mix"
+        found["training.best_metric"] = f"must be {known}"
+    return found
+
+
+def _nearest(key: str) -> str:
+    """``, did you mean ...`` for a setting that does not exist; empty when none is like it."""
+    section, _, name = key.rpartition(".")
+    sections = {setting.section for setting in settings() if setting.section}
+    names = {setting.name: setting.key for setting in settings()}
+    here = sections if not section else {one.name for one in settings() if one.section == section}
+    near = difflib.get_close_matches(name, sorted(here), 1, 0.7)
+    near += sorted(one for one in here if one.startswith(name) or name.endswith(f"_{one}"))
+    if near:
+        return f", did you mean {f'{section}.' if section else ''}{near[0]}?"
+    return f", did you mean {names[name]}?" if name in names else ""
 
 
 def validated(raw: dict[str, Any], where: str = "recipe") -> RunConfig:
@@ -410,15 +304,7 @@ def validated(raw: dict[str, Any], where: str = "recipe") -> RunConfig:
 
 def loads(text: str, where: str = "recipe") -> RunConfig:
     """A recipe from YAML or JSON text (JSON is YAML)."""
-    try:
-        raw = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where} line {mark.line + 1}" if mark else where
-        raise StudioError(place, "is not valid YAML", "Check indentation and colons there.") from error
-    if not isinstance(raw, dict):
-        raise StudioError(where, "must be a mapping of sections", "See assets/presets/default.yaml.")
-    return validated(raw, where)
+    return validated(parsed(text, where), where)
 
 
 def dumps(config: RunConfig, format: Literal["yaml", "json"] = "yaml") -> str:
@@ -445,11 +331,17 @@ def named(recipe: str) -> RunConfig:
     return preset(recipe) if recipe in preset_names() else read_recipe(Path(recipe))
 
 
-def read_recipe(path: Path) -> RunConfig:
-    """A recipe file. :raises StudioError: with file and field of everything wrong"""
+def read_recipe(path: Path, where: str = "") -> RunConfig:
+    """A recipe file. :raises StudioError: with file and field of everything wrong
+
+    :param where: what messages call it; empty means by its name
+    """
     try:
-        return loads(path.read_text(encoding="utf-8"), path.name)
+        with open(path, encoding="utf-8") as file:
+            return loads(file.read(MOST_BYTES + 1), where or path.name)
     except FileNotFoundError:
         raise StudioError(str(path), "is not there", "Give the path of a YAML recipe.") from None
     except UnicodeDecodeError as error:
-        raise StudioError(f"{path.name} byte {error.start}", "is not UTF-8", "Save it as UTF-8.") from None
+        raise StudioError(
+            f"{where or path.name} byte {error.start}", "is not UTF-8", "Save it as UTF-8."
+        ) from None

@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 
 from core import config as schema
 from core.config import RunConfig, Setting
+from core.sections import GROUPS, INITIALISATIONS
 from core.store import datasets
 
 SECTIONS = {
@@ -22,7 +23,12 @@ SECTIONS = {
     "evaluation": "Evaluation",
 }
 # Shown as text, because 2e-4 reads better than 0.0002 and number boxes rewrite it.
-AS_TEXT = {"training.learning_rate"}
+AS_TEXT = {"training.learning_rate", "training.adam_epsilon"}
+# Names that the list offers beside what is chosen; any other may be typed.
+OFFERED = {
+    "lora.target_modules": (*GROUPS, *schema.PROJECTIONS),
+    "lora.modules_to_save": ("embed_tokens", "lm_head"),
+}
 # Shown as a line of YAML: other parts of the page, or a recipe, fill them in.
 AS_YAML = {"data.mix", "data.mapping"}
 SIMPLE_ROWS = (
@@ -48,12 +54,15 @@ def component(setting: Setting, default: Any) -> Any:
         return gr.Dropdown(names, value=default if default in names else next(iter(names), None), **common)
     if setting.key in AS_TEXT or setting.key in AS_YAML or _may_be_empty(kind):
         return gr.Textbox(default, **common)
+    if setting.key == "lora.init":
+        return gr.Dropdown(list(INITIALISATIONS), value=default, allow_custom_value=True, **common)
     if get_origin(kind) is Literal:
         return gr.Dropdown(list(get_args(kind)), value=default, **common)
     if kind is bool:
         return gr.Checkbox(value=default, **common)
     if get_origin(kind) is tuple:
-        return gr.Dropdown(list(default), value=default, multiselect=True, allow_custom_value=True, **common)
+        offered = list(dict.fromkeys([*OFFERED[setting.key], *default]))
+        return gr.Dropdown(offered, value=default, multiselect=True, allow_custom_value=True, **common)
     if kind in (int, float):
         return gr.Number(value=default, precision=0 if kind is int else None, **common)
     return gr.Textbox(default or "", **common)
@@ -75,19 +84,35 @@ def build(simple: bool, start: RunConfig) -> dict[str, Any]:
             for key in keys:
                 made[key] = component(known[key], shown[key])
 
+    def rows(keys: list[str]) -> None:
+        for first in range(0, len(keys), 2):
+            row(tuple(keys[first : first + 2]))
+
     if simple:
         for keys in SIMPLE_ROWS:
             row(keys)
         return made
     for section, title in SECTIONS.items():
-        keys = tuple(
-            key for key, setting in known.items() if setting.section == section and not setting.simple
-        )
-        if keys:
-            gr.Markdown(f"#### {title}")
-        for first in range(0, len(keys), 2):
-            row(keys[first : first + 2])
+        for heading, keys in _groups(section).items():
+            if not heading:
+                gr.Markdown(f"#### {title}")
+                rows(keys)
+                continue
+            with gr.Accordion(f"{title}: {heading[0].lower()}{heading[1:]}", open=False):
+                rows(keys)
     return made
+
+
+def _groups(section: str) -> dict[str, list[str]]:
+    """A section's settings that the short form has not, by heading; those that come first have none."""
+    found: dict[str, list[str]] = {}
+    heading = ""
+    for setting in schema.settings():
+        if setting.section == section:
+            heading = setting.heading or heading
+            if not setting.simple:
+                found.setdefault(heading, []).append(setting.key)
+    return found
 
 
 def raw(keys: list[str], values: list[Any]) -> dict[str, Any]:

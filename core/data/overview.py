@@ -20,7 +20,7 @@ from core.data.stats import UNCUT, Measured, Summary
 from core.errors import StudioError
 from core.home import home
 from core.jobs import probe
-from core.models import hardware, load
+from core.models import fit, hardware, load
 from core.models.hardware import Choice
 
 if TYPE_CHECKING:
@@ -142,8 +142,10 @@ def expected(config: RunConfig, found: list[Share] | None = None) -> Forecast:
 
 def outlook(config: RunConfig) -> Outlook:
     """:raises StudioError: when a dataset or the base cannot be had at all"""
+    from core.training import stopping
     from core.training.prepare import total_steps
 
+    fit.refuse_unfit(config)
     chosen = mix.choose(config.data)
     base = load.inspected(config.model.base, config.model.revision)
     found = shares(config, chosen)
@@ -163,6 +165,7 @@ def outlook(config: RunConfig) -> Outlook:
         ("Longest row", f"{max(share.summary.longest for share in found):,} tokens"),
     ]
     checks = _together(found, [_checks(share, config) for share in found])
+    checks += [Check("warning", text) for text in fit.remarks(config, steps)]
     checks += [Check("warning", finding.text) for finding in mix.leaks(chosen)]
     checks += _unfit(config, chosen)
     checks += [Check("warning", f"{config.model.base}: {note}") for note in base.notes]
@@ -175,7 +178,7 @@ def outlook(config: RunConfig) -> Outlook:
             checks.append(Check("bad", error.text))
         else:
             checks += _room(forecast)
-            decisions |= forecast.plan.choices
+            decisions |= forecast.plan.choices | stopping.choices(config, steps)
     return Outlook(shown, decisions, checks, forecast, empty)
 
 

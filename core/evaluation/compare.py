@@ -88,7 +88,7 @@ def _measure(
 
 def only(model: Any, side: str) -> AbstractContextManager[Any]:
     """:param side: ``base`` switches the adapter off within, ``adapter`` leaves it on"""
-    return model.disable_adapter() if side == "base" else nullcontext()
+    return adapters.switched_off(model) if side == "base" else nullcontext()
 
 
 def question_and_answer(row: dict[str, Any]) -> Task | None:

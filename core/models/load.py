@@ -204,6 +204,7 @@ def _quantisation(config: RunConfig, found: Inspected, dtype: Any) -> Any:
         bnb_4bit_quant_type=config.quantisation.method,
         bnb_4bit_use_double_quant=config.quantisation.double,
         bnb_4bit_compute_dtype=dtype,
+        bnb_4bit_quant_storage=config.quantisation.storage_dtype.replace("auto", "uint8"),
     )
 
 

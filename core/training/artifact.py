@@ -26,7 +26,8 @@ def write(
     """
     staged = folder.with_name(folder.name + ".new")
     shutil.rmtree(staged, ignore_errors=True)
-    model.save_pretrained(str(staged), safe_serialization=True)
+    # Left to itself, peft adds whole embeddings when an adapter is on the head.
+    model.save_pretrained(str(staged), safe_serialization=True, save_embedding_layers=False)
     _refuse_large(staged, model)
     # peft records where the base was loaded from, which may be a folder of this machine.
     config_path = staged / "adapter_config.json"
@@ -34,7 +35,7 @@ def write(
     adapter_config["base_model_name_or_path"] = config.model.base
     adapter_config["revision"] = config.model.revision
     _write_json(config_path, adapter_config)
-    _write_json(staged / "metadata.json", metadata)
+    _write_json(staged / "metadata.json", metadata | {"step": _step(config, metrics)})
     _write_json(staged / "training_metrics.json", metrics)
     (staged / "training_config.yaml").write_text(dumps(config), encoding="utf-8")
     (staged / "README.md").write_text(card(config, metadata, metrics), encoding="utf-8")
@@ -42,6 +43,14 @@ def write(
     _write_json(staged / CHECKSUMS, {name: sha256_of(staged / name) for name in names})
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(staged, folder)
+
+
+def _step(config: RunConfig, metrics: dict[str, Any]) -> int:
+    """The step that the adapter is of: the best, where the run got to its end and ends so; else the last."""
+    ended = metrics["steps"] == metrics["total_steps"]
+    if config.training.best_at_end and ended and metrics["best_step"] is not None:
+        return metrics["best_step"]
+    return metrics["steps"]
 
 
 def _refuse_large(staged: Path, model: Any) -> None:
@@ -103,7 +112,7 @@ A LoRA adapter for `{config.model.base}`, trained on the dataset `{config.data.d
 Quantisation {config.quantisation.method}{" with double quantisation" if config.quantisation.double else ""};
 rank {lora.r}, alpha {lora.alpha:g}, dropout {lora.dropout:g} on {", ".join(lora.target_modules)};
 learning rate {training.learning_rate:g} ({training.schedule}), effective batch {training.effective_batch},
-{metrics["steps"]} steps, seed {training.seed}.
+{metrics["steps"]} steps, seed {training.seed}. The adapter is that of step {_step(config, metrics)}.
 
 The base's weights are unchanged: {metadata["base"]["sha256_before"]} before and after.
 `checksums.json` lists the SHA-256 of every file here; `training_config.yaml` is the recipe.

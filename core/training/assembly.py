@@ -1,6 +1,5 @@
 """Puts a run together: its plan, its forecast, and the trainer that carries it out."""
 
-import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from core.config import RunConfig
 from core.jobs import probe
 from core.jobs.worker import Job
-from core.models import hardware, load
+from core.models import hardware, initial, load
 from core.training import cost, forecast, plan, shape
 from core.training.plan import Outcome, Plan
 from core.training.prepare import Prepared, total_steps
@@ -52,6 +51,7 @@ def trainer(
     from transformers import PrinterCallback
     from trl import SFTConfig
 
+    from core.training import optimizers, stopping
     from core.training.engine import engine
     from core.training.packing import Packer
     from core.training.preference import PreferenceTrainer
@@ -67,6 +67,9 @@ def trainer(
         decisions["threads"] = hardware.threads()
     steps = total_steps(config, len(prepared.train))
     sharded = getattr(model.get_base_model(), "sharded", None) is not None
+    evaluated, saved = stopping.intervals(config, steps)
+    decisions |= stopping.choices(config, steps)
+    initial.from_rows(model, config, prepared.train, job.check_stop)
 
     def make_engine(prepared_model: Any) -> Any:
         found, more = engine(prepared_model, config, chosen)
@@ -80,8 +83,10 @@ def trainer(
         per_device_train_batch_size=training.effective_batch,
         gradient_accumulation_steps=1,
         learning_rate=training.learning_rate,
-        lr_scheduler_type="constant_with_warmup" if training.schedule == "constant" else training.schedule,
-        warmup_steps=math.ceil(steps * training.warmup_share),
+        **optimizers.schedule(config, steps),
+        adam_beta1=training.adam_beta1,
+        adam_beta2=training.adam_beta2,
+        adam_epsilon=training.adam_epsilon,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         optim=hardware.optimizer(chosen.optimizer),
@@ -94,9 +99,9 @@ def trainer(
         logging_steps=training.logging_steps,
         logging_nan_inf_filter=False,
         eval_strategy="steps",
-        eval_steps=training.eval_steps or max(1, steps // 10),
+        eval_steps=evaluated,
         save_strategy="steps",
-        save_steps=training.save_steps or max(1, steps // 5),
+        save_steps=saved,
         max_length=None,
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -129,7 +134,14 @@ def trainer(
         keep=training.keep_checkpoints,
         job=job,
         record=Record(job, folder / "metrics_history.jsonl"),
+        deterministic=training.deterministic,
+        optimizers=(optimizers.optimizer(config, arguments, model), None),
     )
+    made.add_callback(stopping.Ending(config, job, model, folder / "best"))
+    if config.lora.halved:
+        half = optimizers.FrozenHalf(model, config.lora.r)
+        made.add_callback(half)
+        made.mask_gradients = half.mask
     made.remove_callback(PrinterCallback)
     # Rows come as arrays, not as lists of Python numbers.
     made.train_dataset = Dataset.with_format(made.train_dataset, "numpy")  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from core.models.hardware import Choice
 from core.training import attention, fused, head
 from core.training.head import Weigh
 from core.training.hosted import HostMemory
+from core.training.neftune import Noise
 from core.training.packing import Pack, pack
 
 PROBE_ROWS = (9, 6)  # tokens
@@ -41,6 +42,9 @@ class AutogradEngine:
             "checkpointing": self._checkpoint(checkpointing),
         }
         self.plain_head = False
+        self.smoothing = config.training.label_smoothing
+        alpha = config.training.neftune_alpha
+        self.noise = Noise(self.base.get_input_embeddings(), alpha) if alpha else None
         self.decisions["attention"] = self._attention(config.training.max_length)
         self.plain_head = self._head_is_plain()
 
@@ -102,6 +106,8 @@ class AutogradEngine:
     def _part(self, part: Pack, weight: float | Weigh) -> torch.Tensor:
         if self.hosted is not None:
             self.hosted.begin()
+        if self.noise is not None:
+            self.noise.pack = part
         with self._attending():
             with autocast(self.model):
                 if self.plain_head:
@@ -115,7 +121,11 @@ class AutogradEngine:
                 return loss.detach()
             matrix = self.base.get_output_embeddings().weight.detach()
             loss, gradient = head.loss_and_gradient(
-                learned.detach().to(matrix.dtype), matrix, part.targets, weight
+                learned.detach().to(matrix.dtype),
+                matrix,
+                part.targets,
+                weight,
+                smoothing=self.smoothing,
             )
             learned.backward(gradient.to(learned.dtype))
             return loss
@@ -123,7 +133,9 @@ class AutogradEngine:
     def _model_loss(self, part: Pack, weight: float | Weigh) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss through the model's own head, whatever that does, and what its gradients are of."""
         logits, output = self._logits(part)
-        each = torch.nn.functional.cross_entropy(logits.float(), part.targets, reduction="none")
+        each = torch.nn.functional.cross_entropy(
+            logits.float(), part.targets, reduction="none", label_smoothing=self.smoothing
+        )
         if callable(weight):
             loss, weights = weight(each.detach())
             return loss, (each * weights).sum()

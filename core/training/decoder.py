@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from core.config import RunConfig
 from core.training import head, operations
 from core.training.head import Weigh
 from core.training.hosted import HostMemory
@@ -50,6 +51,18 @@ def refusal(base: Any, max_length: int, dtype: str) -> str | None:
     if type(output) is not torch.nn.Linear or output.bias is not None:
         return "its head is not a plain matrix"
     return None
+
+
+def odd_recipe(config: RunConfig) -> str | None:
+    """Why what a recipe trains, or how, goes through autograd whatever the model; None when it need not."""
+    lora = config.lora
+    if lora.use_dora:
+        return "its adapters are not plain LoRA but DoRA"
+    if lora.dropout:
+        return "LoRA dropout draws for every product"
+    if lora.modules_to_save:
+        return f"{', '.join(lora.modules_to_save)} is trained whole"
+    return "NEFTune adds noise to the embeddings" if config.training.neftune_alpha else None
 
 
 def odd_adapters(model: Any) -> str | None:
@@ -223,9 +236,12 @@ class DecoderEngine:
     :param longest: positions that a row may have, in tokens
     :param kept_layers: last layers whose activations are kept; those before are computed again
     :param offload: inputs of recomputed layers wait in the host's memory
+    :param smoothing: of the labels, in training
     """
 
-    def __init__(self, model: Any, longest: int, kept_layers: int, offload: bool) -> None:
+    def __init__(
+        self, model: Any, longest: int, kept_layers: int, offload: bool, smoothing: float = 0.0
+    ) -> None:
         base = model.get_base_model()
         decoder = base.get_decoder()
         self.device, self.dtype = base.device, base.dtype
@@ -239,6 +255,7 @@ class DecoderEngine:
         self.adapters = FlatAdapters(self.layers, self.dtype, self.device)
         self.piece_bytes = SMALL_PIECE if offload else LARGE_PIECE
         self.sharded = getattr(base, "sharded", None)
+        self.smoothing = smoothing
 
     @torch.no_grad()
     def step(self, pack: Pack, weight: float | Weigh) -> torch.Tensor:
@@ -282,7 +299,9 @@ class DecoderEngine:
         """The weighted loss, and its gradient by the last layer's output ``x``, which it overwrites."""
         last = x[pack.learned]
         normed = _norm(self.final_norm, last)
-        loss, gradient = head.loss_and_gradient(normed, self.head, pack.targets, weight, self.piece_bytes)
+        loss, gradient = head.loss_and_gradient(
+            normed, self.head, pack.targets, weight, self.piece_bytes, self.smoothing
+        )
         gradient = _norm_backward(self.final_norm, gradient, last)
         return loss, x.zero_().index_copy_(0, pack.learned, gradient)
 

@@ -30,11 +30,11 @@ class Engine(Protocol):
 
 def engine(model: Any, config: RunConfig, plan: Plan) -> tuple[Engine, dict[str, Choice]]:
     """The engine for a PeftModel, and what was decided about it."""
-    from core.training.decoder import DecoderEngine, odd_adapters, refusal
+    from core.training.decoder import DecoderEngine, odd_adapters, odd_recipe, refusal
 
     max_length = config.training.max_length
     dtype = str(model.dtype).removeprefix("torch.")
-    why = refusal(model.get_base_model(), max_length, dtype) or odd_adapters(model)
+    why = refusal(model.get_base_model(), max_length, dtype) or odd_adapters(model) or odd_recipe(config)
     if why is not None:
         from core.training.autograd import AutogradEngine
 
@@ -43,7 +43,8 @@ def engine(model: Any, config: RunConfig, plan: Plan) -> tuple[Engine, dict[str,
         return made, {"training path": Choice("autograd", why)} | made.decisions
     # A pack that is filled up ends in a row of its own, which may be longer than any other.
     longest = max(max_length, plan.micro_batch_tokens)
-    decoder = DecoderEngine(model, longest, plan.kept_layers, plan.offload)
+    smoothing = config.training.label_smoothing
+    decoder = DecoderEngine(model, longest, plan.kept_layers, plan.offload, smoothing)
     if plan.graphs:
         from core.training.graphs import GraphedEngine
 

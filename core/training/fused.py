@@ -112,7 +112,8 @@ def _dtype(base: Any, x: torch.Tensor) -> torch.dtype:
     """What a layer computes in: autocast's type, else its own."""
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
-    if base.weight.dtype.is_floating_point:
+    packed = getattr(base.weight, "quant_state", None) is not None  # maybe in floating point's bytes
+    if base.weight.dtype.is_floating_point and not packed:
         return base.weight.dtype
     return getattr(base, "compute_dtype", None) or x.dtype
 

@@ -23,6 +23,7 @@ def loss_and_gradient(
     targets: torch.Tensor,
     weight: float | Weigh,
     piece_bytes: int = PIECE_BYTES,
+    smoothing: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``weight`` times the summed negative log-likelihood, and its gradient.
 
@@ -35,6 +36,7 @@ def loss_and_gradient(
     :param head: the head's weight, (vocabulary, hidden size)
     :param targets: the learned tokens, (supervised,)
     :param piece_bytes: most bytes of logits at once
+    :param smoothing: share of each target that is spread over the whole vocabulary (label smoothing)
     :returns: loss, float32 and 0-dim; gradient, shape and type of ``hidden``
     """
     found = []
@@ -47,7 +49,12 @@ def loss_and_gradient(
     for piece in _pieces(hidden, head, piece_bytes):
         logits = hidden[piece] @ head.t()
         each = weights[piece] if isinstance(weights, torch.Tensor) else weights
+        spread = _spread(logits, targets[piece]) if smoothing else None
         found.append(operations.cross_entropy(logits, targets[piece], each))
+        if spread is not None:
+            assert isinstance(each, float)
+            found[-1] = found[-1] + smoothing * spread
+            _smooth_gradient(logits, targets[piece], smoothing * each)
         torch.mm(logits, head, out=hidden[piece])
         del logits  # else the next piece's would be held beside them
     return (_joined(found, hidden).sum() * weights if total is None else total), hidden
@@ -62,6 +69,19 @@ def losses(
         for piece in _pieces(hidden, head, piece_bytes)
     ]
     return _joined(found, hidden)
+
+
+def _spread(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """What the loss would gain if the whole target were spread over the vocabulary, float32, (rows,)."""
+    own = logits.gather(1, targets[:, None].long())[:, 0].float()
+    return own - logits.mean(dim=1, dtype=torch.float32)
+
+
+def _smooth_gradient(gradient: torch.Tensor, targets: torch.Tensor, share: float) -> None:
+    """In place: from the gradient for whole targets to that for smoothed ones."""
+    gradient.sub_(share / gradient.shape[1])
+    places = targets[:, None].long()
+    gradient.scatter_(1, places, gradient.gather(1, places) + share)
 
 
 def _pieces(hidden: torch.Tensor, head: torch.Tensor, piece_bytes: int) -> list[slice]:

@@ -182,6 +182,7 @@ class PreferenceTrainer(Trainer):
         losses = [
             self.engine.step(one, weigh(one, unit)) for one, unit in zip(step.packs, step.rows, strict=True)
         ]
+        self.mask_gradients()
         self.extra = self._rewards(torch.cat([margin for _, margin in judged]))
         return torch.stack(losses).sum()
 

@@ -221,7 +221,7 @@ def _merge_on_gpu(weight: Any, state: Any, adapter: Adapter | None, out: torch.T
     grid = (-(-rows // MERGE_ROWS), -(-columns // MERGE_COLUMNS))
     merge_kernel[grid](
         out,
-        weight.data,
+        weight.data.view(torch.uint8),
         state.absmax,
         state.code,
         state.state2.absmax if nested else state.absmax,

@@ -3,6 +3,8 @@
 import hashlib
 from typing import Any
 
+from core.models import adapters
+
 
 def base_digest(model: Any) -> dict[str, Any]:
     """SHA-256 over every tensor of the base, in order of name, adapters left out.
@@ -13,11 +15,9 @@ def base_digest(model: Any) -> dict[str, Any]:
     """
     total = hashlib.sha256()
     count = size = 0
-    for name, tensor in sorted(_base_tensors(model)):
+    for name, tensor in _base_tensors(model):
         data = _bytes_of(tensor)
-        # "base_model.model." and ".base_layer" are put in by peft; the digest is the base's own.
-        plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-        total.update(f"{plain} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         total.update(hashlib.sha256(data).digest())
         count, size = count + 1, size + len(data)
     return {"sha256": total.hexdigest(), "tensors": count, "bytes": size}
@@ -25,9 +25,7 @@ def base_digest(model: Any) -> dict[str, Any]:
 
 def _base_tensors(model: Any) -> list[tuple[str, Any]]:
     found = []
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if "lora_" in name:
-            continue
+    for name, tensor in adapters.base_tensors(model):
         found.append((name, tensor.detach()))
         state = getattr(tensor, "quant_state", None)
         if state is not None:

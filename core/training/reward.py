@@ -63,6 +63,7 @@ class RewardTrainer(Trainer):
         compared = advantages(rewards.reshape(-1, self.method.answers)).reshape(-1)
         prompts = [prompt for prompt, _ in asked]
         loss = self.learn(model, prompts, replies, compared)
+        self.mask_gradients()
         self.extra = {
             "reward": torch.tensor(rewards.mean(), device=loss.device),
             "answer_tokens": torch.tensor(numpy.mean([len(reply) for reply in replies]), device=loss.device),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from core.config import RunConfig
-from core.models import hardware, load
+from core.models import fit, hardware, load
 
 BLOCK, OUTER_BLOCK = 64, 256  # weights that share a scale, scales that share one in double quantisation
 
@@ -43,61 +43,50 @@ class Shape:
 
 def shape(config: RunConfig) -> Shape:
     """:raises StudioError: when the model's config cannot be had"""
-    model, quantisation = config.model, config.quantisation
-    return _shape(
-        model.base,
-        model.revision,
-        quantisation.method,
-        quantisation.double,
-        hardware.compute_dtype(config).value,
-        config.lora.r,
-        config.lora.target_modules,
-        config.lora.dropout,
-        config.training.max_length,
+    training = RunConfig().training.model_copy(
+        update={"max_length": config.training.max_length, "neftune_alpha": config.training.neftune_alpha}
     )
+    # All else is as it is by default, so that a look at a base is remembered.
+    known = RunConfig(
+        model=config.model, quantisation=config.quantisation, lora=config.lora, training=training
+    )
+    return _shape(known, hardware.compute_dtype(config).value)
 
 
 @lru_cache(maxsize=16)
-def _shape(
-    base: str,
-    revision: str | None,
-    method: str,
-    double: bool,
-    dtype: str,
-    rank: int,
-    targets: tuple[str, ...],
-    dropout: float,
-    max_length: int,
-) -> Shape:
+def _shape(config: RunConfig, dtype: str) -> Shape:
     import torch
 
-    from core.training.decoder import refusal
+    from core.training.decoder import odd_recipe, refusal
 
-    model = load.skeleton(base, revision)
+    quantisation, lora = config.quantisation, config.lora
+    model = load.skeleton(config.model.base, config.model.revision)
     number_bytes = 4 if dtype == "float32" else 2
     head = model.get_output_embeddings()
-    held = linear = adapter = 0
-    counted, on_head = set(), False
-    for name, module in model.named_modules():
-        if not isinstance(module, torch.nn.Linear):
-            continue
-        if module is head:
-            on_head = name.rsplit(".", 1)[-1] in targets
+    held = linear = 0
+    counted = set()
+    for module in model.modules():
+        if not isinstance(module, torch.nn.Linear) or module is head:
             continue
         weights = module.weight.numel()
         counted.add(id(module.weight))
         linear += weights
-        held += _bytes(weights, module.out_features, method, double, number_bytes)
-        if name.rsplit(".", 1)[-1] in targets:
-            adapter += rank * (module.in_features + module.out_features)
+        held += _bytes(weights, module.out_features, quantisation.method, quantisation.double, number_bytes)
     held += sum(p.numel() * number_bytes for p in model.parameters() if id(p) not in counted)
+    adapted = fit.targeted(model, config).values()
+    adapter = sum(lora.held_rank * (one.in_features + one.out_features) for one in adapted)
+    if lora.use_dora:
+        adapter += sum(one.out_features for one in adapted)
+    biases = fit.trained_biases(model, config)
+    whole = fit.saved_whole(model, config).values()
+    adapter += sum(p.numel() for p in biases) + sum(p.numel() for one in whole for p in one.parameters())
     text = model.config.get_text_config(decoder=True)
     heads = text.num_attention_heads
-    why = refusal(model, max_length, dtype)
-    if dropout:
-        why = "LoRA dropout draws for every product"
-    elif on_head:
+    why = odd_recipe(config) or refusal(model, config.training.max_length, dtype)
+    if any(one is head for one in adapted):
         why = "something outside its layers is trained"
+    elif biases:
+        why = "biases are trained beside the adapters"
     return Shape(
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,

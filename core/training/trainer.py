@@ -13,7 +13,8 @@ from trl import SFTTrainer
 from core.data.xray import Encoded
 from core.evaluation.loss import HeldOutLoss, weighted
 from core.jobs.worker import Job
-from core.training import checkpoints
+from core.models import adapters
+from core.training import checkpoints, determinism
 from core.training.engine import Engine
 from core.training.packing import Packer, Step, pack, split
 from core.training.record import Record
@@ -53,11 +54,13 @@ class Trainer(SFTTrainer):
         keep: int,
         job: Job,
         record: Record,
+        deterministic: bool = False,
         **kwargs: Any,
     ) -> None:
         # The dataset only tells transformers that there is something to evaluate.
         some = kwargs["train_dataset"].select(range(1))
-        super().__init__(eval_dataset=some, data_collator=packer, callbacks=[record], **kwargs)
+        with adapters.head_out_of_sight(kwargs["model"]):
+            super().__init__(eval_dataset=some, data_collator=packer, callbacks=[record], **kwargs)
         self.held_out, self.keep, self.job = held_out, keep, job
         self.sources, self.shuffled, self.record, self.packer = sources, shuffled, record, packer
         # TRL puts the adapter of a 4-bit base in bfloat16; see core.models.adapters.attach.
@@ -65,9 +68,15 @@ class Trainer(SFTTrainer):
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         self.engine = engine(self.model)
+        self.deterministic = deterministic
+        self.mask_gradients: Callable[[], None] = lambda: None
         self.tokens = 0
         self.extra: dict[str, torch.Tensor] = {}  # logged beside the loss of a step
         self.pending: Measured | None = None
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        with determinism.deterministic(self.deterministic):
+            return super().train(*args, **kwargs)
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -81,6 +90,7 @@ class Trainer(SFTTrainer):
         if current().size > 1:
             current().sum_all(self.engine.gradients())
             current().sum(loss)
+        self.mask_gradients()
         return loss / scale
 
     def _begun(self, model: Any, inputs: dict[str, Any]) -> Step:

@@ -1,6 +1,7 @@
 """Train: choose, see what Start would do and take, measure it, start."""
 
 import uuid
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -11,6 +12,7 @@ from core.data.datasets import described
 from core.data.overview import outlook
 from core.errors import RecipeError, StudioError
 from core.jobs import queue
+from core.models import fit
 from core.models.load import is_shared_id
 from core.store import datasets, runs
 from studio import forms
@@ -69,10 +71,7 @@ def build(page: Page) -> None:
 
     def load_recipe(path: str) -> list[Any]:
         try:
-            with open(path, encoding="utf-8") as file:
-                config = schema.loads(file.read(), "recipe")
-        except UnicodeDecodeError:
-            return [box("bad", "recipe: is not UTF-8. Save it as UTF-8."), *[gr.skip() for _ in keys]]
+            config = schema.read_recipe(Path(path), "recipe")
         except StudioError as error:
             return [error_box(error), *[gr.skip() for _ in keys]]
         return [box("good", "Recipe loaded."), *forms.values(config, keys)]
@@ -124,6 +123,7 @@ def start_run(raw: dict[str, Any], token: str) -> int:
     :param token: one per click, so that a double click starts one run
     """
     config = valid(raw)
+    fit.refuse_unfit(config)
     dataset = datasets.by_name(config.data.parts[0].dataset)
     for job in queue.with_token(token):
         return job["run_id"]

@@ -28,6 +28,7 @@ def fill(page: Page, setting: str, value: str) -> None:
 
 def open_all_settings(page: Page) -> None:
     page.get_by_role("button", name="All settings").click()
+    page.get_by_role("button", name="Training: memory, speed and cost").click()
 
 
 def test_the_panel_says_memory_time_disk_and_cost_and_why(train: Page) -> None:
