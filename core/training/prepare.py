@@ -13,6 +13,7 @@ from core.home import run_folder
 from core.jobs.worker import Job
 from core.models import load
 from core.store import runs
+from core.training.checkpoints import write_whole
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def prepare(config: RunConfig, job: Job | None = None) -> Prepared:
     chosen = mix.choose(config.data)
     if job is not None:
         job.report("loading the tokenizer, tokenising")
-        (run_folder(job.run_id) / "data.json").write_text(mix.record(chosen), encoding="utf-8")
+        write_whole(run_folder(job.run_id) / "data.json", mix.record(chosen))
     tokenizer = load.tokenizer(config.model.base, config.model.revision)
     length = config.training.max_length
     train_rows = list(_encoded(mix.train_rows(config.data, chosen), tokenizer, length, job))
