@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,13 +52,25 @@ def explained(error: BaseException, folder: Path, size: int) -> StudioError | No
     numbers = [number for one in _chain(error) if (number := _errno(one)) is not None]
     if not numbers:
         return None
-    known = next((number for number in numbers if number), 0)
-    if known in FULL or (not known and shutil.disk_usage(folder).free < needed(size)):
+    known = next((number for number in numbers if number), 0) or _tried(folder, size)
+    if known in FULL:
         return full(folder, size)
     why = f" ({os.strerror(known)})" if known else ""
     return StudioError(
         "disk", f"could not be written{why}", "Check the disk, then resume: what was saved before is intact."
     )
+
+
+def _tried(folder: Path, size: int) -> int:
+    """The error number of writing as much again; 0 when that goes well."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for _ in range(0, size, MB):
+                file.write(bytes(MB))
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno or 0
+    return errno.ENOSPC if shutil.disk_usage(folder).free < needed(size) else 0
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
