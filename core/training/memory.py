@@ -21,7 +21,7 @@ _SIGNS = (
 _UNITS = {"bytes": 1, "KiB": 1024, "MiB": 1024**2, "GiB": GIB}
 _WANTED = re.compile(r"[Tt]ried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)")
 _FREE = re.compile(r"of which ([\d.]+) (bytes|KiB|MiB|GiB) is free")
-SHARE = 0.75  # of what the plan that failed was expected to need
+NOTABLY = 0.95  # of what the rows took: less of a difference would help nobody
 
 
 class OutOfMemory(StudioError):
@@ -57,28 +57,44 @@ def explained(error: BaseException, where: str, expected: Outcome, settings: dic
 
 
 def smaller(config: RunConfig, work: Workload, failed: Outcome) -> dict[str, Any]:
-    """The next smaller settings: the planner's choice for three quarters of what the failed plan needs.
+    """The next smaller settings: the planner's choice halfway down to the least that it can do with.
 
-    Shorter rows only when no way of computing these fits in that.
+    Shorter rows only when no way of computing these needs notably less.
 
     :returns: those that change, by key; empty when none is small enough
     """
     rates = cost.rates(hardware.device().value, hardware.compute_dtype(config).value)
     sizes = shape.shape(config)
-    pins = {"micro_batch_tokens": None, "gradient_checkpointing": "auto", "optimizer": "auto"}
-    training = config.training.model_copy(update=pins)
-    relaxed = config.model_copy(update={"training": training})
-    room = SHARE * failed.peak_bytes / plan.USED_SHARE
+    floor = cost.peak_bytes(sizes, failed.plan.way, 1, 1)  # what no rows take
     length = work.longest
     while length >= 16:
-        try:
-            found = plan.choose(relaxed, sizes, work.cut(length), rates, room).plan
-        except StudioError:
-            length //= 2
-            continue
-        change = {} if length == work.longest else {"training.max_length": length}
-        return change | _changes(found, failed.plan)
+        cut = work.cut(length)
+        least = [
+            (one, plan.smallest(one, sizes, cut, rates).peak_bytes) for one in _frugal(config, failed.plan)
+        ]
+        smallest = min(peak for _, peak in least)
+        if smallest - floor < NOTABLY * (failed.peak_bytes - floor):
+            half = (smallest + failed.peak_bytes) / 2
+            some = [one for one, peak in least if peak <= half]
+            found = [plan.choose(one, sizes, cut, rates, half / plan.USED_SHARE) for one in some]
+            best = min(found, key=lambda one: one.step_seconds)
+            change = {} if length == work.longest else {"training.max_length": length}
+            return change | _changes(best.plan, failed.plan)
+        length //= 2
     return {}
+
+
+def _frugal(config: RunConfig, failed: plan.Plan) -> list[RunConfig]:
+    """The recipe with packs of the same tokens and of fewer, its layers kept as they fit or not at all."""
+    sizes = {max(16, failed.micro_batch_tokens >> halvings) for halvings in range(4)}
+    pins = [
+        {"micro_batch_tokens": size, "gradient_checkpointing": way, "optimizer": "auto"}
+        for size in sorted(sizes, reverse=True)
+        for way in ("auto", "full")
+    ]
+    return [
+        config.model_copy(update={"training": config.training.model_copy(update=pinned)}) for pinned in pins
+    ]
 
 
 def _changes(found: plan.Plan, failed: plan.Plan) -> dict[str, Any]:
