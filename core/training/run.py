@@ -3,6 +3,7 @@
 Only adapter parameters are trained; the base's digest is taken before and after.
 """
 
+import contextlib
 import json
 import time
 import traceback
@@ -142,6 +143,9 @@ def _fit(
 
 def _keep_what_was_measured(trainer: Any) -> None:
     """Whatever ended the run; that a full disk takes no more of it is told by what ended the run."""
+    # A GPU that failed gives no more figures; what it failed with is told already.
+    with contextlib.suppress(Exception):
+        trainer.say_pending()
     try:
         trainer.record.write(trainer.state)
     except Exception as error:
