@@ -42,6 +42,10 @@ class StopRequested(Exception):
     """The user pressed Stop; raised at the next safe point of a job."""
 
 
+class Interrupted(StopRequested):
+    """The process is to end: what was done is saved, and the run goes on from there when it is resumed."""
+
+
 def message_of(error: BaseException) -> str:
     """The text that a person sees for this exception.
 
@@ -51,7 +55,7 @@ def message_of(error: BaseException) -> str:
     if isinstance(error, StudioError):
         return error.text
     full = isinstance(error, sqlite3.OperationalError) and "disk is full" in str(error)
-    if full or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+    if full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
         return "The disk is full. Free some space, then resume: what was saved before is intact."
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return (

@@ -5,7 +5,7 @@
 
 import math
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -78,6 +78,13 @@ class LoraSection(Section):
         "above 0 leaves the fast path",
         ge=0,
         lt=1,
+    )
+    rank_schedule: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = setting(
+        (),
+        "Rank schedule",
+        "Train several runs one after the other, like 4, 8, 16: each begins with what the one before has "
+        "learned; alpha is for lora.r, and keeps its proportion",
+        max_length=8,
     )
     target_modules: tuple[str, ...] = setting(
         PROJECTIONS,

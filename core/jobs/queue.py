@@ -160,7 +160,7 @@ def set_state(job_id: int, state: str, error: str | None = None, result: Any = N
         change["finished_at"] = time.time()
     with writing() as db:
         job = db.table("jobs").get(job_id)
-        more = {"error": error, "result": json.dumps(result) if result is not None else None}
+        more = {"error": error} | ({"result": json.dumps(result)} if result is not None else {})
         db.table("jobs").update(job_id, change | (more if state in ENDED else {}))
         if job["kind"] == "train":
             if state == "preparing" and db.table("runs").get(job["run_id"])["started_at"]:
@@ -215,9 +215,30 @@ def let_go(dataset_id: int, name: str) -> None:
     db.execute("update jobs set dataset_id = null where dataset_id = ?", [dataset_id])
 
 
+def end(job_id: int) -> None:
+    """Ask a job to save what it has and end as interrupted, for its process has to; Stop goes before."""
+    database().execute("update jobs set control = 'end' where id = ? and control is null", [job_id])
+    database().conn.commit()
+
+
 def stop_requested(job_id: int) -> bool:
+    """True when a job is to stop, or to end: either way at its next safe point."""
+    return _control(job_id) is not None
+
+
+def ending(job_id: int) -> bool:
+    """True when a job is to end with its process, and not because the user wants it."""
+    return _control(job_id) == "end"
+
+
+def _control(job_id: int) -> str | None:
     row = database().execute("select control from jobs where id = ?", [job_id]).fetchone()
-    return row is not None and row[0] == "stop"
+    return row and row[0]
+
+
+def suggest(job_id: int, settings: dict[str, Any]) -> None:
+    """Keep settings to start again with, by key, in the result of a job that is about to fail."""
+    database().table("jobs").update(job_id, {"result": json.dumps({"suggestion": settings})})
 
 
 def stop_run(run_id: int) -> None:

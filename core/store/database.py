@@ -216,10 +216,10 @@ def writing() -> Iterator[Database]:
     db.conn.execute("BEGIN IMMEDIATE")
     try:
         yield db
+        db.conn.commit()  # may fail too, as on a full disk
     except BaseException:
         db.conn.rollback()
         raise
-    db.conn.commit()
 
 
 def insert(table: str, values: dict[str, Any]) -> int:

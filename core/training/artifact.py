@@ -1,7 +1,6 @@
 """What a run leaves behind: the adapter with its recipe, figures, card and checksums."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from core.config import RunConfig, dumps
 from core.errors import StudioError
 from core.models import load
+from core.training import checkpoints
 from core.training.checkpoints import sha256_of
 
 CHECKSUMS = "checksums.json"
@@ -26,6 +26,16 @@ def write(
     """
     staged = folder.with_name(folder.name + ".new")
     shutil.rmtree(staged, ignore_errors=True)
+    try:
+        _fill(staged, model, config, metadata, metrics)
+        checkpoints.put(staged, folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _fill(
+    staged: Path, model: Any, config: RunConfig, metadata: dict[str, Any], metrics: dict[str, Any]
+) -> None:
     # Left to itself, peft adds whole embeddings when an adapter is on the head.
     model.save_pretrained(str(staged), safe_serialization=True, save_embedding_layers=False)
     _refuse_large(staged, model)
@@ -41,8 +51,6 @@ def write(
     (staged / "README.md").write_text(card(config, metadata, metrics), encoding="utf-8")
     names = sorted(path.name for path in staged.iterdir() if path.is_file())
     _write_json(staged / CHECKSUMS, {name: sha256_of(staged / name) for name in names})
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(staged, folder)
 
 
 def _step(config: RunConfig, metrics: dict[str, Any]) -> int:
@@ -58,7 +66,6 @@ def _refuse_large(staged: Path, model: Any) -> None:
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     size = sum(path.stat().st_size for path in staged.glob("*.safetensors"))
     if size > 1.2 * trained + HEADER:
-        shutil.rmtree(staged, ignore_errors=True)
         what = f"would have {size / 1e6:.1f} MB where {trained / 1e6:.1f} MB were trained"
         raise StudioError("adapter", what, "Please report this with the base's name.")
 

@@ -14,6 +14,7 @@ from core.home import run_folder
 from core.jobs.worker import Job
 from core.models import load
 from core.store import runs
+from core.training.checkpoints import write_whole
 
 Question = tuple[list[int], str]
 
@@ -65,7 +66,7 @@ def prepare(config: RunConfig, job: Job | None = None) -> Prepared:
             pairs.refuse_unfit(row, config.method.name, one.name)
     if job is not None:
         job.report("loading the tokenizer, tokenising")
-        (run_folder(job.run_id) / "data.json").write_text(mix.record(chosen), encoding="utf-8")
+        write_whole(run_folder(job.run_id) / "data.json", mix.record(chosen))
     tokenizer = load.tokenizer(config.model.base, config.model.revision)
     encoder = _Encoder(tokenizer, config, job)
     train = encoder.lines(mix.train_rows(config.data, chosen))

@@ -1,6 +1,7 @@
 """Proof that training left the base alone: a digest of its weights in memory, before and after."""
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 from core.models import adapters
@@ -40,3 +41,14 @@ def _bytes_of(tensor: Any) -> memoryview:
 
     flat = tensor.contiguous().cpu().reshape(-1)
     return memoryview(flat.view(torch.uint8).numpy())
+
+
+def code() -> dict[str, str]:
+    """The version of this package, and a digest over its sources."""
+    import core
+
+    folder, total = Path(core.__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        total.update(f"{path.relative_to(folder).as_posix()}\n".encode())
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return {"version": core.__version__, "sha256": total.hexdigest()}

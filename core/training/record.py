@@ -2,17 +2,18 @@
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from core.errors import StudioError
 from core.jobs.worker import Job
 from core.models import hardware
 from core.store import runs
 from core.store.database import writing
+from core.training.guard import Leaps
 
 WRITE_SECONDS = 1.0  # points and progress are written at most this often; the page looks as often
 
@@ -34,6 +35,7 @@ class Record(TrainerCallback):
         self.written_at = 0.0
         self.timed: list[tuple[int, float]] = []
         self.peak_gib, self.looked_at = 0.0, -math.inf
+        self.leaps = Leaps()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.logged_at, self.logged_step = time.perf_counter(), state.global_step
@@ -60,26 +62,25 @@ class Record(TrainerCallback):
             self._time(state.global_step, values)
             values["memory_gb"] = self._memory()
             self.change |= {"loss": _or_none(values["loss"]), "memory_gb": values["memory_gb"]}
+            if told := self.leaps.told(state.global_step, values["loss"]):
+                self.job.event(told, "warning")
         if "eval_loss" in values:
             self._note_eval(state.global_step, values["eval_loss"])
         self.points.append((state.global_step, values))
-        finite = math.isfinite(values.get("loss", 0.0))
+        finite = math.isfinite(values.get("loss", 0.0)) and math.isfinite(values.get("grad_norm", 0.0))
         if not finite:
-            # The device may be a step ahead of what is logged.
+            # The run ends at this step, though the device may be one ahead.
             self.change["step"] = state.global_step
         if "eval_loss" in values or not finite:
             self.write(state)
             # What an evaluation takes is not a step's time.
             self.logged_at, self.logged_step = time.perf_counter(), max(self.logged_step, state.global_step)
-        if not finite:
-            raise StudioError(
-                f"step {state.global_step}",
-                f"the loss became {values['loss']}",
-                "Halve training.learning_rate; the last checkpoint before it is intact.",
-            )
 
-    def write(self, state: Any = None) -> None:
-        """Write all that was collected. Called before every checkpoint."""
+    def write(self, state: Any = None, sync: bool = False) -> None:
+        """Write all that was collected. Called before every checkpoint.
+
+        :param sync: and see that it has reached the disk
+        """
         self.written_at = time.perf_counter()
         points, self.points = self.points, []
         change, self.change = self.change, {}
@@ -94,6 +95,9 @@ class Record(TrainerCallback):
             runs.record(self.job.run_id, points)
         with open(self.history, "a", encoding="utf-8") as file:
             file.writelines(json.dumps({"step": step, **values}) + "\n" for step, values in points)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
 
     def _memory(self) -> float:
         """GiB; looked at as often as is written, for it takes as long as some kernels' launches."""
@@ -131,17 +135,3 @@ class Record(TrainerCallback):
 
 def _or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def cut_history(history: Path, step: int) -> None:
-    """Drop the points past a checkpoint from metrics_history.jsonl; a torn last line goes too."""
-    if not history.exists():
-        return
-    kept = []
-    for line in history.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except ValueError:
-            continue
-    history.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

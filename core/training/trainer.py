@@ -1,20 +1,23 @@
 """TRL's SFTTrainer over packs: our own engine, held-out evaluation and checkpoints."""
 
-import shutil
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import SequentialSampler
+from transformers import TrainerCallback
+from transformers.trainer_callback import TrainerState
 from trl import SFTTrainer
 
 from core.data.xray import Encoded
 from core.evaluation.loss import HeldOutLoss, weighted
 from core.jobs.worker import Job
 from core.models import adapters
-from core.training import checkpoints, determinism
+from core.training import checkpoints, determinism, guard, memory, saving
 from core.training.engine import Engine
 from core.training.packing import Packer, Step, pack, split
 from core.training.record import Record
@@ -23,7 +26,10 @@ from core.training.world import current
 
 @dataclass(frozen=True)
 class Measured:
-    """What a step's loss and gradient norm will be once the device has computed them."""
+    """What a step's loss and gradient norm will be once the device has computed them.
+
+    :param due: to be logged; every step is looked at
+    """
 
     step: int
     epoch: float
@@ -32,6 +38,19 @@ class Measured:
     tokens: int
     values: torch.Tensor
     ready: Any
+    due: bool
+
+
+class MissedEvaluation(TrainerCallback):
+    """Measures what a run that was stopped in an evaluation has not measured at its checkpoint's step."""
+
+    def __init__(self, trainer: "Trainer") -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        due = 0 < state.global_step < state.max_steps and state.global_step % args.eval_steps == 0
+        if due and not self.trainer.evaluated():
+            self.trainer.evaluate()
 
 
 class Trainer(SFTTrainer):
@@ -73,6 +92,23 @@ class Trainer(SFTTrainer):
         self.tokens = 0
         self.extra: dict[str, torch.Tensor] = {}  # logged beside the loss of a step
         self.pending: Measured | None = None
+        self.measured_step = 0
+        self.held_limit = min(packer.limit, max(1, sum(len(row.input_ids) for row in held_out)))
+        self.identity: dict[str, Any] = {}
+        self.doing = ""
+        self.add_callback(MissedEvaluation(self))
+
+    @property
+    def where(self) -> str:
+        """What it is at, or was at when an exception came, as in ``at step 6``."""
+        step = self.state.global_step
+        return f"{self.doing} at step {step}" if self.doing else f"at step {step + 1}"
+
+    @contextmanager
+    def _at(self, doing: str) -> Iterator[None]:
+        self.doing, before = doing, self.doing
+        yield
+        self.doing = before  # after an exception it stays, to be told
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         with determinism.deterministic(self.deterministic):
@@ -128,11 +164,13 @@ class Trainer(SFTTrainer):
     ) -> None:
         """What transformers does, but a step is logged while the device computes the next one."""
         last, now = self._globalstep_last_logged, self.state.global_step
-        if self.control.should_log and now > last:
+        if now > self.measured_step:
             rate = self._get_learning_rate() if learning_rate is None else learning_rate
-            before, self.pending = self.pending, self._measure(tr_loss, grad_norm, rate, now - last)
-            tr_loss -= tr_loss
-            self._globalstep_last_logged = now
+            due, self.measured_step = self.control.should_log, now
+            before, self.pending = self.pending, self._measure(tr_loss, grad_norm, rate, now - last, due)
+            if due:
+                tr_loss -= tr_loss
+                self._globalstep_last_logged = now
             if before is not None:
                 self._say(before)
         self.control.should_log = False
@@ -144,12 +182,15 @@ class Trainer(SFTTrainer):
         )
 
     def say_pending(self) -> None:
-        """Log the step that was measured last, waiting for it."""
+        """Look at the step that was measured last, waiting for it.
+
+        :raises StudioError: when its loss or its gradient norm is not finite
+        """
         if self.pending is not None:
             measured, self.pending = self.pending, None
             self._say(measured)
 
-    def _measure(self, loss: torch.Tensor, grad_norm: Any, rate: float, steps: int) -> Measured:
+    def _measure(self, loss: torch.Tensor, grad_norm: Any, rate: float, steps: int, due: bool) -> Measured:
         norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, device=loss.device)
         more = [value.float() for value in self.extra.values()]
         values, ready = torch.stack([loss.detach().float() / steps, norm.float(), *more]), None
@@ -159,13 +200,17 @@ class Trainer(SFTTrainer):
             values, ready = host, torch.cuda.Event()
             ready.record()
         state = self.state
-        return Measured(state.global_step, state.epoch or 0.0, rate, steps, self.tokens, values, ready)
+        return Measured(state.global_step, state.epoch or 0.0, rate, steps, self.tokens, values, ready, due)
 
     def _say(self, measured: Measured) -> None:
         if measured.ready is not None:
             measured.ready.synchronize()
         loss, norm, *more = measured.values.tolist()
-        self._total_loss_scalar += loss * measured.steps
+        finite = math.isfinite(loss) and (math.isfinite(norm) or self._rescaling())
+        if finite and not measured.due:
+            return
+        if measured.due:
+            self._total_loss_scalar += loss * measured.steps
         logs = {"loss": loss, "grad_norm": norm, "learning_rate": measured.learning_rate}
         now = self.state.global_step, self.state.epoch
         # Callbacks ask the state which step a value belongs to.
@@ -175,12 +220,25 @@ class Trainer(SFTTrainer):
             self.log(logs | named | {"num_tokens": float(measured.tokens)})
         finally:
             self.state.global_step, self.state.epoch = now
+        if not finite:
+            guard.refuse_unfinite(measured.step, {"loss": loss, "gradient norm": norm})
+
+    def _rescaling(self) -> bool:
+        """float16 looks for its loss scale: a step whose gradients overflow is skipped, and taken smaller."""
+        return self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() >= 1
+
+    def evaluated(self) -> bool:
+        """True when the held-out loss of the current step is known."""
+        step = self.state.global_step
+        return any(entry["step"] == step and "eval_loss" in entry for entry in self.state.log_history)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        metrics = self._held_out_metrics(metric_key_prefix)
+        with self._at("in the evaluation"):
+            metrics = self._held_out_metrics(metric_key_prefix)
         self.log(metrics)
+        guard.refuse_unfinite(self.state.global_step, {"held-out loss": metrics[f"{metric_key_prefix}_loss"]})
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -191,13 +249,34 @@ class Trainer(SFTTrainer):
         return {f"{prefix}_loss": result.loss} | by_source
 
     def _held_out_loss(self) -> HeldOutLoss:
-        """Through the engine, so that it takes no more memory than a step does."""
+        """Through the engine, so that it takes no more memory than a step does; in smaller packs if it must.
+
+        :raises StopRequested: when the user pressed Stop
+        """
+        longest = max(len(row.input_ids) for row in self.held_out)
+        while True:
+            try:
+                return self._held_out_in(self.held_limit)
+            except Exception as error:
+                if not memory.ran_out(error) or self.held_limit <= longest:
+                    raise
+            # Here the exception is gone, and with it what its frames held.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            before, self.held_limit = self.held_limit, self.held_limit // 2
+            self.job.event(
+                f"the evaluation at step {self.state.global_step} ran out of memory with {before:,} tokens "
+                f"at once and goes on with {self.held_limit:,}",
+                "warning",
+            )
+
+    def _held_out_in(self, limit: int) -> HeldOutLoss:
         rows = [
             (row, source) for row, source in zip(self.held_out, self.sources, strict=True) if row.supervised
         ]
         sums = {source: [0.0, 0] for _, source in rows}
         lengths = [len(row.input_ids) for row, _ in rows]
-        bins = split(lengths, self.packer.limit)
+        bins = split(lengths, limit)
         # A sharded base is gathered by all processes at once: each computes as many packs.
         rounds = -(-len(bins) // current().size) * current().size
         for number in range(current().rank, rounds, current().size):
@@ -228,15 +307,18 @@ class Trainer(SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """transformers writes into the final folder file by file; here it is staged."""
         self.say_pending()
-        self.record.write(self.state)
-        folder = Path(str(self.args.output_dir))
-        staging = folder / "staging"
-        shutil.rmtree(staging, ignore_errors=True)
-        self.args.output_dir = str(staging)
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self.args.output_dir = str(folder)
-        name = f"checkpoint-{self.state.global_step}"
-        checkpoints.publish(staging / name, folder / name)
-        checkpoints.rotate(folder, self.keep)
+        with self._at("in the save"):
+            self.record.write(self.state, sync=True)
+            saving.save(self, lambda: super(Trainer, self)._save_checkpoint(model, trial))
+
+    def save_now(self) -> None:
+        """Save the last step that was made, unless it is saved already."""
+        made = checkpoints.listed(Path(str(self.args.output_dir)))
+        if not made or checkpoints.step_of(made[-1]) != self.state.global_step:
+            self._save_checkpoint(self.model, None)
+
+    def take_up(self, checkpoint: Path) -> None:
+        """The weights and the state of a run that has made all of its steps: there is nothing to train."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)

@@ -1,4 +1,7 @@
-"""kill -9 in the middle of a run: it is marked interrupted, resumes, and loses nothing."""
+"""kill -9 in the middle of a run, through the command line: it resumes and loses nothing.
+
+A hundred of them, at chosen moments, are in test_kills.py.
+"""
 
 import os
 import subprocess

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from core.errors import StudioError
 from core.jobs import queue
 from core.jobs.worker import Job
 from core.store import runs
-from core.training import checkpoints, record
+from core.training import checkpoints, record, resume
 from core.training.decoder import DecoderEngine
 from core.training.packing import Pack
 from core.training.record import Record
@@ -147,7 +146,7 @@ def test_a_resumed_run_remembers_its_best(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_marks_its_own_step_and_fails(
+def test_a_loss_that_is_no_number_is_written_at_once_at_its_own_step(
     run: Run, bad: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(record, "WRITE_SECONDS", NEVER)
@@ -158,8 +157,7 @@ def test_a_loss_that_is_no_number_marks_its_own_step_and_fails(
     run.record.on_step_end(None, run.state, run.control)
     # The trainer logs step 3 while step 4 is on the device.
     run.state.global_step = 3
-    with pytest.raises(StudioError, match=f"step 3: the loss became {bad}. Halve training.learning_rate"):
-        run.log(loss=bad)
+    run.log(loss=bad)
     assert run.stored()[:2] == [(1, 2.0), (2, 1.0)]
     (step, value) = run.stored()[-1]
     assert step == 3 and not math.isfinite(value)
@@ -223,11 +221,11 @@ def test_steps_between_logged_ones_count_in_time_and_tokens(run: Run, clock: Clo
 
 def test_history_is_cut_to_a_checkpoint_and_loses_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "history.jsonl"
-    record.cut_history(path, 3)
+    resume.cut_history(path, 3)
     assert not path.exists()
     lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3, 3, 4, 5)]
     path.write_text("\n".join(lines) + '\n{"step": 2, "lo', encoding="utf-8")
-    record.cut_history(path, 3)
+    resume.cut_history(path, 3)
     assert path.read_text(encoding="utf-8").splitlines() == lines[:4]
 
 
@@ -297,9 +295,9 @@ def test_a_checkpoint_is_never_ahead_of_the_store(samples: Path, monkeypatch: py
     run_id = add(recipe(training=QUICK | {"max_steps": 7, "save_steps": 3}))
     publish, found = checkpoints.publish, []
 
-    def published(staging: Path, folder: Path) -> None:
+    def published(staging: Path, folder: Path, identity: dict[str, Any]) -> None:
         found.append((folder.name, [p["step"] for p in runs.metrics(run_id) if p["loss"] is not None]))
-        publish(staging, folder)
+        publish(staging, folder, identity)
 
     monkeypatch.setattr(checkpoints, "publish", published)
     assert do("train", run_id)["error"] is None
@@ -331,7 +329,7 @@ def test_the_step_whose_loss_was_no_number_is_named_though_it_is_logged_later(
     monkeypatch.setattr(record, "WRITE_SECONDS", NEVER)
     run_id = add(recipe(training=QUICK | {"max_steps": 5}))
     job = do("train", run_id)
-    assert job["state"] == "failed" and f"step {bad}: the loss became nan" in job["error"]
+    assert job["state"] == "failed" and f"loss became NaN at step {bad}." in job["error"]
     losses = [(p["step"], p["loss"]) for p in runs.metrics(run_id) if p["loss"] is not None]
     assert [step for step, _ in losses] == list(range(1, bad + 1))
     assert math.isnan(losses[-1][1]) and not any(math.isnan(loss) for _, loss in losses[:-1])

@@ -219,7 +219,7 @@ def test_a_loss_that_is_not_a_number_fails_the_run_at_that_step(
     monkeypatch.setattr(Trainer, "training_step", broken)
     run_id = add(recipe())
     job = do("train", run_id)
-    assert job["state"] == "failed" and "step 3: the loss became nan" in job["error"]
+    assert job["state"] == "failed" and "loss became NaN at step 3" in job["error"]
     assert math.isnan(runs.metrics(run_id)[-1]["loss"])
     assert not (samples / "runs" / str(run_id) / "artifact").exists()
 

@@ -1,0 +1,78 @@
+"""Where a run goes on: the newest checkpoint that verifies and is of this very run, and what was lost."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from core.errors import StudioError
+from core.jobs.worker import Job
+from core.store import runs
+from core.training import checkpoints
+from core.training.identity import differences, other_versions
+
+
+def checkpoint(job: Job, folder: Path) -> Path | None:
+    """The checkpoint to go on from; None for a fresh start. Broken ones are set aside, and named.
+
+    :param folder: of the checkpoints
+    :raises StudioError: when there were checkpoints and none of them verifies
+    """
+    if not job.payload.get("resume"):
+        return None
+    for lost in checkpoints.recover(folder):
+        job.event(lost, "warning")
+    found, bad = checkpoints.newest_good(folder)
+    for name, wrong in bad.items():
+        job.event(f"{name} does not verify ({wrong}) and was set aside", "warning")
+    if found is None and (broken := checkpoints.quarantined(folder)):
+        names = ", ".join(path.name for path in broken)
+        raise StudioError(
+            "checkpoints",
+            f"none verifies ({names})"[:200],
+            "The run cannot go on. Start a new one with the same recipe.",
+        )
+    return found
+
+
+def refuse_other(found: Path, identity: dict[str, Any], job: Job) -> None:
+    """:raises StudioError: when a checkpoint is of another recipe, other data or another base"""
+    was = checkpoints.identity_of(found)
+    if not was:
+        job.event(f"{found.name} is of a version that did not write down what it is of", "warning")
+    if other := differences(was, identity):
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        raise StudioError(
+            found.name,
+            f"is of another run: {'; '.join(other[:3])}{more}",
+            "Undo that to resume, or branch a new run from this checkpoint.",
+        )
+    if changed := other_versions(was, identity):
+        job.event(f"the curve may move a little: {'; '.join(changed)}", "warning")
+
+
+def cut_back(job: Job, folder: Path, found: Path | None) -> None:
+    """Forget what was measured past the checkpoint, for it is measured again.
+
+    :param folder: the run's
+    """
+    step, reached = checkpoints.step_of(found) if found else -1, runs.get(job.run_id)["step"] or 0
+    runs.update(job.run_id, step=max(step, 0), seconds_left=None)
+    runs.forget_after(job.run_id, step)
+    cut_history(folder / "metrics_history.jsonl", step)
+    if found is not None:
+        again = f"; steps {step + 1} to {reached} are trained again" if reached > step else ""
+        job.event(f"resumed from step {step}{again}")
+
+
+def cut_history(history: Path, step: int) -> None:
+    """Drop the points past a checkpoint from metrics_history.jsonl; a torn last line goes too."""
+    if not history.exists():
+        return
+    kept = []
+    for line in history.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:
+            continue
+    checkpoints.write_whole(history, "".join(f"{line}\n" for line in kept))
