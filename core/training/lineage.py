@@ -135,8 +135,8 @@ def _verified(run_id: int, step: int | None) -> Path:
     folder = run_folder(run_id)
     checkpoint = folder / "checkpoints" / f"checkpoint-{step}"
     if step is not None and checkpoint.exists():
-        if not checkpoints.verifies(checkpoint):
-            raise StudioError(f"checkpoint-{step} of run {run_id}", "does not verify", "Take another step.")
+        if fault := checkpoints.fault(checkpoint):
+            raise StudioError(f"checkpoint-{step} of run {run_id}", fault, "Take another step.")
         return checkpoint
     found = folder / "artifact"
     if not (found / "metadata.json").exists() or (step is not None and _artifact_step(folder) != step):

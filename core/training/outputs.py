@@ -71,7 +71,7 @@ def write(
         "step": summary["steps"],
         "base": {
             "id": config.model.base,
-            "revision": load.resolved_revision(config.model.base, config.model.revision),
+            "revision": config.model.revision,
             "quantisation": config.quantisation.method,
             "sha256_before": summary["base_sha256"],
             "sha256_after": summary["base_sha256"],

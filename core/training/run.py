@@ -51,7 +51,8 @@ def train(job: Job) -> dict[str, Any]:
 
 def _train(job: Job) -> dict[str, Any]:
     began = time.perf_counter()
-    config = runs.recipe(job.run_id)
+    config = load.pinned(runs.recipe(job.run_id))
+    runs.update(job.run_id, recipe=dumps(config))
     folder = run_folder(job.run_id)
     checkpoints.write_whole(folder / "recipe.yaml", dumps(config))
     checkpoint = resume.checkpoint(job, folder / "checkpoints")
