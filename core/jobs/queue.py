@@ -215,9 +215,28 @@ def let_go(dataset_id: int, name: str) -> None:
     db.execute("update jobs set dataset_id = null where dataset_id = ?", [dataset_id])
 
 
+def end(job_id: int) -> None:
+    """Ask a running job to save its state and end, because its process ends; a queued one stays queued."""
+    with writing() as db:
+        job = db.table("jobs").get(job_id)
+        if job["state"] in ("preparing", "running"):
+            db.table("jobs").update(job_id, {"control": "end"})
+            set_state(job_id, "stopping")
+
+
 def stop_requested(job_id: int) -> bool:
+    """Whether a job is asked to save its state and end, by `stop` or by `end`."""
+    return _control(job_id) in ("stop", "end")
+
+
+def ending(job_id: int) -> bool:
+    """Whether a job is asked to end because its process ends."""
+    return _control(job_id) == "end"
+
+
+def _control(job_id: int) -> str | None:
     row = database().execute("select control from jobs where id = ?", [job_id]).fetchone()
-    return row is not None and row[0] == "stop"
+    return None if row is None else row[0]
 
 
 def stop_run(run_id: int) -> None:

@@ -148,6 +148,9 @@ def report() -> list[tuple[str, str]]:
     """What `plumbline doctor` prints: versions, device, dtype and why, free memory and disk."""
     import psutil
 
+    from core.jobs import mode
+
+    worker = mode.choose(mode.wanted())
     chosen, dtype = device(), compute_dtype(RunConfig())
     rows = versions()
     rows.append(("device", f"{chosen.value}: {chosen.why}"))
@@ -162,6 +165,7 @@ def report() -> list[tuple[str, str]]:
     disk = shutil.disk_usage(home())
     rows.append(("disk", f"{disk.free / GIB:.1f} of {disk.total / GIB:.1f} GiB free in the workspace"))
     rows.append(("CPU cores", str(os.cpu_count())))
+    rows.append(("worker", f"{worker.value}: {worker.why}"))
     rows.append(("workspace", str(home())))
     return rows
 
