@@ -78,7 +78,7 @@ def _listen() -> "channels.SimpleQueue[int]":
 def _get_ready() -> None:
     try:
         stack.ready()
-        from core.training import assembly, run  # noqa: F401
+        from core.training import run, trainer  # noqa: F401
     except Exception as error:
         # The job that needs it will say the same to its user.
         message_of(error)
