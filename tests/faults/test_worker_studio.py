@@ -26,7 +26,10 @@ from tests.server import ROOT, Studio
 LONG: dict[str, Any] = {"max_steps": 400, "eval_steps": 400, "save_steps": 3}
 
 
-@pytest.fixture(params=["process", "thread"])
+slow = pytest.mark.slow
+
+
+@pytest.fixture(params=["process", pytest.param("thread", marks=slow)])
 def studio(samples: Path, request: pytest.FixtureRequest) -> Iterator[Studio]:
     made = Studio(samples, "--worker", request.param)
     yield made
@@ -53,7 +56,9 @@ def intact() -> bool:
     return database().execute("pragma integrity_check").fetchone()[0] == "ok"
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize(
+    "name", ["SIGTERM", pytest.param("SIGINT", marks=slow), pytest.param("SIGHUP", marks=slow)]
+)
 def test_f10_one_signal_saves_the_run_and_ends_well(samples: Path, studio: Studio, name: str) -> None:
     run_id = training()
     waiting = queue.enqueue("merge", run_id)
@@ -104,10 +109,11 @@ def test_f08_a_killed_studio_leaves_no_run_that_nobody_does(samples: Path) -> No
         assert runs.get(short)["state"] == "completed", runs.get(short)["error"]
         before = saved(samples, run_id)
         queue.resume_run(run_id)
-        until(lambda: (runs.get(run_id)["step"] or 0) > before)
+        until(lambda: any(f"resumed from step {before}" in one["text"] for one in runs.events(run_id)))
+        until(lambda: runs.get(run_id)["step"] > before)
         queue.stop_run(run_id)
         until(lambda: runs.get(run_id)["state"] == "stopped")
-        assert any(f"resumed from step {before}" in event["text"] for event in runs.events(run_id))
+        assert saved(samples, run_id) > before
     finally:
         studio.close()
     assert intact()
@@ -124,7 +130,9 @@ def test_f08_a_job_that_was_stopping_when_its_process_died_is_interrupted(sample
     assert queue.stop_requested(queue.resume_run(run_id)) is False
 
 
-@pytest.mark.parametrize("name, state", [("SIGINT", "stopped"), ("SIGTERM", "interrupted")])
+@pytest.mark.parametrize(
+    "name, state", [("SIGTERM", "interrupted"), pytest.param("SIGINT", "stopped", marks=slow)]
+)
 def test_f10_training_in_the_foreground_ends_in_a_checkpoint(
     samples: Path, tmp_path: Path, name: str, state: str
 ) -> None:

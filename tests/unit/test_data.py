@@ -182,7 +182,7 @@ def test_a_search_looks_in_texts_alone_and_in_any_case(workspace: Path, tmp_path
     values = [
         {"text": "One\nnut", "label": "Good", "group": "zoo"},
         {"text": "Große ÜBUNG", "label": "user", "group": "x"},
-        {"text": "say \"role\": \"user\"", "label": "bad", "group": "x"},
+        {"text": 'say "role": "user"', "label": "bad", "group": "x"},
     ]
     stored(tmp_path, "a.jsonl", lines(*values))
     stored(tmp_path, "b.jsonl", lines(*[GOOD] * 3, {"prompt": "Привет", "completion": "the USER said"}))
@@ -195,5 +195,7 @@ def test_a_search_looks_in_texts_alone_and_in_any_case(workspace: Path, tmp_path
         2, "train", "role"
     ) == []
     assert rows.search(2, "train", "user") == [3] and rows.search(2, "train", "привет") == [3]
-    assert rows.search(2, "train", "hello", start=1, count=1) == [1] and not rows.search(2, "train", "hello", 4)
+    assert rows.search(2, "train", "hello", start=1, count=1) == [1] and not rows.search(
+        2, "train", "hello", 4
+    )
     assert found == answers
