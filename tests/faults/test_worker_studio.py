@@ -1,4 +1,4 @@
-"""The studio is told to end, or killed, while it trains: what was saved goes on, and nothing is left behind."""
+"""The studio is told to end, or killed, while it trains: what was saved goes on, nothing is left behind."""
 
 import os
 import signal

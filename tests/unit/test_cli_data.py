@@ -380,18 +380,3 @@ def test_options_that_mean_nothing_are_refused(run: Run) -> None:
     assert "needs words" in run("show", "ticket-triage", "--search", "", code=2)
     assert "names no dataset" in run("mix", "", code=2)
     assert "cannot be written" in run("mix", "ticket-triage", "--write", "/nonexistent/x.yaml", code=2)
-
-
-def test_delimiters_have_names_and_others_are_refused(run: Run) -> None:
-    Path("things.csv").write_text("question;reply\nWhere?;Here.\nWho?;Me.\n")
-    assert "2 train" in run("add", "things.csv", "--delimiter", "semicolon")
-    for wrong in ("##", '"'):
-        assert "cannot part the cells" in run("add", "things.csv", "--delimiter", wrong, code=2)
-
-
-def test_options_that_mean_nothing_are_refused(run: Run) -> None:
-    assert "ends before it begins" in run("show", "ticket-triage", "--rows", "5-3", code=2)
-    assert "is no range" in run("show", "ticket-triage", "--rows", "", code=2)
-    assert "needs words" in run("show", "ticket-triage", "--search", "", code=2)
-    assert "names no dataset" in run("mix", "", code=2)
-    assert "cannot be written" in run("mix", "ticket-triage", "--write", "/nonexistent/x.yaml", code=2)

@@ -176,26 +176,3 @@ def test_a_search_looks_in_texts_alone_and_in_any_case(workspace: Path, tmp_path
     assert rows.search(2, "train", "user") == rows.search(2, "train", "привет") == [3]
     assert rows.search(2, "train", "HELLO", start=1, count=1) == [1]
     assert rows.search(2, "train", "hello", start=4) == []
-
-
-def test_a_search_looks_in_texts_alone_and_in_any_case(workspace: Path, tmp_path: Path) -> None:
-    values = [
-        {"text": "One\nnut", "label": "Good", "group": "zoo"},
-        {"text": "Große ÜBUNG", "label": "user", "group": "x"},
-        {"text": 'say "role": "user"', "label": "bad", "group": "x"},
-    ]
-    stored(tmp_path, "a.jsonl", lines(*values))
-    stored(tmp_path, "b.jsonl", lines(*[GOOD] * 3, {"prompt": "Привет", "completion": "the USER said"}))
-    answers = {
-        "ONE\nNUT": [0], "\\n": [], "nnut": [], "good": [0], "ZOO": [0], "übung": [1], "GROSSE ü": [1],
-        "\"ROLE\": \"user": [2], "user": [1, 2], "desirable": [], "\ud800": [], "": [],
-    }  # fmt: skip
-    found = {words: rows.search(1, "train", words) for words in answers}
-    assert {words: [number % 3 for number in hits] for words, hits in found.items()} != {} and rows.search(
-        2, "train", "role"
-    ) == []
-    assert rows.search(2, "train", "user") == [3] and rows.search(2, "train", "привет") == [3]
-    assert rows.search(2, "train", "hello", start=1, count=1) == [1] and not rows.search(
-        2, "train", "hello", 4
-    )
-    assert found == answers

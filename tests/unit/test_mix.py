@@ -160,8 +160,3 @@ def test_a_random_split_is_drawn_as_earlier_versions_drew_it(rated: str) -> None
 def test_an_order_by_a_column_that_is_not_there_is_refused_at_once(rated: str) -> None:
     with pytest.raises(StudioError, match="has no column 'taste'. It has label, group"):
         mix.choose(section(dataset=rated, order="by column", order_column="taste"))
-
-
-def test_an_order_by_a_column_that_is_not_there_is_refused_at_once(rated: str) -> None:
-    with pytest.raises(StudioError, match="has no column 'taste'. It has label, group"):
-        mix.choose(section(dataset=rated, order="by column", order_column="taste"))

@@ -16,10 +16,6 @@ from core.data.importing import Options
 from core.data.mapping import Mapping
 from core.data.mapping_text import refuse_incomplete
 from core.errors import StudioError
-from core.data.importing import Options
-from core.data.mapping import Mapping
-from core.data.mapping_text import refuse_incomplete
-from core.errors import StudioError
 from tests.uploads import GOOD, every, first, growth, lines, refusal, source, stored, talk
 
 TWO = [{"question": "a", "answer": "b"}, {"question": "c", "answer": "d"}]
@@ -222,36 +218,6 @@ def test_yaml_holds_conversations_too(tmp_path: Path) -> None:
     assert first(stored(tmp_path, "a.yaml", text.encode())) == talk("a", "b")
     aliases = b"a: &a [x, x]\nb: [*a, *a]\n"
     assert "holds an alias" in refusal(tmp_path, "a.yaml", aliases)
-
-
-def test_an_encoding_that_the_file_contradicts_is_refused(tmp_path: Path) -> None:
-    umlauts = lines("Grün".join(['{"question": "', '", "answer": "b"}']).encode())
-    for content, chosen, known in (
-        (umlauts, "windows-1252", "UTF-8"),
-        (b"\xef\xbb\xbf" + lines(*TWO), "utf-16", "UTF-8"),
-        (umlauts.decode().encode("utf-16"), "iso-8859-1", "UTF-16"),
-    ):
-        text = refusal(tmp_path, "a.jsonl", content, reading=Reading(chosen))
-        assert f"is {known} (reading it as {chosen} would garble it) Choose" in text.replace(". C", " C")
-    assert "is not utf-16" in refusal(tmp_path, "a.jsonl", lines(*TWO), reading=Reading("utf-16"))
-    for written, chosen in (("utf-16-le", "utf-16"), ("utf-16-be", "utf-16"), ("windows-1252",) * 2):
-        dataset = stored(tmp_path, "a.jsonl", umlauts.decode().encode(written), reading=Reading(chosen))
-        assert every(dataset) == [talk("Grün", "b")]
-
-
-@pytest.mark.parametrize("template", ["{question: {answer}", "{}", "{answer!r:>10}"])
-@pytest.mark.parametrize("part", ["prompt", "system"])
-def test_a_template_whose_braces_name_no_column_is_refused(tmp_path: Path, template: str, part: str) -> None:
-    mapping = Mapping.model_validate({"prompt": "question", "answer": "answer", part: template})
-    text = refusal(tmp_path, "a.jsonl", lines(*TWO), mapping=mapping)
-    assert f"{part} is '{template}'" in text and "{name}" in text
-    seen = importing.preview(source(tmp_path, "a.jsonl", lines(*TWO)), Options(mapping=mapping))
-    assert seen.problem == text and seen.rows == []
-
-
-def test_a_mapping_with_parts_missing_is_incomplete() -> None:
-    with pytest.raises(StudioError, match="does not say which column is answer"):
-        refuse_incomplete(Mapping(prompt="question"))
 
 
 def test_an_encoding_that_the_file_contradicts_is_refused(tmp_path: Path) -> None:

@@ -346,12 +346,3 @@ def test_a_check_that_waits_or_runs_is_not_queued_again(samples: Path) -> None:
     assert check.start(1) == job_id
     queue.set_state(job_id, "stopping")
     assert check.start(1) != job_id
-
-
-def test_a_check_that_waits_or_runs_is_not_queued_again(samples: Path) -> None:
-    job_id = check.start(1)
-    assert check.start(1) == job_id and check.start(2) != job_id and check.start(1, 0.9) != job_id
-    queue.set_state(job_id, "running")
-    assert check.start(1) == job_id
-    queue.set_state(job_id, "stopping")
-    assert check.start(1) != job_id
