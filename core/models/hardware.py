@@ -119,16 +119,19 @@ def memory_used_gb() -> float:
     return psutil.Process().memory_info().rss / GIB
 
 
-def memory_total_gb() -> float:
-    """GiB of the device that trains; does not import torch when it is not loaded."""
+def memory_total_gb(device: str) -> float | None:
+    """GiB of the device that trains, ``cuda`` or ``cpu``.
+
+    Torch, which knows a GPU's, is not imported for it: None where another process has it.
+    """
     import sys
 
     import psutil
 
+    if device != "cuda":
+        return psutil.virtual_memory().total / GIB
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return torch.cuda.get_device_properties(0).total_memory / GIB
-    return psutil.virtual_memory().total / GIB
+    return None if torch is None else torch.cuda.get_device_properties(0).total_memory / GIB
 
 
 def versions() -> list[tuple[str, str]]:

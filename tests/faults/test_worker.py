@@ -367,7 +367,7 @@ def test_a_run_in_a_process_has_the_thread_s_curve_to_the_bit(small: dict[str, A
     assert first == second
 
 
-def test_b7_a_process_that_never_imports_torch_keeps_nothing_of_its_jobs(
+def test_b7_what_jobs_took_has_gone_back_when_they_have_ended(
     run_id: int, child_does: Callable[[str], None]
 ) -> None:
     child_does("held = bytearray(os.urandom(1) * 500_000_000)\nreturn len(held)")

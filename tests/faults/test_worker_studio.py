@@ -145,3 +145,18 @@ def test_f10_training_in_the_foreground_ends_in_a_checkpoint(
     process.send_signal(getattr(signal, name))
     assert process.wait(60) == 1
     assert runs.get(1)["state"] == state and saved(samples, 1) == runs.get(1)["step"]
+
+
+def test_b7_a_run_leaves_the_studio_as_it_was(samples: Path) -> None:
+    studio = Studio(samples, "--worker", "process")
+    try:
+        own = psutil.Process(studio.process.pid)
+        before = own.memory_info().rss
+        run_id = add(recipe())
+        queue.enqueue("train", run_id)
+        until(lambda: runs.get(run_id)["state"] in queue.ENDED)
+        assert runs.get(run_id)["state"] == "completed", runs.get(run_id)["error"]
+        assert own.memory_info().rss - before <= 32 * 1024**2
+        assert sys.platform != "linux" or not any("libtorch" in part.path for part in own.memory_maps())
+    finally:
+        studio.close()
