@@ -54,13 +54,13 @@ def run(arguments: list[str]) -> int:
     """Hand over to the command line; the studio is imported only when it is served."""
     from core.cli import main as command_line
 
-    def serve(host: str, port: int, run_id: int | None) -> None:
+    def serve(host: str, port: int, run_id: int | None, worker: str) -> None:
         import gc
 
         gc.disable()  # nothing made while importing is garbage; serve_studio enables it again
         from studio.serve import serve as serve_studio
 
-        serve_studio(host, port, run_id)
+        serve_studio(host, port, run_id, worker)
 
     return command_line(arguments, serve)
 

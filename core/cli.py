@@ -1,6 +1,7 @@
 """The command line: the same verbs as the tabs, over the same queue and store.
 
-`main` is given the function that serves the studio, because core knows no user interface.
+`main` is given the function that serves the studio, because core knows no user interface: it takes the
+address, the port, the run to open, and where jobs are done.
 """
 
 import argparse
@@ -15,9 +16,10 @@ from typing import Any
 from core import cli_data, cli_forecast, cli_settings
 from core import config as schema
 from core.errors import StudioError, message_of
+from core.jobs import mode
 from core.terminal import clipped, safe, say, watch
 
-Serve = Callable[[str, int, int | None], None]
+Serve = Callable[[str, int, int | None, str], None]
 
 
 def main(argv: list[str], serve: Serve) -> int:
@@ -89,10 +91,16 @@ def _serving_options(parser: argparse.ArgumentParser) -> None:
     )
     port = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
     parser.add_argument("--port", type=int, default=port, help=f"to listen on ({port})")
+    parser.add_argument(
+        "--worker",
+        choices=mode.MODES,
+        default=mode.wanted(),
+        help="do jobs in processes of their own or in a thread of the studio's (PLUMBLINE_WORKER, or auto)",
+    )
 
 
 def _studio(arguments: argparse.Namespace, serve: Serve) -> int:
-    serve(arguments.listen, arguments.port, None)
+    serve(arguments.listen, arguments.port, None, arguments.worker)
     return 0
 
 
@@ -113,7 +121,7 @@ def _quickstart(arguments: argparse.Namespace, serve: Serve) -> int:
     print(f"\n{sentence(evaluation['result'])}")
     print(f"Base weights unchanged. Training and evaluation took {time.monotonic() - began:.0f} s.")
     if not arguments.headless:
-        serve(arguments.listen, arguments.port, run_id)
+        serve(arguments.listen, arguments.port, run_id, arguments.worker)
     return 0
 
 

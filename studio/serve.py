@@ -1,6 +1,6 @@
 """Serve the studio: a FastAPI application with the gate in front and Gradio mounted in it.
 
-The worker thread lives here, so closing the browser changes nothing for a run.
+The worker lives here and not in a page, so closing the browser changes nothing for a run.
 """
 
 import gc
@@ -9,7 +9,9 @@ import shutil
 import socket
 import sys
 import tempfile
+import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
 
 import gradio as gr
 import uvicorn
@@ -18,7 +20,9 @@ from fastapi.responses import FileResponse
 
 from core.errors import StudioError
 from core.home import assets, export_folder, folder, home
-from core.jobs import queue
+from core.jobs import queue, signals
+from core.jobs.mode import choose
+from core.jobs.words import subject
 from core.jobs.worker import Worker
 from studio import app as studio_app
 from studio.gate import guard, settings_from_environment
@@ -68,19 +72,61 @@ def application(host: str) -> FastAPI:
     return server
 
 
-def serve(host: str, port: int, run_id: int | None) -> None:
-    """Serve until interrupted. :param run_id: the run that the printed address opens
+def serve(host: str, port: int, run_id: int | None, worker_mode: str = "auto") -> None:
+    """Serve until interrupted: the first signal lets the running job save its state, the next one does not.
 
-    :raises StudioError: when the address is unsafe or taken
+    :param run_id: the run that the printed address opens
+    :param worker_mode: where jobs are done: ``auto``, ``process`` or ``thread``
+    :raises StudioError: when the address is unsafe or taken, or the worker's mode is none of these
     """
     if os.environ.get("SPACE_ID"):
         host = "0.0.0.0"
+    mode = choose(worker_mode)
     _forget_uploads()
     server = application(host)
     gc.enable()
     gc.freeze()  # what was imported stays for good: later collections need not look at it
     # A thread that trains gives way to a click after 1 ms, not Python's usual 5.
     sys.setswitchinterval(0.001)
+    listener = _listener(host, port)
+    worker = Worker(mode.value)
+    worker.start()
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    query = f"?run={run_id}" if run_id is not None else ""
+    print(f"Plumbline is at http://{shown}:{listener.getsockname()[1]}/{query}  (Ctrl-C ends it)", flush=True)
+    # Forwarded headers are not believed: the gate counts failed passwords by address.
+    config = uvicorn.Config(server, log_level="warning", proxy_headers=False, timeout_graceful_shutdown=2)
+    _serve_until_signalled(_Server(config), listener, worker)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which leaves signals to the code around it."""
+
+    def capture_signals(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+def _serve_until_signalled(server: uvicorn.Server, listener: socket.socket, worker: Worker) -> None:
+    ending = threading.Thread(target=worker.end, name="plumbline-end", daemon=True)
+
+    def leave(number: int) -> None:
+        if server.should_exit:
+            os._exit(128 + number)  # the worker's lock goes with this process, and so does its child
+        server.should_exit = True
+        ending.start()
+
+    with signals.caught(leave):
+        server.run(sockets=[listener])
+        if not ending.ident:
+            ending.start()  # it ended without a signal
+        if (job := queue.active()) is not None:
+            print(f"Waiting for {subject(job)} to save its state; Ctrl-C again leaves at once.", flush=True)
+        ending.join()
+    if (job := queue.active()) is not None:
+        print(f"{subject(job)} did not end: it will be marked interrupted.".capitalize(), file=sys.stderr)
+
+
+def _listener(host: str, port: int) -> socket.socket:
     # asyncio switches Nagle's delay (40 ms a small answer) off only for sockets that name TCP.
     listener = socket.socket(
         socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP
@@ -92,16 +138,7 @@ def serve(host: str, port: int, run_id: int | None) -> None:
         raise StudioError(
             f"{host}:{port}", error.strerror or "cannot be used", "Choose another with --port."
         ) from None
-    worker = Worker()
-    worker.start()
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    query = f"?run={run_id}" if run_id is not None else ""
-    print(f"Plumbline is at http://{shown}:{listener.getsockname()[1]}/{query}  (Ctrl-C ends it)", flush=True)
-    # Forwarded headers are not believed: the gate counts failed passwords by address.
-    config = uvicorn.Config(server, log_level="warning", proxy_headers=False, timeout_graceful_shutdown=2)
-    uvicorn.Server(config).run(sockets=[listener])
-    if queue.active() is not None:
-        print("A job was running; it is marked interrupted and can be resumed.", file=sys.stderr)
+    return listener
 
 
 def _forget_uploads() -> None:

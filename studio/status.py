@@ -30,7 +30,9 @@ def strip() -> str:
         facts += _fact("left", duration(run["seconds_left"]))
         memory = run["memory_gb"]
         name = "GPU" if run["device"] == "cuda" else "memory"
-        facts += _fact(name, "-" if memory is None else f"{memory:.1f} / {memory_total_gb():.0f} GiB")
+        total = memory_total_gb(run["device"])
+        of = "" if total is None else f" / {total:.0f}"
+        facts += _fact(name, "-" if memory is None else f"{memory:.1f}{of} GiB")
     facts += _fact("queue", str(waiting))
     return _wrap("wait" if job["state"] == "stopping" else "live", facts)
 

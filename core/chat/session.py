@@ -91,11 +91,18 @@ def opened(run_id: int) -> Loaded:
         return _loaded
 
 
-def close() -> None:
-    """Let go of the chat model; its memory returns when a running answer has ended."""
+def close(gpu_only: bool = False) -> Loaded | None:
+    """Let go of the chat model.
+
+    :param gpu_only: keep it when it is not on a GPU
+    :returns: what was let go of; its memory can return once its ``busy`` is free. None when there was none
+    """
     global _loaded
     with _guard:
-        _loaded = None
+        if _loaded is None or (gpu_only and _loaded.model.device.type != "cuda"):
+            return None
+        chat, _loaded = _loaded, None
+        return chat
 
 
 def is_loaded(run_id: int) -> bool:

@@ -216,24 +216,30 @@ def let_go(dataset_id: int, name: str) -> None:
 
 
 def end(job_id: int) -> None:
-    """Ask a job to save what it has and end as interrupted, for its process has to; Stop goes before."""
-    database().execute("update jobs set control = 'end' where id = ? and control is null", [job_id])
-    database().conn.commit()
+    """Ask a running job to save its state and end, because its process ends; a queued one stays queued.
+
+    A job that is to stop already is left to that.
+    """
+    with writing() as db:
+        job = db.table("jobs").get(job_id)
+        if job["state"] in ("preparing", "running"):
+            db.table("jobs").update(job_id, {"control": "end"})
+            set_state(job_id, "stopping")
 
 
 def stop_requested(job_id: int) -> bool:
-    """True when a job is to stop, or to end: either way at its next safe point."""
+    """Whether a job is asked to save its state and end, by `stop` or by `end`."""
     return _control(job_id) is not None
 
 
 def ending(job_id: int) -> bool:
-    """True when a job is to end with its process, and not because the user wants it."""
+    """Whether a job is asked to end because its process ends."""
     return _control(job_id) == "end"
 
 
 def _control(job_id: int) -> str | None:
     row = database().execute("select control from jobs where id = ?", [job_id]).fetchone()
-    return row and row[0]
+    return None if row is None else row[0]
 
 
 def suggest(job_id: int, settings: dict[str, Any]) -> None:

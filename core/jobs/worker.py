@@ -1,24 +1,30 @@
 """The background thread that works the queue, one job at a time, for one workspace.
 
 A file lock says who the worker is; the kernel frees it when the process dies, so whoever gets
-it next knows that jobs still marked as running are orphans.
+it next knows that jobs still marked as running are orphans. The thread does the jobs itself, or
+supervises a process for each.
 """
 
 import logging
 import threading
+import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from core.errors import StopRequested, message_of
 from core.home import home, run_folder
-from core.jobs import queue
+from core.jobs import life, queue
 from core.models import stack
 from core.store import runs
 
+if TYPE_CHECKING:
+    from core.jobs.supervisor import Supervisor
+
 log = logging.getLogger("plumbline")
+END_SECONDS = 18.0  # for a job to save its state when Plumbline is ended; services wait 25 to 30
 
 
 class Job:
@@ -45,6 +51,7 @@ class Job:
 
     def event(self, text: str, level: str = "info") -> None:
         """A line of the log that people see."""
+        life.sign()
         runs.event(text, self._run_id, self.id, level)
 
     def log(self, text: str) -> None:
@@ -59,13 +66,16 @@ class Job:
             queue.set_state(self.id, "running")
 
     def report(self, phase: str, progress: float | None = None) -> None:
+        life.sign()
         queue.set_progress(self.id, phase, progress)
 
     def stop_requested(self) -> bool:
+        """Whether the job is to save its state and end: the user pressed Stop, or Plumbline is ended."""
+        life.sign()
         return queue.stop_requested(self.id)
 
     def check_stop(self) -> None:
-        """:raises StopRequested: when the user pressed Stop"""
+        """:raises StopRequested: when the user pressed Stop, or Plumbline is ended"""
         if self.stop_requested():
             raise StopRequested()
 
@@ -100,13 +110,18 @@ def _handler(kind: str) -> Callable[[Job], Any]:
 
 
 class Worker(threading.Thread):
-    """Start it once per process. It takes the worker lock when that is free, then works."""
+    """Start it once per process. It takes the worker lock when that is free, then works.
 
-    def __init__(self, poll_seconds: float = 0.3) -> None:
+    :param mode: ``thread`` does the jobs in this thread, ``process`` each in a process of its own
+    """
+
+    def __init__(self, mode: str = "thread", poll_seconds: float = 0.3) -> None:
         super().__init__(name="plumbline-worker", daemon=True)
         self.poll_seconds = poll_seconds
         self.closing = threading.Event()
         self.lock = FileLock(home() / "worker.lock", thread_local=False)
+        self._supervisor = _supervisor() if mode == "process" else None
+        self._job: Job | None = None
 
     def run(self) -> None:
         while not self.closing.is_set():
@@ -123,19 +138,54 @@ class Worker(threading.Thread):
                 log.exception("the worker could not go on; trying again")
                 self.closing.wait(2.0)
             finally:
+                if self._supervisor is not None:
+                    self._supervisor.close()
                 self.lock.release()
 
     def _work(self) -> None:
         while not self.closing.is_set():
             row = queue.next_queued()
             if row is None:
+                if self._supervisor is not None:
+                    self._supervisor.idle()
                 self.closing.wait(self.poll_seconds)
-            else:
-                work_on(Job(row))
+                continue
+            self._job = job = Job(row)
+            try:
+                if self._supervisor is not None:
+                    self._supervisor.do(job)
+                else:
+                    with life.watched(job):
+                        work_on(job)
+            finally:
+                self._job = None
 
     def close(self) -> None:
-        """Ask the thread to end after its current job's next safe point."""
+        """Ask the thread to end after its current job."""
         self.closing.set()
+
+    def end(self, seconds: float = END_SECONDS) -> None:
+        """Ask its current job to save its state, and wait for its end; a process that does not is killed.
+
+        The job is interrupted then. A thread that does not end is left to the end of this process.
+        """
+        self.closing.set()
+        deadline = time.monotonic() + seconds
+        told = None
+        while self.is_alive() and time.monotonic() < deadline:
+            if (job := self._job) is not None and job.id != told:
+                queue.end(job.id)
+                told = job.id
+            self.join(0.1)
+        if self._supervisor is not None:
+            self._supervisor.kill()
+            self.join(2.0)
+
+
+def _supervisor() -> "Supervisor":
+    from core.jobs.supervisor import Supervisor  # it does jobs as this module says
+
+    return Supervisor()
 
 
 def recover() -> None:
@@ -148,24 +198,26 @@ def recover() -> None:
 
 
 def work_on(job: Job) -> None:
-    """Do one job to its end and record how it ended, whatever it raises."""
-    if not queue.claim(job.id):
-        return
+    """Do one job here to its end and record how it ended, whatever it raises."""
+    if queue.claim(job.id):
+        perform(job)
+
+
+def perform(job: Job) -> None:
+    """Do a job that was claimed, here."""
     try:
         if job.kind != "check":
             stack.ready()
-            _make_room()
+            make_room(job)
         result = _handler(job.kind)(job)
     except StopRequested:
-        queue.set_state(job.id, "stopped")
-        job.event(f"{job.kind} stopped")
+        record_stop(job)
     except Exception as error:
         text = message_of(error)
         job.log("".join(traceback.format_exception(error)))
         # The traceback's frames hold the model; without them its memory is freed now.
         traceback.clear_frames(error.__traceback__)
-        queue.set_state(job.id, "failed", error=text)
-        job.event(f"{job.kind} failed: {text}", "error")
+        record_failure(job, text)
     else:
         queue.set_state(job.id, "completed", result=result)
         job.event(f"{job.kind} completed")
@@ -173,13 +225,39 @@ def work_on(job: Job) -> None:
         release_memory()
 
 
-def _make_room() -> None:
-    """On a GPU the chat model goes before a job comes: two models rarely fit."""
-    from core.chat import session
-    from core.models import hardware
+def record_stop(job: Job) -> None:
+    """It ended because it was asked to: by its user, or because Plumbline is ended."""
+    if queue.ending(job.id):
+        record_interruption(job, "Plumbline was ended while it ran.")
+        return
+    queue.set_state(job.id, "stopped")
+    job.event(f"{job.kind} stopped")
 
-    if hardware.device().value == "cuda":
-        session.close()
+
+def record_interruption(job: Job, why: str) -> None:
+    queue.set_state(job.id, "interrupted", error=why)
+    job.event(f"{job.kind} was interrupted: {why}", "warning")
+
+
+def record_failure(job: Job, text: str) -> None:
+    queue.set_state(job.id, "failed", error=text)
+    job.event(f"{job.kind} failed: {text}", "error")
+
+
+def make_room(job: Job) -> None:
+    """On a GPU the chat model goes before a job comes: two models rarely fit.
+
+    :raises StopRequested: when the job is stopped while an answer is still being written
+    """
+    from core.chat import session
+
+    if (chat := session.close(gpu_only=True)) is None:
+        return
+    while not chat.busy.acquire(timeout=0.5):
+        job.report("waiting for the chat's answer to end")
+        job.check_stop()
+    del chat
+    release_memory()  # another process gets only what torch gives back
 
 
 def release_memory() -> None:

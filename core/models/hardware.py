@@ -119,16 +119,19 @@ def memory_used_gb() -> float:
     return psutil.Process().memory_info().rss / GIB
 
 
-def memory_total_gb() -> float:
-    """GiB of the device that trains; does not import torch when it is not loaded."""
+def memory_total_gb(device: str) -> float | None:
+    """GiB of the device that trains, ``cuda`` or ``cpu``.
+
+    Torch, which knows a GPU's, is not imported for it: None where another process has it.
+    """
     import sys
 
     import psutil
 
+    if device != "cuda":
+        return psutil.virtual_memory().total / GIB
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return torch.cuda.get_device_properties(0).total_memory / GIB
-    return psutil.virtual_memory().total / GIB
+    return None if torch is None else torch.cuda.get_device_properties(0).total_memory / GIB
 
 
 def versions() -> list[tuple[str, str]]:
@@ -148,6 +151,9 @@ def report() -> list[tuple[str, str]]:
     """What `plumbline doctor` prints: versions, device, dtype and why, free memory and disk."""
     import psutil
 
+    from core.jobs import mode
+
+    worker = mode.choose(mode.wanted())
     chosen, dtype = device(), compute_dtype(RunConfig())
     rows = versions()
     rows.append(("device", f"{chosen.value}: {chosen.why}"))
@@ -162,6 +168,7 @@ def report() -> list[tuple[str, str]]:
     disk = shutil.disk_usage(home())
     rows.append(("disk", f"{disk.free / GIB:.1f} of {disk.total / GIB:.1f} GiB free in the workspace"))
     rows.append(("CPU cores", str(os.cpu_count())))
+    rows.append(("worker", f"{worker.value}: {worker.why}"))
     rows.append(("workspace", str(home())))
     return rows
 
