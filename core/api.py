@@ -24,13 +24,13 @@ from core.errors import StudioError
 from core.home import export_folder
 from core.jobs import check as check_job
 from core.jobs import probe as probe_job
-from core.jobs import queue
+from core.jobs import queue, start
 from core.jobs.wait import until_ended
 from core.jobs.words import dataset_name, recipe_name
 from core.jobs.worker import recover
-from core.models import fit
 from core.store import datasets as dataset_store
 from core.store import evaluations, runs
+from core.training import lineage
 
 if TYPE_CHECKING:
     from core.training.forecast import Forecast
@@ -147,30 +147,50 @@ def forecast(recipe: RunConfig, probe: bool = False) -> "Forecast":
 
 
 def train(recipe: RunConfig, data: int | Files | None = None) -> int:
-    """Train a new run. :returns: its id
+    """Train a new run, or with a rank schedule one after the other. :returns: the id of the last
 
     :param data: a dataset's id, or files to import, to train on in place of the recipe's datasets
-    :raises StudioError: when the run does not complete
+    :raises StudioError: when a run does not complete
     """
-    run_id = add(recipe, data)
-    _finish(queue.enqueue("train", run_id))
-    return run_id
+    stored = add(recipe, data)
+    for run_id in stored:
+        _finish(queue.enqueue("train", run_id))
+    return stored[-1]
 
 
-def add(recipe: RunConfig, data: int | Files | None = None, leave_out: bool = False) -> int:
-    """Store a run without starting it. :returns: its id
+def add(recipe: RunConfig, data: int | Files | None = None, leave_out: bool = False) -> list[int]:
+    """Store a recipe's runs without starting them: one, or one for each rank of its schedule.
 
     :param data: a dataset's id, or files, which are imported with the recipe's mapping
     :param leave_out: import the good rows of files although some are bad
+    :returns: their ids
     """
     datasets.ensure_samples()
     if data is not None:
         known = data if isinstance(data, int) else _imported(recipe, data, leave_out)
         named = {"dataset": dataset_store.get(known)["name"], "mix": ()}
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=named)})
-    fit.refuse_unfit(recipe)
     parts = [dataset_store.by_name(part.dataset) for part in recipe.data.parts]
-    return runs.add(datasets.described(recipe), parts[0]["id"])
+    return start.store(datasets.described(recipe), parts[0]["id"])
+
+
+def branch(run_id: int, step: int | None = None, changes: dict[str, Any] | None = None) -> int:
+    """Train a new run that begins with the adapter of a step of another. :returns: its id
+
+    :param step: a step that was kept (`lineage.steps`); None means the last
+    :param changes: settings by key, like ``{"training.learning_rate": 1e-4}``
+    :raises StudioError: when there is no such step, or the run does not complete
+    """
+    child = lineage.branch(run_id, step, changes)
+    _finish(queue.enqueue("train", child))
+    return child
+
+
+def reproduce(run_id: int) -> "lineage.Agreement":
+    """Train a run's recipe again, and say whether the curves agree."""
+    again = lineage.reproduce(run_id)
+    _finish(queue.enqueue("train", again))
+    return lineage.agreement(again)
 
 
 def _imported(recipe: RunConfig, files: Files, leave_out: bool) -> int:

@@ -72,7 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     merge = verbs.add_parser("merge", help="merge a run's adapter into its 16-bit base")
     export = verbs.add_parser("export", help="zip a run's adapter")
     show = verbs.add_parser("show", help="one run: how it stands, its forecast beside its outcome")
-    for target in (resume, evaluate, merge, export, show):
+    branch = verbs.add_parser("branch", help="go on from a step of a run with other settings, as a new run")
+    branch.add_argument("--step", type=int, help="a step that was kept; the last when not given")
+    cli_settings.add_flags(branch)
+    again = verbs.add_parser("reproduce", help="train a run again, and say whether the curves agree")
+    for target in (resume, evaluate, merge, export, show, branch, again):
         target.add_argument("run", type=int, help="the run's number, as `runs` lists it")
     verbs.add_parser("runs", help="list all runs")
     verbs.add_parser("doctor", help="versions, device, compute type and why, free memory and disk")
@@ -110,7 +114,7 @@ def _quickstart(arguments: argparse.Namespace, serve: Serve) -> int:
     from core.store import evaluations
 
     recipe = schema.preset("starter")
-    run_id = api.add(recipe)
+    (run_id,) = api.add(recipe)
     print(f"Run {run_id}: QLoRA on the embedded starter model, dataset {recipe.data.dataset}.")
     began = time.monotonic()
     if _do("train", run_id) != "completed" or _do("evaluate", run_id) != "completed":
@@ -153,9 +157,33 @@ def _train(arguments: argparse.Namespace, serve: Serve) -> int:
     from core.store import runs
 
     recipe = cli_settings.recipe(arguments)
-    run_id = api.add(recipe, arguments.data, arguments.leave_bad_rows_out)
-    say(f"Run {run_id}: {runs.get(run_id)['name']}")
+    for run_id in api.add(recipe, arguments.data, arguments.leave_bad_rows_out):
+        say(f"Run {run_id}: {runs.get(run_id)['name']}")
+        if _do("train", run_id) != "completed":
+            return 1
+    return 0
+
+
+def _branch(arguments: argparse.Namespace, serve: Serve) -> int:
+    from core.store import runs
+    from core.training import lineage
+
+    run_id = lineage.branch(arguments.run, arguments.step, dict(cli_settings.given(arguments)))
+    row = runs.get(run_id)
+    say(f"Run {run_id}: {row['name']}, from step {row['parent_step']} of run {row['parent']}")
     return 0 if _do("train", run_id) == "completed" else 1
+
+
+def _reproduce(arguments: argparse.Namespace, serve: Serve) -> int:
+    from core.training import lineage
+
+    run_id = lineage.reproduce(arguments.run)
+    say(f"Run {run_id}: run {arguments.run} again")
+    if _do("train", run_id) != "completed":
+        return 1
+    found = lineage.agreement(run_id)
+    say(found.sentence)
+    return 0 if found.agrees else 1
 
 
 def _forecast(arguments: argparse.Namespace, serve: Serve) -> int:
@@ -250,6 +278,8 @@ _VERBS: dict[str, Callable[[argparse.Namespace, Serve], int]] = {
     "forecast": _forecast,
     "data": _data,
     "resume": _resume,
+    "branch": _branch,
+    "reproduce": _reproduce,
     "evaluate": _evaluate,
     "merge": _export,
     "export": _export,

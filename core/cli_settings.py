@@ -30,7 +30,7 @@ def recipe(arguments: argparse.Namespace) -> RunConfig:
 
     :raises StudioError: with everything wrong
     """
-    return changed(schema.named(str(arguments.recipe)), given(arguments))
+    return schema.changed(schema.named(str(arguments.recipe)), given(arguments), "command line")
 
 
 def given(arguments: argparse.Namespace) -> dict[str, str]:
@@ -40,22 +40,6 @@ def given(arguments: argparse.Namespace) -> dict[str, str]:
         for name, text in vars(arguments).items()
         if name.startswith(PREFIX) and text is not None
     }
-
-
-def changed(config: RunConfig, texts: dict[str, str]) -> RunConfig:
-    """:param texts: settings by key; an empty text means what leaving them out means
-
-    :raises StudioError: with everything wrong
-    """
-    if not texts:
-        return config
-    raw = config.model_dump()
-    defaults = {setting.key: setting.info.default for setting in schema.settings()}
-    for key, text in texts.items():
-        section, _, name = key.rpartition(".")
-        target = raw[section] if section else raw
-        target[name] = defaults[key] if text == "" else text
-    return schema.validated(raw, "command line")
 
 
 def _metavar(setting: Setting) -> str:

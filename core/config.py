@@ -302,6 +302,25 @@ def validated(raw: dict[str, Any], where: str = "recipe") -> RunConfig:
     return RunConfig.model_validate(raw)
 
 
+def changed(config: RunConfig, values: dict[str, Any], where: str = "changes") -> RunConfig:
+    """A recipe with some settings changed.
+
+    :param values: settings by key, as texts or as what they are; an empty text means the default
+    :raises RecipeError: with everything wrong
+    """
+    if not values:
+        return config
+    raw = config.model_dump()
+    known = {setting.key: setting.info.default for setting in settings()}
+    if unknown := {key: "does not exist" + _nearest(key) for key in values if key not in known}:
+        raise RecipeError(unknown, where)
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        target = raw[section] if section else raw
+        target[name] = known[key] if value == "" else value
+    return validated(raw, where)
+
+
 def loads(text: str, where: str = "recipe") -> RunConfig:
     """A recipe from YAML or JSON text (JSON is YAML)."""
     return validated(parsed(text, where), where)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.config import RunConfig, validated
+from core import config as schema
 from core.errors import StudioError
 from core.home import run_folder
 from core.store import datasets, runs
@@ -44,25 +44,18 @@ def branch(run_id: int, step: int | None = None, changes: dict[str, Any] | None 
         listed = ", ".join(map(str, known))
         raise StudioError(f"step {step}", f"of run {run_id} was not kept", f"Kept are: {listed}.")
     parent = runs.recipe(run_id)
-    config = changed(parent, changes or {})
+    config = schema.changed(parent, changes or {})
     for section, name in (("model", "base"), ("model", "revision"), ("lora", "target_modules")):
         if getattr(getattr(config, section), name) != getattr(getattr(parent, section), name):
             raise StudioError(f"{section}.{name}", "cannot change in a branch", "Start a new run instead.")
     if config.lora.r < parent.lora.r:
         raise StudioError("lora.r", f"cannot become smaller than run {run_id}'s {parent.lora.r}")
-    if not config.name:
+    if config.lora.rank_schedule:
+        raise StudioError("lora.rank_schedule", "is not for a branch", "Give lora.r the next rank.")
+    if not changes or "name" not in changes:
         config = config.model_copy(update={"name": f"{parent.display_name} from {step}"[:80]})
     dataset = datasets.by_name(config.data.parts[0].dataset)
     return runs.add(config, dataset["id"], run_id, step, "branch")
-
-
-def changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
-    """A recipe with some settings changed. :raises RecipeError: with every problem, by field"""
-    raw = config.model_dump(mode="json")
-    for key, value in changes.items():
-        section, _, name = key.rpartition(".")
-        (raw.setdefault(section, {}) if section else raw)[name] = value
-    return validated(raw, "the changes")
 
 
 def reproduce(run_id: int) -> int:
@@ -85,6 +78,10 @@ def inherit(model: Any, run_id: int) -> str | None:
         return None
     from safetensors.torch import load_file
 
+    before_it = runs.get(run["parent"])
+    if run["relation"] == "rank" and before_it["state"] != "completed":
+        what = f"was {before_it['state']}, and this run begins with what it learns"
+        raise StudioError(f"run {run['parent']}", what, "Resume it, then this one.")
     folder = _verified(run["parent"], run["parent_step"])
     stored = load_file(folder / WEIGHTS)
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -153,17 +150,6 @@ def _artifact_step(folder: Path) -> int:
 
 def _step_of(folder: Path) -> int:
     return checkpoints.step_of(folder) if folder.name != "artifact" else _artifact_step(folder.parent)
-
-
-def stages(config: RunConfig) -> list[RunConfig]:
-    """The runs that a recipe with a rank schedule stands for: the same strength of adapter at every rank."""
-    found = []
-    for rank in config.lora.rank_schedule or (config.lora.r,):
-        alpha = config.lora.alpha * rank / config.lora.r
-        lora = config.lora.model_copy(update={"r": rank, "alpha": alpha, "rank_schedule": ()})
-        name = f"{config.name} r{rank}"[:80] if config.name and config.lora.rank_schedule else config.name
-        found.append(config.model_copy(update={"lora": lora, "name": name}))
-    return found
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from core.data.datasets import described
 from core.data.overview import outlook
 from core.errors import RecipeError, StudioError
 from core.jobs import queue
+from core.jobs import start as jobs_start
 from core.models import fit
 from core.models.load import is_shared_id
-from core.store import datasets, runs
+from core.store import datasets
 from studio import forms
 from studio.live import Page, View
 from studio.messages import box, empty, error_box, guarded
@@ -125,11 +126,7 @@ def start_run(raw: dict[str, Any], token: str) -> int:
     config = valid(raw)
     fit.refuse_unfit(config)
     dataset = datasets.by_name(config.data.parts[0].dataset)
-    for job in queue.with_token(token):
-        return job["run_id"]
-    run_id = runs.add(described(config), dataset["id"])
-    queue.enqueue("train", run_id, token=token)
-    return run_id
+    return jobs_start.start(described(config), dataset["id"], token)
 
 
 def valid(raw: dict[str, Any]) -> RunConfig:

@@ -99,7 +99,8 @@ def test_a_recipes_mapping_and_several_files_are_trained_on(workspace: Path, tmp
     second = tmp_path / "more.csv"
     second.write_text(first.read_text())
     chosen = recipe(data={"mapping": {"prompt": "reply", "answer": "question"}})
-    run = runs.get(api.add(chosen, [first, second]))
+    (run_id,) = api.add(chosen, [first, second])
+    run = runs.get(run_id)
     dataset = store.get(run["dataset_id"])
     assert dataset["rows"] == 62 and next(rows.at(dataset["id"], "train", [0]))["messages"][0][
         "content"

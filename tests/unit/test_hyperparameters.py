@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from core import api, cli_settings
+from core import api
 from core import config as schema
 from core.data import overview
 from core.data.overview import Outlook
@@ -75,7 +75,7 @@ def test_a_value_that_makes_no_sense_is_refused_by_every_way_in(
     }
     if value not in ("", []):  # an empty flag means the default
         text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        ways["flag"] = lambda: cli_settings.changed(schema.RunConfig(), {key: text})
+        ways["flag"] = lambda: schema.changed(schema.RunConfig(), {key: text})
     if value == [1]:
         del ways["flag"]  # there it is the name "1"
     for way, enter in ways.items():

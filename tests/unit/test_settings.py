@@ -93,7 +93,7 @@ def test_every_setting_survives_form_file_flags_and_store(samples: Path) -> None
 def test_a_flag_takes_a_value_back_to_what_leaving_it_out_means() -> None:
     config = everything()
     texts = {setting.key: "" for setting in schema.settings() if setting.key != "data.mix"}
-    emptied = cli_settings.changed(config, texts | {"data.mix": ""})
+    emptied = schema.changed(config, texts | {"data.mix": ""})
     assert emptied == schema.RunConfig()
 
 
