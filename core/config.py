@@ -54,33 +54,55 @@ class MethodSection(Section):
         0.1,
         "Beta",
         "dpo, kto: how close to the base's answers; orpo: weight of the judgement; 0.1 is usual",
+        methods=("dpo", "orpo", "kto"),
         gt=0,
         le=100,
     )
     desirable_weight: float = setting(
-        1.0, "Desirable weight", "kto: weight of good answers; raise it where they are few", gt=0, le=1000
+        1.0,
+        "Desirable weight",
+        "Weight of good answers; raise it where they are few",
+        methods=("kto",),
+        gt=0,
+        le=1000,
     )
     undesirable_weight: float = setting(
-        1.0, "Undesirable weight", "kto: weight of bad answers; raise it where they are few", gt=0, le=1000
+        1.0,
+        "Undesirable weight",
+        "Weight of bad answers; raise it where they are few",
+        methods=("kto",),
+        gt=0,
+        le=1000,
     )
-
     check: Literal["exact", "contains", "regex", "json"] = setting(
         "exact",
         "Check",
-        "grpo: an answer passes when it equals the row's, contains it, matches the pattern, or is a JSON "
-        "object or list",
+        "An answer passes when it equals the row's, contains it, matches the pattern, or is a JSON object or "
+        "list",
+        methods=("grpo",),
     )
     pattern: str = setting(
         "",
         "Pattern",
-        "grpo with the check regex: a Python regular expression, found anywhere",
+        "For the check regex: a Python regular expression, found anywhere in the answer",
+        methods=("grpo",),
         max_length=500,
     )
     answers: int = setting(
-        8, "Answers", "grpo: tried for each question; more = steadier, slower steps", ge=2, le=64
+        8,
+        "Answers",
+        "Tried for each question; more = steadier, slower steps",
+        methods=("grpo",),
+        ge=2,
+        le=64,
     )
     temperature: float = setting(
-        1.0, "Temperature", "grpo: of the tried answers; lower = less variety to learn from", gt=0, le=5
+        1.0,
+        "Temperature",
+        "Of the tried answers; lower = less variety to learn from",
+        methods=("grpo",),
+        gt=0,
+        le=5,
     )
 
     @property
@@ -208,6 +230,11 @@ class Setting:
     def heading(self) -> str:
         """The heading that the form puts above it; empty for most."""
         return str(self._extra.get("heading", ""))
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that use it; empty means all."""
+        return tuple(self._extra.get("methods", ()))
 
     @property
     def _extra(self) -> dict[str, Any]:

@@ -19,14 +19,22 @@ HALVED = ("pissa", "olora")
 
 
 def setting(
-    default: Any, label: str, help: str, *, simple: bool = False, heading: str = "", **limits: Any
+    default: Any,
+    label: str,
+    help: str,
+    *,
+    simple: bool = False,
+    heading: str = "",
+    methods: tuple[str, ...] = (),
+    **limits: Any,
 ) -> Any:
     """One field: its label, its help (the trade-off in one breath) and its limits.
 
     :param simple: shown in the short form; the others stand under "All settings"
     :param heading: begins a group of fields there
+    :param methods: that use it; empty means all
     """
-    extra: dict[str, Any] = {"simple": simple, "heading": heading}
+    extra: dict[str, Any] = {"simple": simple, "heading": heading, "methods": methods}
     return Field(default, title=label, description=help, json_schema_extra=extra, **limits)
 
 
@@ -52,8 +60,8 @@ class QuantisationSection(Section):
     storage_dtype: Literal["auto", "uint8", "bfloat16", "float16", "float32"] = setting(
         "auto",
         "Storage type",
-        "What 4-bit weights are packed in; auto is uint8. Same memory, same result: FSDP needs the type of "
-        "the other weights to cut them into shards",
+        "What 4-bit weights are packed in; auto is uint8. Same memory, same result: for tools that want all "
+        "weights of a model in one type",
     )
 
 

@@ -28,6 +28,7 @@ AS_TEXT = {"training.learning_rate", "training.adam_epsilon"}
 OFFERED = {
     "lora.target_modules": (*GROUPS, *schema.PROJECTIONS),
     "lora.modules_to_save": ("embed_tokens", "lm_head"),
+    "lora.rank_schedule": ("4", "8", "16", "32"),
 }
 # Shown as a line of YAML: other parts of the page, or a recipe, fill them in.
 AS_YAML = {"data.mix", "data.mapping"}
@@ -41,10 +42,11 @@ SIMPLE_ROWS = (
 def component(setting: Setting, default: Any) -> Any:
     """The input for one setting."""
     info = setting.info
-    common = {
+    common: dict[str, Any] = {
         "label": info.title,
         "info": info.description,
         "elem_id": "set-" + setting.key.replace(".", "-"),
+        "visible": seen(setting, "supervised"),
     }
     kind = info.annotation
     if setting.key == "model.base":
@@ -66,6 +68,22 @@ def component(setting: Setting, default: Any) -> Any:
     if kind in (int, float):
         return gr.Number(value=default, precision=0 if kind is int else None, **common)
     return gr.Textbox(default or "", **common)
+
+
+def seen(setting: Setting, method: str) -> Any:
+    """Whether a method uses a setting. Hidden, not absent: what is not on the page could not be sent."""
+    return True if not setting.methods or method in setting.methods else "hidden"
+
+
+def follow_method(form: dict[str, Any]) -> None:
+    """Show the settings that the chosen method uses, and only those."""
+    some = {setting.key: setting for setting in schema.settings() if setting.methods}
+
+    def show(method: str) -> list[Any]:
+        return [gr.update(visible=seen(setting, method)) for setting in some.values()]
+
+    outputs = [form[key] for key in some]
+    form["method.name"].change(show, form["method.name"], outputs, queue=False, show_progress="hidden")
 
 
 def _may_be_empty(kind: Any) -> bool:
@@ -141,7 +159,7 @@ def values(config: RunConfig, keys: list[str]) -> list[Any]:
             value = "" if value is None else str(value)
         if key in AS_YAML:
             value = _line_of_yaml(value)
-        shown.append(list(value) if isinstance(value, tuple) else value)
+        shown.append([str(each) for each in value] if isinstance(value, tuple) else value)
     return shown
 
 

@@ -127,6 +127,23 @@ def perplexity(points: Points, base_loss: float | None, height: int = 330) -> An
     return figure
 
 
+def rewards(points: Points, height: int = 330) -> Any:
+    """The share of answers that pass, or of judgements that the model agrees with."""
+    import plotly.graph_objects as go
+
+    tried = any("reward" in point["rewards"] for point in points)
+    figure = _figure("answers that pass" if tried else "judgements agreed with", height)
+    names = ("reward", "eval_reward") if tried else ("rewards/accuracy", "eval_rewards/accuracy")
+    for name, label, colour in zip(names, ("train", "held-out"), (TRAIN, HELD_OUT), strict=True):
+        its = [{"step": point["step"], "value": point["rewards"].get(name)} for point in points]
+        steps, values = _series(its, "value")
+        mode = "lines" if label == "train" else "lines+markers"
+        line = {"color": colour, "width": 2}
+        figure.add_trace(go.Scatter(x=steps, y=values, name=label, mode=mode, line=line))
+    figure.update_yaxes(range=[-0.03, 1.03], tickformat=".0%")
+    return figure
+
+
 def lengths(tokens: Any, max_length: int, cut_share: float, height: int = 280) -> Any:
     """How many rows have how many tokens, with the cut as a line."""
     import numpy

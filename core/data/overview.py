@@ -183,13 +183,17 @@ def outlook(config: RunConfig) -> Outlook:
 
 
 def _unfit(config: RunConfig, chosen: list[Chosen]) -> list[Check]:
-    """What says that a dataset has not what the method learns from."""
+    """What says that a dataset has not what the method learns from, or more than it learns from."""
     for one in chosen:
         for row in rows.page(one.dataset["id"], "train", 0, 1):
             try:
                 pairs.refuse_unfit(row, config.method.name, one.name)
             except StudioError as error:
                 return [Check("bad", error.text)]
+            if config.method.name == "supervised" and ("rejected" in row or "desirable" in row):
+                method = "dpo or orpo learns from both" if "rejected" in row else "kto learns from all"
+                text = f"{one.name}: only the better answers are learned; the method {method}"
+                return [Check("warning", text)]
     return []
 
 

@@ -12,6 +12,7 @@ from core.config import RunConfig, dumps, loads
 from core.errors import StudioError
 from core.store.database import database, insert
 
+REWARDS = ("reward", "eval_reward", "rewards/accuracy", "eval_rewards/accuracy", "rewards/margin")
 Relation = Literal["branch", "rank", "reproduction"]
 METRICS = ("epoch", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_gb")
 
@@ -116,7 +117,8 @@ def _row(run_id: int, step: int, values: dict[str, Any], extra: dict[str, Any]) 
 def metrics(run_id: int, columns: Iterable[str] = METRICS) -> list[dict[str, Any]]:
     """One dict per step, in order; what was NaN when it was measured is NaN again.
 
-    ``sources`` has the held-out loss of each dataset, where a run learns from several.
+    ``sources`` has the held-out loss of each dataset, where a run learns from several, and ``rewards``
+    what methods with rewards measure.
     """
     columns = tuple(columns)
     rows = []
@@ -125,7 +127,9 @@ def metrics(run_id: int, columns: Iterable[str] = METRICS) -> list[dict[str, Any
             if name:
                 row[name] = math.nan
         found = {name: row[name] for name in columns}
-        rows.append({"step": row["step"], **found, "sources": _by_source(row["extra"])})
+        more = json.loads(row["extra"] or "{}")
+        rewards = {name: more[name] for name in REWARDS if name in more}
+        rows.append({"step": row["step"], **found, "sources": _by_source(row["extra"]), "rewards": rewards})
     return rows
 
 

@@ -140,10 +140,11 @@ def _main_figures(run_id: int | None) -> list[Any]:
     if run_id is None or not points:
         return [gr.Plot(visible=False), gr.Plot(visible=False)]
     run = runs.get(run_id)
-    return [
-        gr.Plot(plots.loss(points, run["best_step"]), visible=True),
-        gr.Plot(plots.perplexity(points, run["base_eval_loss"]), visible=True),
-    ]
+    if runs.recipe(run_id).method.is_likelihood:
+        beside = plots.perplexity(points, run["base_eval_loss"])
+    else:
+        beside = plots.rewards(points)
+    return [gr.Plot(plots.loss(points, run["best_step"]), visible=True), gr.Plot(beside, visible=True)]
 
 
 def _small_figures(run_id: int | None) -> list[Any]:

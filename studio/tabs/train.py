@@ -59,6 +59,7 @@ def build(page: Page) -> None:
                 upload = gr.UploadButton("Load a recipe", file_types=[".yaml", ".yml", ".json"], size="sm")
                 trouble = gr.HTML()
     page.form = form
+    forms.follow_method(form)
     keys, inputs = list(form), list(form.values())
     token = gr.State(lambda: uuid.uuid4().hex)
     measure_token = gr.State(lambda: uuid.uuid4().hex)
