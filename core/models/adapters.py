@@ -124,10 +124,10 @@ def opened(model: Any, folder: Path) -> Any:
 
     :raises StudioError: when the file's weights are not exactly those the adapter has
     """
-    import torch
     from peft import PeftModel
     from safetensors.torch import load_file
 
+    dtype = model.dtype
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     of_base = {} if settings["bias"] == "none" else {n: p.detach().clone() for n, p in _biases(model)}
     tuned = PeftModel.from_pretrained(model, str(folder), is_trainable=False, low_cpu_mem_usage=True)
@@ -139,10 +139,25 @@ def opened(model: Any, folder: Path) -> Any:
     if strange:
         raise StudioError("adapter", f"does not fit the base: {len(strange)} weights differ, {min(strange)}")
     for name, parameter in held.items():
-        # All but LoRA's own matrices compute in the type that they have.
-        dtype = torch.float32 if "lora_" in name else parameter.dtype
-        parameter.data = stored[name].to(parameter.device, dtype)
+        # All but LoRA's own weights compute in the base's type, as they did in training.
+        kind = stored[name].dtype if "lora_" in name else dtype
+        parameter.data = stored[name].to(parameter.device, kind)
     return tuned.eval()
+
+
+def untie(model: Any) -> None:
+    """Give head and input embeddings weights of their own, where only one of them is what was trained."""
+    import torch
+
+    base = model.get_base_model()
+    text = base.config.get_text_config(decoder=True)
+    head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    trained = [one for one in (head, embedding) if hasattr(one, "lora_A") or hasattr(one, "modules_to_save")]
+    if not text.tie_word_embeddings or not trained:
+        return
+    inner = getattr(head, "original_module", None) or getattr(head, "base_layer", None) or head
+    inner.weight = torch.nn.Parameter(inner.weight.detach().clone(), requires_grad=False)
+    base.config.tie_word_embeddings = text.tie_word_embeddings = False
 
 
 def _is_adapters(name: str) -> bool:
