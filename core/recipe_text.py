@@ -50,7 +50,8 @@ def parsed(text: str, where: str) -> dict[str, Any]:
         what = f"is longer than {MOST_BYTES // 1024} kB"
         raise StudioError(where, what, "A recipe has some sixty settings; is this a data file?")
     try:
-        raw = yaml.load(text, _Loader) or {}
+        loader = _Loader(text)
+        raw = loader.get_single_data() or {}
     except _Refused as refused:
         raise StudioError(f"{where} line {refused.line + 1}", refused.what, refused.fix) from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that is none

@@ -48,6 +48,7 @@ def merge(job: Job) -> dict[str, Any]:
     prompts = _prompts(config, tokenizer)
     before = _next_logits(model, prompts)
     job.report("merging", 0.4)
+    adapters.untie(model)
     merged = model.merge_and_unload(safe_merge=True)
     parity = _parity(before, _next_logits(merged, prompts))
     job.check_stop()

@@ -124,9 +124,9 @@ def opened(model: Any, folder: Path) -> Any:
 
     :raises StudioError: when the folder's weights are not exactly those that this base's adapter has
     """
-    import torch
     from peft import PeftModel
 
+    dtype = model.dtype
     config = adapter_check.read(folder)
     stored = adapter_check.tensors(folder, config, model, adapter_check.is_own(folder))
     of_base = {} if config.bias == "none" else {n: p.detach().clone() for n, p in _biases(model)}
@@ -145,10 +145,25 @@ def opened(model: Any, folder: Path) -> Any:
         what = f"does not fit the base: {len(strange)} weights differ, {min(strange)}"
         raise StudioError("adapter", what, _OTHER_BASE)
     for name, parameter in held.items():
-        # All but LoRA's own matrices compute in the type that they have.
-        dtype = torch.float32 if "lora_" in name else parameter.dtype
-        parameter.data = stored[name].to(parameter.device, dtype)
+        # All but LoRA's own weights compute in the base's type, as they did in training.
+        kind = stored[name].dtype if "lora_" in name else dtype
+        parameter.data = stored[name].to(parameter.device, kind)
     return tuned.eval()
+
+
+def untie(model: Any) -> None:
+    """Give head and input embeddings weights of their own, where only one of them is what was trained."""
+    import torch
+
+    base = model.get_base_model()
+    text = base.config.get_text_config(decoder=True)
+    head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
+    trained = [one for one in (head, embedding) if hasattr(one, "lora_A") or hasattr(one, "modules_to_save")]
+    if not text.tie_word_embeddings or not trained:
+        return
+    inner = getattr(head, "original_module", None) or getattr(head, "base_layer", None) or head
+    inner.weight = torch.nn.Parameter(inner.weight.detach().clone(), requires_grad=False)
+    base.config.tie_word_embeddings = text.tie_word_embeddings = False
 
 
 def _is_adapters(name: str) -> bool:

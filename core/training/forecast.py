@@ -77,6 +77,8 @@ def of_outcome(
     free = plan.free_bytes() if free is None else free
     total = total_steps(config, rows) * found.step_seconds
     saved = 1 + config.training.keep_checkpoints
+    if config.training.best_at_end:
+        saved += 1 + config.training.keep_checkpoints  # see core.training.stopping
     disk = sizes.adapter_parameters * (
         saved * CHECKPOINT_BYTES + config.training.keep_checkpoints * DISK_STATES[found.plan.optimizer]
     )

@@ -14,7 +14,6 @@ from core.config import RunConfig
 from core.jobs.worker import Job
 from core.models.hardware import Choice
 from core.store import runs
-from core.training import checkpoints
 
 
 def intervals(config: RunConfig, steps: int) -> tuple[int, int]:
@@ -115,7 +114,8 @@ class Ending(TrainerCallback):
         final = self.folder / f"step-{step}.safetensors"
         staged = final.with_suffix(".new")
         save_file({name: p.detach().cpu().contiguous() for name, p in _trained(self.model)}, staged)
-        checkpoints._sync(staged)
+        with open(staged, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(staged, final)
         # Should newer checkpoints not verify, an older best is gone back to as well.
         for path in self._kept()[: -(self.training.keep_checkpoints + 1)]:

@@ -494,7 +494,7 @@ def test_d61_the_saved_adapter_holds_no_embeddings(finished: Finished, tmp_path:
         def parameters(self) -> list[Any]:
             return []
 
-        def save_pretrained(self, folder: str, safe_serialization: bool) -> None:
+        def save_pretrained(self, folder: str, safe_serialization: bool, **_: Any) -> None:
             Path(folder).mkdir()
             (Path(folder) / "adapter_model.safetensors").write_bytes(b"x" * 1024**2)
 

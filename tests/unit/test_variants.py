@@ -88,6 +88,30 @@ def test_a_variant_learns_and_plain_peft_gives_the_same_logits(
     assert decided == json.loads(run["forecast"])["plan"]["choices"]["training path"][0]
 
 
+@pytest.mark.parametrize("lora", [{"modules_to_save": ["embed_tokens"]}, {"target_modules": ["lm_head"]}])
+def test_a_merged_model_holds_head_and_embeddings_that_were_tied(samples: Path, lora: dict[str, Any]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from core.home import export_folder
+    from core.models import adapters
+
+    config = recipe(lora=lora, training=SHORT | {"learning_rate": 0.01})
+    run_id = add(config)
+    assert do("train", run_id)["error"] is None
+    job = do("merge", run_id)
+    assert job["error"] is None and job["result"]["parity"]["largest_logit_difference"] < 0.5
+    folder = export_folder(job["id"]) / job["result"]["folder"]
+    merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    whole = config.quantisation.model_copy(update={"method": "none", "compute_dtype": "float32"})
+    base = load.base_model(config.model_copy(update={"quantisation": whole}))
+    tuned = adapters.opened(base, run_folder(run_id) / "artifact")
+    # Its weights were rounded to 16 bits once.
+    assert (logits(merged) - logits(tuned)).abs().max() < 0.25
+    with adapters.switched_off(tuned):
+        assert (logits(merged) - logits(tuned)).abs().max() > 0.5
+    assert do("evaluate", run_id)["error"] is None
+
+
 def plain_peft(config: Any, folder: Path) -> Any:
     """The adapter on a base that was loaded anew, by peft alone."""
     from peft import PeftModel
