@@ -57,10 +57,14 @@ def look(repo_id: str, revision: str | None) -> Listing:
         try:
             return _asked(repo_id, revision)
         except Exception as error:
-            before = _cached(repo_id, revision)
-            if before is None or not _unanswered(error):
+            if not _unanswered(error):
                 raise
-            return before
+            before = _cached(repo_id, revision)
+            if before is not None:
+                return before
+            what = f"the Hub cannot be reached, and {repo_id} was not downloaded before"
+            fix = "Check the network and HF_HUB_OFFLINE, or use starter or a local folder."
+            raise StudioError("model.base", what, fix) from error
 
 
 def commit_of(repo_id: str, revision: str | None) -> str:
@@ -234,6 +238,5 @@ def _folder(found: Listing) -> Path:
 
 
 def _explained(repo_id: str, revision: str | None) -> Any:
-    never = "the Hub cannot be reached, and it was not downloaded before"
     fix = "Check the network, or use starter or a local folder."
-    return explained(repo_id, revision, never, fix, "model")
+    return explained(repo_id, revision, "the Hub cannot be reached", fix, "model")
