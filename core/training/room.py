@@ -7,12 +7,14 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from core.errors import StudioError
 
 MB = 1_000_000
 MARGIN = 200 * MB
+RESERVE = 131_072  # bytes; SQLite needs a few pages to say that a run failed
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # torch's own writer reports no error number; Rust's libraries put it in the text.
 _TORCH = re.compile(r"PytorchStreamWriter|inline_container")
@@ -32,6 +34,17 @@ def require(folder: Path, size: int) -> None:
     """:raises StudioError: when there is too little room for a checkpoint of this size"""
     if shutil.disk_usage(folder).free < needed(size):
         raise full(folder, size)
+
+
+@contextmanager
+def reserved(folder: Path) -> Iterator[None]:
+    """Hold a little of the disk meanwhile, so that afterwards there is room to say that it is full."""
+    held = folder / "reserve"
+    held.write_bytes(os.urandom(RESERVE))  # zeros might be stored as nothing
+    try:
+        yield
+    finally:
+        held.unlink(missing_ok=True)
 
 
 def full(folder: Path, size: int) -> StudioError:

@@ -32,8 +32,10 @@ def train(job: Job) -> dict[str, Any]:
     :raises StopRequested: after the state was saved, when the user pressed Stop
     :raises Interrupted: after the state was saved, when `queue.end` was called
     """
+    folder = run_folder(job.run_id)
     try:
-        return _train(job)
+        with room.reserved(folder):
+            return _train(job, folder)
     except StopRequested:
         if queue.ending(job.id):
             raise Interrupted() from None
@@ -41,7 +43,6 @@ def train(job: Job) -> dict[str, Any]:
     except StudioError:
         raise
     except Exception as error:
-        folder = run_folder(job.run_id)
         made = checkpoints.listed(folder / "checkpoints")
         size = checkpoints.size_of(made[-1]) if made else room.MB
         if found := room.explained(error, folder, size):
@@ -49,11 +50,10 @@ def train(job: Job) -> dict[str, Any]:
         raise
 
 
-def _train(job: Job) -> dict[str, Any]:
+def _train(job: Job, folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     config = load.pinned(runs.recipe(job.run_id))
     runs.update(job.run_id, recipe=dumps(config))
-    folder = run_folder(job.run_id)
     checkpoints.write_whole(folder / "recipe.yaml", dumps(config))
     checkpoint = resume.checkpoint(job, folder / "checkpoints")
 

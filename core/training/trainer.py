@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +13,15 @@ from transformers.trainer_callback import TrainerState
 from trl import SFTTrainer
 
 from core.data.xray import Encoded
-from core.evaluation.loss import HeldOutLoss, weighted
 from core.jobs.worker import Job
 from core.models import adapters
-from core.training import checkpoints, determinism, guard, memory, saving
+from core.training import checkpoints, determinism, guard, saving
 from core.training.engine import Engine
-from core.training.packing import Packer, Step, pack, split
+from core.training.held_out import HeldOut
+from core.training.measured import Measured, measure
+from core.training.packing import Packer, Step
 from core.training.record import Record
 from core.training.world import current
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a step's loss and gradient norm will be once the device has computed them.
-
-    :param due: to be logged; every step is looked at
-    """
-
-    step: int
-    epoch: float
-    learning_rate: float
-    steps: int
-    tokens: int
-    values: torch.Tensor
-    ready: Any
-    due: bool
 
 
 class MissedEvaluation(TrainerCallback):
@@ -80,8 +63,8 @@ class Trainer(SFTTrainer):
         some = kwargs["train_dataset"].select(range(1))
         with adapters.head_out_of_sight(kwargs["model"]):
             super().__init__(eval_dataset=some, data_collator=packer, callbacks=[record], **kwargs)
-        self.held_out, self.keep, self.job = held_out, keep, job
-        self.sources, self.shuffled, self.record, self.packer = sources, shuffled, record, packer
+        self.keep, self.shuffled, self.record = keep, shuffled, record
+        self.job, self.packer, self.sources = job, packer, sources
         # TRL puts the adapter of a 4-bit base in bfloat16; see core.models.adapters.attach.
         for parameter in self.model.parameters():
             if parameter.requires_grad:
@@ -89,11 +72,11 @@ class Trainer(SFTTrainer):
         self.engine = engine(self.model)
         self.deterministic = deterministic
         self.mask_gradients: Callable[[], None] = lambda: None
+        self.held_out = HeldOut(held_out, sources, self.engine, packer.limit, job, self.args.device)
         self.tokens = 0
         self.extra: dict[str, torch.Tensor] = {}  # logged beside the loss of a step
         self.pending: Measured | None = None
         self.measured_step = 0
-        self.held_limit = min(packer.limit, max(1, sum(len(row.input_ids) for row in held_out)))
         self.identity: dict[str, Any] = {}
         self.doing = ""
         self.add_callback(MissedEvaluation(self))
@@ -167,7 +150,8 @@ class Trainer(SFTTrainer):
         if now > self.measured_step:
             rate = self._get_learning_rate() if learning_rate is None else learning_rate
             due, self.measured_step = self.control.should_log, now
-            before, self.pending = self.pending, self._measure(tr_loss, grad_norm, rate, now - last, due)
+            found = measure(self.state, tr_loss, grad_norm, rate, now - last, self.tokens, due, self.extra)
+            before, self.pending = self.pending, found
             if due:
                 tr_loss -= tr_loss
                 self._globalstep_last_logged = now
@@ -190,22 +174,8 @@ class Trainer(SFTTrainer):
             measured, self.pending = self.pending, None
             self._say(measured)
 
-    def _measure(self, loss: torch.Tensor, grad_norm: Any, rate: float, steps: int, due: bool) -> Measured:
-        norm = torch.as_tensor(0.0 if grad_norm is None else grad_norm, device=loss.device)
-        more = [value.float() for value in self.extra.values()]
-        values, ready = torch.stack([loss.detach().float() / steps, norm.float(), *more]), None
-        if values.is_cuda:
-            host = torch.empty(len(values), pin_memory=True)
-            host.copy_(values, non_blocking=True)
-            values, ready = host, torch.cuda.Event()
-            ready.record()
-        state = self.state
-        return Measured(state.global_step, state.epoch or 0.0, rate, steps, self.tokens, values, ready, due)
-
     def _say(self, measured: Measured) -> None:
-        if measured.ready is not None:
-            measured.ready.synchronize()
-        loss, norm, *more = measured.values.tolist()
+        loss, norm, more = measured.read()
         finite = math.isfinite(loss) and (math.isfinite(norm) or self._rescaling())
         if finite and not measured.due:
             return
@@ -216,8 +186,7 @@ class Trainer(SFTTrainer):
         # Callbacks ask the state which step a value belongs to.
         self.state.global_step, self.state.epoch = measured.step, measured.epoch
         try:
-            named = dict(zip(self.extra, more, strict=True))
-            self.log(logs | named | {"num_tokens": float(measured.tokens)})
+            self.log(logs | more | {"num_tokens": float(measured.tokens)})
         finally:
             self.state.global_step, self.state.epoch = now
         if not finite:
@@ -243,59 +212,10 @@ class Trainer(SFTTrainer):
         return metrics
 
     def _held_out_metrics(self, prefix: str) -> dict[str, float]:
-        result = self._held_out_loss()
+        result = self.held_out.loss(self.state.global_step)
         # One curve a dataset of a mix: a rising one hides in the sum.
         by_source = {f"{prefix}_loss/{name}": loss for name, loss in result.by_source.items()}
         return {f"{prefix}_loss": result.loss} | by_source
-
-    def _held_out_loss(self) -> HeldOutLoss:
-        """Through the engine, so that it takes no more memory than a step does; in smaller packs if it must.
-
-        :raises StopRequested: when the user pressed Stop
-        """
-        longest = max(len(row.input_ids) for row in self.held_out)
-        while True:
-            try:
-                return self._held_out_in(self.held_limit)
-            except Exception as error:
-                if not memory.ran_out(error) or self.held_limit <= longest:
-                    raise
-            # Here the exception is gone, and with it what its frames held.
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            before, self.held_limit = self.held_limit, self.held_limit // 2
-            self.job.event(
-                f"the evaluation at step {self.state.global_step} ran out of memory with {before:,} tokens "
-                f"at once and goes on with {self.held_limit:,}",
-                "warning",
-            )
-
-    def _held_out_in(self, limit: int) -> HeldOutLoss:
-        rows = [
-            (row, source) for row, source in zip(self.held_out, self.sources, strict=True) if row.supervised
-        ]
-        sums = {source: [0.0, 0] for _, source in rows}
-        lengths = [len(row.input_ids) for row, _ in rows]
-        bins = split(lengths, limit)
-        # A sharded base is gathered by all processes at once: each computes as many packs.
-        rounds = -(-len(bins) // current().size) * current().size
-        for number in range(current().rank, rounds, current().size):
-            self.job.check_stop()
-            some = [rows[place] for place in bins[min(number, len(bins) - 1)]]
-            held = pack([{"input_ids": row.input_ids, "labels": row.labels} for row, _ in some])
-            held = held.to(self.args.device)
-            losses = self.engine.losses(held).double()
-            if number >= len(bins):
-                continue
-            place = torch.bucketize(held.learned, held.boundaries[1:].long(), right=True)
-            of_rows = losses.new_zeros(len(some)).index_add_(0, place, losses).tolist()
-            for (row, source), loss in zip(some, of_rows, strict=True):
-                sums[source][0] += loss
-                sums[source][1] += row.supervised
-        if current().size > 1:
-            total = torch.tensor([sums[name] for name in sorted(sums)], device=self.args.device)
-            sums = dict(zip(sorted(sums), current().sum(total.double()).tolist(), strict=True))
-        return weighted(sums)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """A curriculum is kept in its order; transformers would shuffle it."""

@@ -17,6 +17,7 @@ from core.models import load
 from core.store import runs
 from core.training import checkpoints, guard, memory, outputs, prepare, record
 from core.training import run as training
+from core.training.held_out import HeldOut
 from core.training.trainer import Trainer
 from tests.faults import forked
 from tests.faults.conftest import Workspace
@@ -213,15 +214,15 @@ def test_f18_memory_that_runs_out_in_a_save_keeps_the_checkpoint_before(
 def test_f18_an_evaluation_that_does_not_fit_is_tried_in_halves(
     tiny: Workspace, monkeypatch: pytest.MonkeyPatch, fits: bool
 ) -> None:
-    honest, limits = Trainer._held_out_in, []
+    honest, limits = HeldOut.loss_within, []
 
-    def out(trainer: Trainer, limit: int) -> Any:
+    def out(held_out: HeldOut, limit: int) -> Any:
         limits.append(limit)
-        if trainer.state.global_step == 4 and (not fits or limits.count(limits[-1]) > 1):
+        if len(limits) > 1 and (not fits or limits.count(limits[0]) > 1 and limit == limits[0]):
             raise torch.OutOfMemoryError(TORCH_SAYS)
-        return honest(trainer, limit)
+        return honest(held_out, limit)
 
-    monkeypatch.setattr(Trainer, "_held_out_in", out)
+    monkeypatch.setattr(HeldOut, "loss_within", out)
     run_id, _ = tiny.add()
     job = do("train", run_id)
     told = [event["text"] for event in runs.events(run_id) if "ran out of memory" in event["text"]]
@@ -276,7 +277,7 @@ PHASES = {
     "reading data": (prepare, "encode_all", "stopped"),
     "model load": (load, "base_model", "stopped"),
     "first step": (Trainer, "training_step", "stopped"),
-    "evaluation": (Trainer, "_held_out_in", "stopped"),
+    "evaluation": (HeldOut, "loss_within", "stopped"),
     "save": (checkpoints, "publish", "stopped"),
     "final save": (outputs, "write", "completed"),
 }

@@ -1,9 +1,13 @@
 """F02, F03, F04: a save that is cut off, that finds no room, or whose files are damaged afterwards."""
 
+import contextlib
 import ctypes
 import errno
 import json
+import re
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import pytest
 
 from core.jobs import queue
 from core.store import runs
+from core.store.database import database
 from core.training import checkpoints, resume, room
 from tests.faults import forked
 from tests.faults.conftest import Workspace
@@ -143,6 +148,58 @@ def test_a_run_that_finds_no_room_fails_with_figures_and_goes_on_when_there_is(
     assert tiny.run(queue.resume_run(run_id))[0] == 0
     assert (runs.get(run_id)["state"], runs.get(run_id)["error"]) == ("completed", None)
     assert curve(run_id) == tiny.whole.curves[path]
+
+
+@pytest.fixture
+def small_disk(tiny: Workspace) -> Iterator[Workspace]:
+    """The workspace on a disk of its own, with room for a few checkpoints."""
+    moved = tiny.home.with_name("moved")
+    tiny.home.rename(moved)
+    tiny.home.mkdir()
+    used = sum(path.stat().st_size for path in moved.rglob("*") if path.is_file())
+    mounting = ["mount", "-t", "tmpfs", "-o", f"size={used + 8_000_000}", "none", str(tiny.home)]
+    if not shutil.which("mount") or subprocess.run(mounting, capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        shutil.copytree(moved, tiny.home, dirs_exist_ok=True)
+        yield tiny
+    finally:
+        subprocess.run(["umount", "-l", str(tiny.home)], check=True)
+
+
+def work_while_it_fills(job_id: int, filler: Path) -> None:
+    """In a fork: somebody else takes all of the disk at step 5."""
+    from core.training.trainer import Trainer
+
+    honest = Trainer.training_step
+
+    def step(trainer: Any, *given: Any, **named: Any) -> Any:
+        if trainer.state.global_step == 4:
+            with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+                while file.write(bytes(1000)):
+                    pass
+        return honest(trainer, *given, **named)
+
+    Trainer.training_step = step  # type: ignore[method-assign]
+    forked.work(job_id)
+
+
+def test_f03_a_disk_that_somebody_else_fills_ends_the_run_with_figures(small_disk: Workspace) -> None:
+    run_id, job_id = small_disk.add()
+    filler = small_disk.home / "filler"
+    assert forked.run(work_while_it_fills, small_disk.home, None, job_id, filler)[0] == 0
+    run = runs.get(run_id)
+    assert run["state"] == "failed", (run["state"], run["error"])
+    assert re.match(r"disk full, needs [\d.]+ MB, 0\.[0-9] MB are free\. Free some space", run["error"])
+    assert healthy()
+    filler.unlink()
+    folder = small_disk.checkpoints(run_id)
+    assert [path.name for path in checkpoints.listed(folder)] == ["checkpoint-3"]
+    assert checkpoints.fault(folder / "checkpoint-3") is None
+    assert small_disk.run(queue.resume_run(run_id))[0] == 0
+    assert (runs.get(run_id)["state"], runs.get(run_id)["error"]) == ("completed", None)
+    assert curve(run_id) == small_disk.whole.curves["autograd"]
+    database().close()
 
 
 def test_f03_room_is_asked_for_before_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

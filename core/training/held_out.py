@@ -1,0 +1,79 @@
+"""The held-out loss of a run, through the engine that trains it: in smaller packs when memory runs out."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from core.data.xray import Encoded
+from core.evaluation.loss import HeldOutLoss, weighted
+from core.jobs.worker import Job
+from core.training import memory
+from core.training.engine import Engine
+from core.training.packing import pack, split
+from core.training.world import current
+
+
+@dataclass
+class HeldOut:
+    """:param sources: the dataset of each row
+    :param limit: tokens of a pack, so that it takes no more memory than a step does
+    """
+
+    rows: list[Encoded]
+    sources: list[str]
+    engine: Engine
+    limit: int
+    job: Job
+    device: Any
+
+    def __post_init__(self) -> None:
+        # From there halving makes packs smaller.
+        self.limit = min(self.limit, max(1, sum(len(row.input_ids) for row in self.rows)))
+
+    def loss(self, step: int) -> HeldOutLoss:
+        """:param step: that the weights are of
+        :raises StopRequested: when the user pressed Stop
+        """
+        longest = max(len(row.input_ids) for row in self.rows)
+        while True:
+            try:
+                return self.loss_within(self.limit)
+            except Exception as error:
+                if not memory.ran_out(error) or self.limit <= longest:
+                    raise
+            # Here the exception is gone, and with it what its frames held.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            before, self.limit = self.limit, self.limit // 2
+            self.job.event(
+                f"the evaluation at step {step} ran out of memory with {before:,} tokens at once "
+                f"and goes on with {self.limit:,}",
+                "warning",
+            )
+
+    def loss_within(self, limit: int) -> HeldOutLoss:
+        """In packs of at most so many tokens."""
+        rows = [(row, source) for row, source in zip(self.rows, self.sources, strict=True) if row.supervised]
+        sums = {source: [0.0, 0] for _, source in rows}
+        lengths = [len(row.input_ids) for row, _ in rows]
+        bins = split(lengths, limit)
+        # A sharded base is gathered by all processes at once: each computes as many packs.
+        rounds = -(-len(bins) // current().size) * current().size
+        for number in range(current().rank, rounds, current().size):
+            self.job.check_stop()
+            some = [rows[place] for place in bins[min(number, len(bins) - 1)]]
+            held = pack([{"input_ids": row.input_ids, "labels": row.labels} for row, _ in some])
+            held = held.to(self.device)
+            losses = self.engine.losses(held).double()
+            if number >= len(bins):
+                continue
+            place = torch.bucketize(held.learned, held.boundaries[1:].long(), right=True)
+            of_rows = losses.new_zeros(len(some)).index_add_(0, place, losses).tolist()
+            for (row, source), loss in zip(some, of_rows, strict=True):
+                sums[source][0] += loss
+                sums[source][1] += row.supervised
+        if current().size > 1:
+            total = torch.tensor([sums[name] for name in sorted(sums)], device=self.device).double()
+            sums = dict(zip(sorted(sums), current().sum(total).tolist(), strict=True))
+        return weighted(sums)
