@@ -92,6 +92,7 @@ class Supervisor:
         self._running: Child | None = None
         self._idle_since = time.monotonic()
         self._spare_failed = False
+        self._ending = False
 
     def idle(self) -> None:
         """Call while there is no job: the next one finds a process that has imported everything."""
@@ -123,7 +124,8 @@ class Supervisor:
             self._idle_since, self._spare_failed = time.monotonic(), False
 
     def kill(self) -> None:
-        """End the running job's process now; `do` then records that the job was interrupted or failed."""
+        """End the running job's process now, because this one ends; `do` records an interruption."""
+        self._ending = True
         if (child := self._running) is not None:
             child.kill()
 
@@ -173,7 +175,7 @@ class Supervisor:
             return
         how = how_it_ended(child.process.returncode)
         job.log(f"{child.printed().rstrip()}\nworker {how}\n")
-        if queue.ending(job.id):
+        if self._ending or queue.ending(job.id):
             worker.record_interruption(job, "Plumbline was ended before the job had saved its state.")
         elif forced:
             queue.set_state(job.id, "stopped")
