@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 from core.errors import StopRequested, StudioError
 from core.jobs import life, queue, worker
@@ -81,7 +82,8 @@ class Child:
         with stream:
             while chunk := os.read(stream.fileno(), 4096):
                 self._last = (self._last + chunk)[-KEPT:]
-                sys.stderr.write(chunk.decode("utf-8", "replace"))
+                with suppress(OSError, ValueError):  # a closed terminal must not stop the reading
+                    sys.stderr.write(chunk.decode("utf-8", "replace"))
 
 
 class Supervisor:
@@ -142,7 +144,11 @@ class Supervisor:
             self._spare_failed = True
             self.close()
         if self._spare is None and not self._spare_failed and free_bytes() / GIB >= SPARE_GIB:
-            self._spare = Child(ready=True)
+            try:
+                self._spare = Child(ready=True)
+            except OSError as error:
+                log.warning("no worker waits for the next job: %s", error)
+                self._spare_failed = True
 
     def _take(self) -> Child:
         if self._spare is not None and self._spare.process.poll() is not None:
@@ -185,10 +191,9 @@ class Supervisor:
             text = f"{job.kind} was force-stopped: it showed no sign of life after Stop; {again}"
             job.event(text, "warning")
         else:
-            fix = (
-                "If memory ran out, lower training.micro_batch_tokens or training.max_length. "
-                "What was saved before is intact; log.txt has its last words."
-            )
+            fix = "What was saved before is intact; log.txt has its last words."
+            if "SIGKILL" in how:
+                fix = f"Lower training.micro_batch_tokens or training.max_length. {fix}"
             worker.record_failure(job, StudioError("worker", how, fix).text)
 
 

@@ -296,6 +296,28 @@ def test_a_next_worker_is_ready_before_its_job_where_memory_allows(
     until(lambda: not psutil.Process().children())
 
 
+def test_a_system_that_starts_no_process_in_advance_leaves_the_running_job_alone(
+    run_id: int, child_does: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refused(supervisor.Child):
+        def __init__(self, ready: bool = False) -> None:
+            if ready:
+                refused.set()
+                raise OSError(11, "Resource temporarily unavailable")
+            super().__init__()
+
+    refused = threading.Event()
+    monkeypatch.setattr(supervisor, "SPARE_GIB", 0.0)
+    monkeypatch.setattr(supervisor, "Child", Refused)
+    file = worker.home() / "go on"
+    child_does(f"job.running()\nwhile not os.path.exists({str(file)!r}):\n    threading.Event().wait(0.05)")
+    first, second = queue.enqueue("train", run_id), queue.enqueue("merge", run_id)
+    with working():
+        assert refused.wait(60)
+        file.touch()
+        assert ended(first)["state"] == ended(second)["state"] == "completed"
+
+
 @pytest.fixture
 def chat(monkeypatch: pytest.MonkeyPatch) -> session.Loaded:
     """A chat model that stands on a GPU, as far as one can tell."""
