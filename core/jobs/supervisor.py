@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 from core.errors import StopRequested, StudioError
 from core.jobs import life, queue, worker
@@ -81,7 +82,8 @@ class Child:
         with stream:
             while chunk := os.read(stream.fileno(), 4096):
                 self._last = (self._last + chunk)[-KEPT:]
-                sys.stderr.write(chunk.decode("utf-8", "replace"))
+                with suppress(OSError, ValueError):  # a closed terminal must not stop the reading
+                    sys.stderr.write(chunk.decode("utf-8", "replace"))
 
 
 class Supervisor:
@@ -92,6 +94,7 @@ class Supervisor:
         self._running: Child | None = None
         self._idle_since = time.monotonic()
         self._spare_failed = False
+        self._ending = False
 
     def idle(self) -> None:
         """Call while there is no job: the next one finds a process that has imported everything."""
@@ -123,7 +126,8 @@ class Supervisor:
             self._idle_since, self._spare_failed = time.monotonic(), False
 
     def kill(self) -> None:
-        """End the running job's process now; `do` then records that the job was interrupted or failed."""
+        """End the running job's process now, because this one ends; `do` records an interruption."""
+        self._ending = True
         if (child := self._running) is not None:
             child.kill()
 
@@ -140,7 +144,11 @@ class Supervisor:
             self._spare_failed = True
             self.close()
         if self._spare is None and not self._spare_failed and free_bytes() / GIB >= SPARE_GIB:
-            self._spare = Child(ready=True)
+            try:
+                self._spare = Child(ready=True)
+            except OSError as error:
+                log.warning("no worker waits for the next job: %s", error)
+                self._spare_failed = True
 
     def _take(self) -> Child:
         if self._spare is not None and self._spare.process.poll() is not None:
@@ -173,7 +181,7 @@ class Supervisor:
             return
         how = how_it_ended(child.process.returncode)
         job.log(f"{child.printed().rstrip()}\nworker {how}\n")
-        if queue.ending(job.id):
+        if self._ending or queue.ending(job.id):
             worker.record_interruption(job, "Plumbline was ended before the job had saved its state.")
         elif forced:
             queue.set_state(job.id, "stopped")
@@ -183,10 +191,9 @@ class Supervisor:
             text = f"{job.kind} was force-stopped: it showed no sign of life after Stop; {again}"
             job.event(text, "warning")
         else:
-            fix = (
-                "If memory ran out, lower training.micro_batch_tokens or training.max_length. "
-                "What was saved before is intact; log.txt has its last words."
-            )
+            fix = "What was saved before is intact; log.txt has its last words."
+            if "SIGKILL" in how:
+                fix = f"Lower training.micro_batch_tokens or training.max_length. {fix}"
             worker.record_failure(job, StudioError("worker", how, fix).text)
 
 

@@ -171,11 +171,9 @@ class Worker(threading.Thread):
         """
         self.closing.set()
         deadline = time.monotonic() + seconds
-        told = None
         while self.is_alive() and time.monotonic() < deadline:
-            if (job := self._job) is not None and job.id != told:
-                queue.end(job.id)
-                told = job.id
+            if (job := self._job) is not None:
+                queue.end(job.id)  # again and again: it may have been on its way out of the queue
             self.join(0.1)
         if self._supervisor is not None:
             self._supervisor.kill()

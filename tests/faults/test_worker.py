@@ -143,10 +143,10 @@ def test_a_worker_inherits_no_password_and_has_none_on_its_command_line(
     run_id: int, child_does: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PLUMBLINE_AUTH", "user:canary-of-a-password")
-    child_does("return [name for name, value in os.environ.items() if 'canary' in value] + sys.argv")
+    child_does("return 'canary' in str([*os.environ.values(), *sys.argv])")
     job_id = queue.enqueue("merge", run_id)
     with working():
-        assert "canary" not in str(ended(job_id)["result"])
+        assert ended(job_id)["result"] is False
 
 
 HANG = "job.running()\nthreading.Event().wait()"
@@ -225,16 +225,20 @@ def test_f10_ending_the_worker_interrupts_its_job_and_leaves_the_next_one_queued
         made.end()
         assert not made.is_alive() and not children()
     assert queue.get(first)["state"] == runs.get(run_id)["state"] == "interrupted"
+    assert runs.get(run_id)["error"] == "Plumbline was ended while it ran."  # and was not killed
     assert queue.get(second)["state"] == "queued"
 
 
+@pytest.mark.parametrize("stopped_before", [False, True])
 def test_f10_a_job_that_does_not_end_in_time_is_killed_and_interrupted(
-    run_id: int, child_does: Callable[[str], None]
+    run_id: int, child_does: Callable[[str], None], stopped_before: bool
 ) -> None:
     child_does(HANG)
     job_id = queue.enqueue("train", run_id)
     with working() as made:
         until(lambda: queue.get(job_id)["state"] == "running")
+        if stopped_before:
+            queue.stop_run(run_id)
         made.end(0.3)
         assert not made.is_alive() and not children()
     assert queue.get(job_id)["state"] == "interrupted"
@@ -261,12 +265,14 @@ def test_f08_a_worker_ends_when_nobody_listens_to_it_any_more(
     job_id = queue.enqueue("train", run_id)
     queue.claim(job_id)
     lone = supervisor.Child()
-    lone.hand(job_id)
-    until(lambda: queue.get(job_id)["state"] == "running")
-    assert lone.process.stdin is not None
-    lone.process.stdin.close()
-    assert lone.process.wait(60) == child.ORPHANED
-    lone.close()
+    try:
+        lone.hand(job_id)
+        until(lambda: queue.get(job_id)["state"] == "running")
+        assert lone.process.stdin is not None
+        lone.process.stdin.close()
+        assert lone.process.wait(30) == child.ORPHANED
+    finally:
+        lone.close()
 
 
 def test_a_next_worker_is_ready_before_its_job_where_memory_allows(
@@ -288,6 +294,28 @@ def test_a_next_worker_is_ready_before_its_job_where_memory_allows(
         made._supervisor._spare.kill()
         assert ended(queue.enqueue("merge", run_id))["state"] == "completed"
     until(lambda: not psutil.Process().children())
+
+
+def test_a_system_that_starts_no_process_in_advance_leaves_the_running_job_alone(
+    run_id: int, child_does: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refused(supervisor.Child):
+        def __init__(self, ready: bool = False) -> None:
+            if ready:
+                refused.set()
+                raise OSError(11, "Resource temporarily unavailable")
+            super().__init__()
+
+    refused = threading.Event()
+    monkeypatch.setattr(supervisor, "SPARE_GIB", 0.0)
+    monkeypatch.setattr(supervisor, "Child", Refused)
+    file = worker.home() / "go on"
+    child_does(f"job.running()\nwhile not os.path.exists({str(file)!r}):\n    threading.Event().wait(0.05)")
+    first, second = queue.enqueue("train", run_id), queue.enqueue("merge", run_id)
+    with working():
+        assert refused.wait(60)
+        file.touch()
+        assert ended(first)["state"] == ended(second)["state"] == "completed"
 
 
 @pytest.fixture
