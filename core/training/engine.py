@@ -30,7 +30,8 @@ class Engine(Protocol):
 
 def engine(model: Any, config: RunConfig, plan: Plan) -> tuple[Engine, dict[str, Choice]]:
     """The engine for a PeftModel, and what was decided about it."""
-    from core.training.decoder import DecoderEngine, odd_adapters, odd_recipe, refusal
+    from core.training.decoder import DecoderEngine
+    from core.training.refusals import odd_adapters, odd_recipe, refusal
 
     max_length = config.training.max_length
     dtype = str(model.dtype).removeprefix("torch.")

@@ -57,7 +57,7 @@ def shape(config: RunConfig) -> Shape:
 def _shape(config: RunConfig, dtype: str) -> Shape:
     import torch
 
-    from core.training.decoder import odd_recipe, refusal
+    from core.training.refusals import odd_recipe, refusal
 
     quantisation, lora = config.quantisation, config.lora
     model = load.skeleton(config.model.base, config.model.revision)

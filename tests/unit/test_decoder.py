@@ -12,10 +12,11 @@ from core.data.xray import IGNORED
 from core.evaluation.loss import autocast
 from core.training import fused
 from core.training.autograd import AutogradEngine
-from core.training.decoder import DecoderEngine, Layer, odd_adapters, refusal
+from core.training.decoder import DecoderEngine, Layer
 from core.training.engine import engine as engine_of
 from core.training.packing import Pack, pack
 from core.training.plan import Plan
+from core.training.refusals import odd_adapters, refusal
 from tests import tiny
 from tests.runs import recipe
 

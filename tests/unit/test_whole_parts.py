@@ -11,9 +11,10 @@ from core.errors import StudioError
 from core.models import adapters, initial
 from core.training import proof
 from core.training.autograd import AutogradEngine
-from core.training.decoder import DecoderEngine, odd_adapters
+from core.training.decoder import DecoderEngine
 from core.training.head import loss_and_gradient
 from core.training.neftune import Noise
+from core.training.refusals import odd_adapters
 from tests import tiny
 
 IDS = torch.arange(3, 33).reshape(2, 15)
