@@ -168,6 +168,7 @@ def outlook(config: RunConfig) -> Outlook:
     checks += [Check("warning", text) for text in fit.remarks(config, steps)]
     checks += [Check("warning", finding.text) for finding in mix.leaks(chosen)]
     checks += _unfit(config, chosen)
+    checks += _stages(config)
     checks += [Check("warning", f"{config.model.base}: {note}") for note in base.notes]
     decisions = {"device": hardware.device(), "compute type": hardware.compute_dtype(config)}
     forecast = None
@@ -180,6 +181,17 @@ def outlook(config: RunConfig) -> Outlook:
             checks += _room(forecast)
             decisions |= forecast.plan.choices | stopping.choices(config, steps)
     return Outlook(shown, decisions, checks, forecast, empty)
+
+
+def _stages(config: RunConfig) -> list[Check]:
+    """What the figures leave out."""
+    found = []
+    if ranks := config.lora.rank_schedule:
+        text = f"starts {len(ranks)} runs, one after the other; the figures are of one with r {config.lora.r}"
+        found.append(Check("warning", text))
+    if config.method.name == "grpo":
+        found.append(Check("warning", "the time leaves out what trying the answers takes"))
+    return found
 
 
 def _unfit(config: RunConfig, chosen: list[Chosen]) -> list[Check]:
