@@ -119,18 +119,38 @@ def _padded(prompts: list[list[int]], replies: list[list[int]]) -> dict[str, Any
     return shown
 
 
-def test_a_run_learns_what_passes_the_check(samples: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def asked(samples: Path, tmp_path: Path) -> int:
+    """Questions whose answers do not matter."""
     file = tmp_path / "questions.jsonl"
     rows = [{"prompt": f"Say it. ({number})", "completion": "yes"} for number in range(24)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    dataset = api.add_data(file)
+    return api.add_data(file)
+
+
+def _run(dataset: int, **training: Any) -> int:
     config = recipe(
         data={"dataset": "questions", "max_rows": None},
         method={"name": "grpo", "check": "regex", "pattern": "[aeiou]$", "answers": 8},
-        training={"max_steps": 14, "effective_batch": 4, "eval_steps": 7, "learning_rate": 3e-3},
+        training={"effective_batch": 4, "learning_rate": 3e-3} | training,
         evaluation={"max_new_tokens": 4, "max_rows": 4},
     )
-    run_id = runs.add(config, dataset)
+    return runs.add(config, dataset)
+
+
+def test_a_resumed_run_draws_the_answers_of_the_uninterrupted_one(asked: int) -> None:
+    whole, cut = (_run(asked, max_steps=4, save_steps=2, eval_steps=4) for _ in range(2))
+    for run_id in (whole, cut):
+        assert do("train", run_id)["error"] is None
+    folder = run_folder(cut)
+    (folder / "checkpoints" / "checkpoint-4").rename(folder / "gone")
+    assert do("train", cut, resume=True)["error"] is None
+    losses = [[point["loss"] for point in runs.metrics(run_id)] for run_id in (whole, cut)]
+    assert losses[0] == losses[1] and len(losses[0]) == 5
+
+
+def test_a_run_learns_what_passes_the_check(asked: int) -> None:
+    run_id = _run(asked, max_steps=14, eval_steps=7)
     assert do("train", run_id)["error"] is None
     lines = (run_folder(run_id) / "metrics_history.jsonl").read_text(encoding="utf-8").splitlines()
     rewards = [json.loads(line)["reward"] for line in lines if "reward" in json.loads(line)]
