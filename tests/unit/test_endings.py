@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from core.data import overview
-from core.evaluation.loss import HeldOutLoss
 from core.home import run_folder
 from core.jobs.worker import Job
 from core.models import load
@@ -27,17 +26,16 @@ def weights(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[str, torch.Tensor
     """The adapter at every evaluation, whose losses are those above."""
     seen: dict[int, dict[str, torch.Tensor]] = {}
 
-    def loss(trainer: Any) -> HeldOutLoss:
+    def metrics(trainer: Any, prefix: str) -> dict[str, float]:
         step = trainer.state.global_step
         seen[step] = {
             name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad
         }
         # Of two sources, the second is best at step 4.
-        return HeldOutLoss(
-            LOSSES[step], 10, {"cited-answers": LOSSES[step], "plain-style": abs(step - 4) + 1.0}
-        )
+        of = {"": LOSSES[step], "/cited-answers": LOSSES[step], "/plain-style": abs(step - 4) + 1.0}
+        return {f"{prefix}_loss{source}": loss for source, loss in of.items()}
 
-    monkeypatch.setattr(Trainer, "_held_out_loss", loss)
+    monkeypatch.setattr(Trainer, "_held_out_metrics", metrics)
     return seen
 
 
