@@ -28,7 +28,6 @@ from core.store.database import database
 SECONDS = 300.0
 KILL = -1
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-context: Any = multiprocessing.get_context("forkserver")
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def _serve() -> None:
     before = {name: os.environ.get(name) for name in changed}
     os.environ.update(changed)
     try:
-        context.set_forkserver_preload(["tests.faults.preloaded"])
+        multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.faults.preloaded"])
         forkserver.ensure_running()
     finally:
         for name, value in before.items():
@@ -86,7 +85,10 @@ def run(target: Callable[..., Any], home: Path, fault: Fault | None = None, *giv
     """
     if fault is not None and fault.below and not shim():
         pytest.skip("needs a C compiler and /proc")
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        pytest.skip("needs forks")
     _serve()
+    context: Any = multiprocessing.get_context("forkserver")
     counted = context.Value("l", 0)
     process = context.Process(target=_child, args=(target, str(home), fault, counted, given))
     process.start()

@@ -1,5 +1,6 @@
 """F10, F16, F18, F21, F22: what ends a run early, and what it leaves then."""
 
+import itertools
 import json
 import math
 import time
@@ -53,7 +54,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, number: int, what: Callable[[Traine
             what(trainer)
         return honest(trainer, *given, **named)
 
-    monkeypatch.setattr(Trainer, "training_step", step)
+    monkeypatch.setattr(Trainer, "training_step", 1, step)
 
 
 def spoil(trainer: Trainer, value: float = math.nan) -> None:
@@ -153,7 +154,7 @@ def test_f21_a_loss_that_leaps_is_told_and_training_goes_on(
         loss = honest(trainer, *given, **named)
         return loss * 1000 if trainer.state.global_step == 6 else loss
 
-    monkeypatch.setattr(Trainer, "training_step", leaping)
+    monkeypatch.setattr(Trainer, "training_step", 1, leaping)
     run_id, _ = tiny.add()
     assert do("train", run_id)["state"] == "completed"
     told = [event for event in runs.events(run_id) if "leapt" in event["text"]]
@@ -272,14 +273,16 @@ def on_call(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, act: Callabl
     monkeypatch.setattr(place, name, acting)
 
 
-# Where Stop comes, how it ends, and how many steps are made after it.
+# In which call of what Stop comes, and how it ends.
 PHASES = {
-    "reading data": (prepare, "encode_all", "stopped"),
-    "model load": (load, "base_model", "stopped"),
-    "first step": (Trainer, "training_step", "stopped"),
-    "evaluation": (HeldOut, "loss_within", "stopped"),
-    "save": (checkpoints, "publish", "stopped"),
-    "final save": (outputs, "write", "completed"),
+    "reading data": (prepare, "encode_all", 1, "stopped"),
+    "model load": (load, "base_model", 1, "stopped"),
+    "first step": (Trainer, "training_step", 1, "stopped"),
+    "evaluation of the base": (HeldOut, "loss_within", 1, "stopped"),
+    "evaluation": (HeldOut, "loss_within", 2, "stopped"),
+    "last evaluation": (HeldOut, "loss_within", 4, "stopped"),
+    "save": (checkpoints, "publish", 1, "stopped"),
+    "final save": (outputs, "write", 1, "completed"),
 }
 
 
@@ -288,12 +291,13 @@ PHASES = {
 def test_stop_and_end_are_heard_within_a_step_in_every_phase(
     tiny: Workspace, monkeypatch: pytest.MonkeyPatch, phase: str, ask: Callable[[int], None]
 ) -> None:
-    place, name, state = PHASES[phase]
+    place, name, number, state = PHASES[phase]
     run_id, job_id = tiny.add()
     steps: list[int] = []
+    calls = itertools.count(1)
 
     def act() -> None:
-        if not steps or steps[-1] >= 0:
+        if next(calls) == number:
             ask(job_id)
             steps.append(-1)
 
