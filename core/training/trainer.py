@@ -190,6 +190,7 @@ class Trainer(SFTTrainer):
         finally:
             self.state.global_step, self.state.epoch = now
         if not finite:
+            self.pending = None  # the next step, which the device may have made, says nothing more
             guard.refuse_unfinite(measured.step, {"loss": loss, "gradient norm": norm})
 
     def _rescaling(self) -> bool:

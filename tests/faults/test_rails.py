@@ -54,7 +54,7 @@ def at_step(monkeypatch: pytest.MonkeyPatch, number: int, what: Callable[[Traine
             what(trainer)
         return honest(trainer, *given, **named)
 
-    monkeypatch.setattr(Trainer, "training_step", 1, step)
+    monkeypatch.setattr(Trainer, "training_step", step)
 
 
 def spoil(trainer: Trainer, value: float = math.nan) -> None:
@@ -154,7 +154,7 @@ def test_f21_a_loss_that_leaps_is_told_and_training_goes_on(
         loss = honest(trainer, *given, **named)
         return loss * 1000 if trainer.state.global_step == 6 else loss
 
-    monkeypatch.setattr(Trainer, "training_step", 1, leaping)
+    monkeypatch.setattr(Trainer, "training_step", leaping)
     run_id, _ = tiny.add()
     assert do("train", run_id)["state"] == "completed"
     told = [event for event in runs.events(run_id) if "leapt" in event["text"]]
