@@ -31,7 +31,7 @@ def main() -> None:
         plain = load.base_model
         shards.load = SimpleNamespace(base_model=plain)  # type: ignore[attr-defined]
         # Until the planner asks for it by itself.
-        load.base_model = lambda config: spread(config, joined, "cpu")  # type: ignore[assignment]
+        load.base_model = lambda config, *_: spread(config, joined, "cpu")  # type: ignore[assignment]
         run.proof.base_digest = lambda model: {"sha256": "", "tensors": 0, "bytes": 0}  # type: ignore
     datasets.ensure_samples()
     run_id = add(recipe(training={"max_steps": 4, "effective_batch": 6, "micro_batch_tokens": 256}))

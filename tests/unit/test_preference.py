@@ -192,6 +192,7 @@ class _Steps(PreferenceTrainer):
         self.job = SimpleNamespace(check_stop=lambda: None, report=lambda text: None, payload={})
         self.accelerator = SimpleNamespace(scaler=None)
         self.state = SimpleNamespace(log_history=[])
+        self.mask_gradients = lambda: None
         self.tokens = 0
 
     def measure(self) -> None:
