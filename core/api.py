@@ -28,6 +28,7 @@ from core.jobs import queue, start
 from core.jobs.wait import until_ended
 from core.jobs.words import dataset_name, recipe_name
 from core.jobs.worker import recover
+from core.models import fit
 from core.store import datasets as dataset_store
 from core.store import evaluations, runs
 from core.training import lineage
@@ -171,6 +172,7 @@ def add(recipe: RunConfig, data: int | Files | None = None, leave_out: bool = Fa
         named = {"dataset": dataset_store.get(known)["name"], "mix": ()}
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=named)})
     parts = [dataset_store.by_name(part.dataset) for part in recipe.data.parts]
+    fit.refuse_unfit(recipe)
     return start.store(datasets.described(recipe), parts[0]["id"])
 
 

@@ -472,7 +472,7 @@ def test_d61_a_tokenizer_larger_than_the_embeddings_is_refused_before_start(
     samples: Path, tmp_path: Path
 ) -> None:
     folder = base(tmp_path / "base", config={"vocab_size": 4000})
-    with pytest.raises(StudioError, match="its tokenizer has 4096 tokens, its embeddings 4000"):
+    with pytest.raises(StudioError, match="4096.*4000"):
         overview.outlook(recipe(model={"base": folder}))
 
 

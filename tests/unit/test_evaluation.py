@@ -59,8 +59,8 @@ def test_base_and_adapter_are_compared_on_the_same_rows(finished: Finished) -> N
     result, run = found["result"], runs.get(finished.run_id)
     assert found["rows"] == result["rows"] == 8
     # Training measures in its packs, this the model as it is used: they are apart by bfloat16's rounding.
-    assert result["base"]["loss"] == pytest.approx(run["base_eval_loss"], rel=5e-3)
-    assert result["adapter"]["loss"] == pytest.approx(run["eval_loss"], rel=5e-3)
+    assert result["base"]["loss"] == pytest.approx(run["base_eval_loss"], rel=2e-2)
+    assert result["adapter"]["loss"] == pytest.approx(run["eval_loss"], rel=2e-2)
     answers = evaluations.answers(found["id"])
     assert len(answers) == 8
     assert result["adapter"]["exact_match"] == sum(row["adapter_score"] for row in answers) / 8

@@ -27,6 +27,8 @@ VALUES: dict[str, Any] = {
     "data.order_column": "level",
     "data.mapping": {"prompt": "question", "answer": "reply"},
     "training.best_metric": "plain-style",
+    "lora.rank_schedule": [4, 8],
+    "method.pattern": "[0-9]+",
 }
 
 
