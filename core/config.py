@@ -21,7 +21,8 @@ from core.home import assets
 from core.phrases import phrase
 from core.recipe_text import MOST_BYTES, parsed
 from core.sections import PROJECTIONS as PROJECTIONS
-from core.sections import LoraSection, QuantisationSection, Section, TrainingSection, setting
+from core.sections import LoraSection, QuantisationSection, TrainingSection
+from core.setting import Section, setting
 
 
 class ModelSection(Section):

@@ -7,7 +7,9 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from core.setting import Section, setting
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 GROUPS = ("all-linear", "attention", "mlp")  # names that stand for layers of every family
@@ -16,30 +18,6 @@ _MODULE = re.compile(r"[A-Za-z0-9_.-]+")
 INITIALISATIONS = ("default", "gaussian", "orthogonal", "pissa", "olora", "loftq", "eva")
 # These leave the base as it is: half of the adapter holds what they begin with, negated and frozen.
 HALVED = ("pissa", "olora")
-
-
-def setting(
-    default: Any,
-    label: str,
-    help: str,
-    *,
-    simple: bool = False,
-    heading: str = "",
-    methods: tuple[str, ...] = (),
-    **limits: Any,
-) -> Any:
-    """One field: its label, its help (the trade-off in one breath) and its limits.
-
-    :param simple: shown in the short form; the others stand under "All settings"
-    :param heading: begins a group of fields there
-    :param methods: that use it; empty means all
-    """
-    extra: dict[str, Any] = {"simple": simple, "heading": heading, "methods": methods}
-    return Field(default, title=label, description=help, json_schema_extra=extra, **limits)
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class QuantisationSection(Section):
@@ -151,10 +129,10 @@ class LoraSection(Section):
         le=1000,
     )
 
-    @field_validator("target_modules", "modules_to_save", mode="before")
+    @field_validator("target_modules", "modules_to_save", "rank_schedule", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
-        """The command line gives names with commas between them."""
+        """The command line gives names, or ranks, with commas between them."""
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
@@ -167,6 +145,13 @@ class LoraSection(Section):
                 raise ValueError(f"takes names of modules, not patterns: {name[:40]!r} is none")
         if len(set(value)) < len(value):
             raise ValueError("names a module twice")
+        return value
+
+    @field_validator("rank_schedule")
+    @classmethod
+    def _growing(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(after <= before for before, after in zip(value, value[1:], strict=False)):
+            raise ValueError("must grow, like 4, 8, 16")
         return value
 
     @field_validator("layers")

@@ -65,7 +65,7 @@ def flag(setting: schema.Setting, value: Any) -> str:
     if setting.key in forms.AS_YAML:
         text = forms._line_of_yaml(value)
     elif isinstance(value, tuple):
-        text = ",".join(value)
+        text = ",".join(map(str, value))
     else:
         text = "" if value is None else str(value)
     return f"--{setting.key}={text}"
