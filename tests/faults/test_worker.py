@@ -65,10 +65,11 @@ def ended(job_id: int) -> dict[str, Any]:
     return queue.get(job_id)
 
 
-def children() -> list[psutil.Process]:
-    """The processes of this one that do jobs."""
+def children(*flags: str) -> list[psutil.Process]:
+    """The processes of this one that do jobs; ``--ready`` for those that wait for one in advance."""
     mine = psutil.Process().children(recursive=True)
-    return [one for one in mine if one.status() != psutil.STATUS_ZOMBIE and "--now" in one.cmdline()]
+    alive = [one for one in mine if one.status() != psutil.STATUS_ZOMBIE]
+    return [one for one in alive if {*(flags or ("--now",))} & set(one.cmdline())]
 
 
 DEATHS = {
@@ -293,7 +294,7 @@ def test_a_next_worker_is_ready_before_its_job_where_memory_allows(
         assert made._supervisor._spare
         made._supervisor._spare.kill()
         assert ended(queue.enqueue("merge", run_id))["state"] == "completed"
-    until(lambda: not psutil.Process().children())
+    until(lambda: not children("--now", "--ready"))
 
 
 def test_a_system_that_starts_no_process_in_advance_leaves_the_running_job_alone(
