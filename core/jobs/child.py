@@ -78,7 +78,13 @@ def _listen() -> "channels.SimpleQueue[int]":
 def _get_ready() -> None:
     try:
         stack.ready()
-        from core.training import run, trainer  # noqa: F401
+        import torch
+
+        from core.training import run  # noqa: F401
+
+        if not torch.cuda.is_available():
+            # bitsandbytes asks every GPU what it can do: a process that waits would hold memory there.
+            from core.training import trainer  # noqa: F401
     except Exception as error:
         # The job that needs it will say the same to its user.
         message_of(error)
