@@ -116,6 +116,11 @@ class MethodSection(Section):
         """Whether the loss is a mean negative log-likelihood, so that its exponential is a perplexity."""
         return self.name in ("supervised", "pretraining")
 
+    @property
+    def loss_is(self) -> str:
+        """What the loss is, in words."""
+        return "nats per supervised token" if self.is_likelihood else f"that of {self.name}"
+
 
 class MixPart(Section):
     """One dataset of a mix."""

@@ -48,11 +48,13 @@ def _smoothed(values: list[float], weight: float = 0.85) -> list[float]:
     return smooth
 
 
-def loss(points: Points, best_step: int | None, height: int = 330) -> Any:
+def loss(
+    points: Points, best_step: int | None, height: int = 330, of: str = "nats per supervised token"
+) -> Any:
     """Training and held-out loss on one chart, the best held-out point marked."""
     import plotly.graph_objects as go
 
-    figure = _figure("loss (nats per supervised token)", height)
+    figure = _figure(f"loss ({of})", height)
     steps, values = _series(points, "loss")
     figure.add_trace(
         go.Scatter(

@@ -100,8 +100,6 @@ def card(config: RunConfig, metadata: dict[str, Any], metrics: dict[str, Any]) -
     """The model card (Hub front matter and plain figures)."""
     training, lora = config.training, config.lora
     loss = _figure(metrics.get("base_eval_loss")), _figure(metrics.get("eval_loss"))
-    method = config.method
-    of = "nats per supervised token" if method.is_likelihood else f"that of {method.name}"
     perplexity = _figure(metrics.get("base_perplexity")), _figure(metrics.get("perplexity"))
     return f"""---
 library_name: peft
@@ -110,12 +108,13 @@ tags: [lora, qlora, plumbline]
 ---
 # {config.display_name}
 
-A LoRA adapter for `{config.model.base}`, trained ({method.name}) on the dataset `{config.data.dataset}`
+A LoRA adapter for `{config.model.base}`, trained ({config.method.name}) on the dataset
+`{config.data.dataset}`
 ({metadata["dataset"]["train_rows"]} rows; {metadata["dataset"]["held_out_rows"]} held out).
 
 | | base | adapter |
 |---|---|---|
-| held-out loss ({of}) | {loss[0]} | {loss[1]} |
+| held-out loss ({config.method.loss_is}) | {loss[0]} | {loss[1]} |
 | held-out perplexity | {perplexity[0]} | {perplexity[1]} |
 
 Quantisation {config.quantisation.method}{" with double quantisation" if config.quantisation.double else ""};

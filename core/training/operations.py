@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch.nn.functional import silu
 
-HEADS_AT_ONCE = 64  # most heads of a token that one program rotates
 CROSS_ENTROPY_BLOCK = 4096
 
 

@@ -69,11 +69,6 @@ class ShardedBase:
         self.held[side] = number
         self.arriving[number] = torch.distributed.all_gather_into_tensor(whole, part, async_op=True)
 
-    @property
-    def bytes(self) -> int:
-        """What this process holds: its parts and both buffers."""
-        return sum(len(part) for part in self.parts) + sum(len(buffer) for buffer in self.buffers)
-
 
 def spread(config: RunConfig, world: World, device: Any) -> Any:
     """A base as `load.base_model` gives it, but no device ever holds all of it.

@@ -140,11 +140,15 @@ def _main_figures(run_id: int | None) -> list[Any]:
     if run_id is None or not points:
         return [gr.Plot(visible=False), gr.Plot(visible=False)]
     run = runs.get(run_id)
-    if runs.recipe(run_id).method.is_likelihood:
+    method = runs.recipe(run_id).method
+    if method.is_likelihood:
         beside = plots.perplexity(points, run["base_eval_loss"])
     else:
         beside = plots.rewards(points)
-    return [gr.Plot(plots.loss(points, run["best_step"]), visible=True), gr.Plot(beside, visible=True)]
+    return [
+        gr.Plot(plots.loss(points, run["best_step"], of=method.loss_is), visible=True),
+        gr.Plot(beside, visible=True),
+    ]
 
 
 def _small_figures(run_id: int | None) -> list[Any]:
