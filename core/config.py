@@ -5,7 +5,6 @@
 
 import difflib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from pydantic.fields import FieldInfo
 from core.data.mapping import Mapping
 from core.errors import RecipeError, StudioError
 from core.home import assets
+from core.machines import MachinesSection
+from core.method import MethodSection
 from core.phrases import phrase
 from core.recipe_text import MOST_BYTES, parsed
 from core.sections import PROJECTIONS as PROJECTIONS
@@ -39,87 +40,6 @@ class ModelSection(Section):
     revision: str | None = setting(
         None, "Revision", "Branch, tag or commit of a Hub model; empty means its main branch"
     )
-
-
-class MethodSection(Section):
-    """What is learned from a row."""
-
-    name: Literal["supervised", "pretraining", "dpo", "orpo", "kto", "grpo"] = setting(
-        "supervised",
-        "Method",
-        "supervised learns the answers; pretraining every token of plain texts, long ones in windows; dpo "
-        "and orpo better answers against worse ones; kto answers with a verdict; grpo tries answers of its "
-        "own and learns from those that pass a check",
-    )
-    beta: float = setting(
-        0.1,
-        "Beta",
-        "dpo, kto: how close to the base's answers; orpo: weight of the judgement; 0.1 is usual",
-        methods=("dpo", "orpo", "kto"),
-        gt=0,
-        le=100,
-    )
-    desirable_weight: float = setting(
-        1.0,
-        "Desirable weight",
-        "Weight of good answers; raise it where they are few",
-        methods=("kto",),
-        gt=0,
-        le=1000,
-    )
-    undesirable_weight: float = setting(
-        1.0,
-        "Undesirable weight",
-        "Weight of bad answers; raise it where they are few",
-        methods=("kto",),
-        gt=0,
-        le=1000,
-    )
-    check: Literal["exact", "contains", "regex", "json"] = setting(
-        "exact",
-        "Check",
-        "An answer passes when it equals the row's, contains it, matches the pattern, or is a JSON object or "
-        "list",
-        methods=("grpo",),
-    )
-    pattern: str = setting(
-        "",
-        "Pattern",
-        "For the check regex: a Python regular expression, found anywhere in the answer",
-        methods=("grpo",),
-        max_length=500,
-    )
-    answers: int = setting(
-        8,
-        "Answers",
-        "Tried for each question; more = steadier, slower steps",
-        methods=("grpo",),
-        ge=2,
-        le=64,
-    )
-    temperature: float = setting(
-        1.0,
-        "Temperature",
-        "Of the tried answers; lower = less variety to learn from",
-        methods=("grpo",),
-        gt=0,
-        le=5,
-    )
-
-    @property
-    def judges(self) -> bool:
-        """Whether rows hold judged answers."""
-        return self.name in ("dpo", "orpo", "kto")
-
-    @property
-    def is_likelihood(self) -> bool:
-        """Whether the loss is a mean negative log-likelihood, so that its exponential is a perplexity."""
-        return self.name in ("supervised", "pretraining")
-
-    @property
-    def loss_is(self) -> str:
-        """What the loss is, in words."""
-        return "nats per supervised token" if self.is_likelihood else f"that of {self.name}"
 
 
 class MixPart(Section):
@@ -209,6 +129,7 @@ class RunConfig(Section):
     method: MethodSection = MethodSection()
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
+    machines: MachinesSection = MachinesSection()
 
     @property
     def display_name(self) -> str:
@@ -275,22 +196,7 @@ def problems(raw: dict[str, Any]) -> dict[str, str]:
         found["data.mix"] = "names one dataset twice; give it a higher weight"
     if config.data.order == "by column" and not config.data.order_column:
         found["data.order_column"] = "must name a column when the order is by column"
-    return found | _at_odds(config) | _method_at_odds(config)
-
-
-def _method_at_odds(config: RunConfig) -> dict[str, str]:
-    """Settings that a method contradicts."""
-    found, method = {}, config.method
-    if method.name == "grpo" and method.check == "regex":
-        try:
-            re.compile(method.pattern)
-        except re.error as error:
-            found["method.pattern"] = f"is no regular expression: {error}"
-        if not method.pattern:
-            found["method.pattern"] = "must be given when the check is regex"
-    if config.training.label_smoothing and not method.is_likelihood:
-        found["training.label_smoothing"] = f"is not for {method.name}, whose loss is of whole answers"
-    return found
+    return found | config.method.at_odds() | config.machines.at_odds() | _at_odds(config)
 
 
 def _at_odds(config: RunConfig) -> dict[str, str]:
@@ -307,6 +213,9 @@ def _at_odds(config: RunConfig) -> dict[str, str]:
     if lora.use_dora and config.quantisation.method == "int8":
         # bitsandbytes 0.50 keeps the scales in one of two places, and peft 0.21 looks in the other.
         found["lora.use_dora"] = "does not go with int8, whose scales it does not find; take nf4 or none"
+    if config.training.label_smoothing and not config.method.is_likelihood:
+        name = config.method.name
+        found["training.label_smoothing"] = f"is not for {name}, whose loss is of whole answers"
     datasets = [part.dataset for part in config.data.mix]
     if metric and metric not in datasets:
         known = f"one of {', '.join(datasets)}, or empty" if datasets else "empty, for there is no mix"

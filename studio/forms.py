@@ -21,6 +21,7 @@ SECTIONS = {
     "method": "Method",
     "training": "Training",
     "evaluation": "Evaluation",
+    "machines": "GPUs and machines",
 }
 # Shown as text, because 2e-4 reads better than 0.0002 and number boxes rewrite it.
 AS_TEXT = {"training.learning_rate", "training.adam_epsilon"}

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import orjson
 
-from core.config import MethodSection
 from core.evaluation.score import exact_match
+from core.method import MethodSection
 
 Check = Callable[[str, str], float]
 

@@ -24,6 +24,11 @@ WITHOUT_EFFECT = {
     "training.price_per_hour",
     "evaluation.batch",
     "evaluation.max_new_tokens",
+    "machines.gpus",
+    "machines.sharding",
+    "machines.hosts",
+    "machines.address",
+    "machines.port",
 }
 
 

@@ -15,9 +15,9 @@ import numpy
 import torch
 from torch.nn.functional import logsigmoid
 
-from core.config import MethodSection
 from core.data.xray import Encoded
 from core.errors import StudioError
+from core.method import MethodSection
 from core.training.head import Weigh
 from core.training.packing import Pack, Packer, Step, pack, split
 from core.training.prepare import Prepared

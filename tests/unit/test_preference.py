@@ -12,12 +12,12 @@ import torch
 
 from core import api
 from core import config as schema
-from core.config import MethodSection
 from core.data import pairs
 from core.data.xray import IGNORED, Encoded
 from core.errors import StudioError
 from core.home import run_folder
 from core.jobs import queue
+from core.method import MethodSection
 from core.store import datasets, runs
 from core.training import decoder, preference
 from core.training.autograd import AutogradEngine

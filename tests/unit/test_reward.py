@@ -11,10 +11,10 @@ import torch
 
 from core import api
 from core import config as schema
-from core.config import MethodSection
 from core.errors import RecipeError
 from core.evaluation.checks import check_of
 from core.home import run_folder
+from core.method import MethodSection
 from core.store import runs
 from core.training import decoder
 from core.training.autograd import AutogradEngine

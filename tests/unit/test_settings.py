@@ -29,6 +29,7 @@ VALUES: dict[str, Any] = {
     "training.best_metric": "plain-style",
     "lora.rank_schedule": [4, 8],
     "method.pattern": "[0-9]+",
+    "machines.address": "10.0.0.7",
 }
 
 
