@@ -10,6 +10,20 @@ MODES = ("auto", "process", "thread")
 PROCESS_GIB = 2.0  # free memory from which a second Python with torch (about 0.4 GiB) does no harm
 
 
+_used: str | None = None
+
+
+def use(mode: str) -> None:
+    """Note where this process does jobs."""
+    global _used
+    _used = mode
+
+
+def in_processes() -> bool:
+    """Whether jobs of this process are done in processes of their own, or would be."""
+    return (_used or choose(wanted()).value) == "process"
+
+
 def wanted() -> str:
     """What PLUMBLINE_WORKER says; ``auto`` without it."""
     return os.environ.get("PLUMBLINE_WORKER") or "auto"

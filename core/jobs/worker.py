@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from core.errors import StopRequested, message_of
 from core.home import home, run_folder
 from core.jobs import life, queue
+from core.jobs import mode as modes
 from core.models import stack
 from core.store import runs
 
@@ -121,6 +122,7 @@ class Worker(threading.Thread):
         self.closing = threading.Event()
         self.lock = FileLock(home() / "worker.lock", thread_local=False)
         self._supervisor = _supervisor() if mode == "process" else None
+        modes.use(mode)
         self._job: Job | None = None
 
     def run(self) -> None:

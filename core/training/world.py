@@ -1,11 +1,13 @@
 """Several processes that compute one run, each on a device of its own.
 
-Every process prepares the same steps and computes its share of each step's rows; gradients are summed
-once a step, so the result is that of one process but for the order of sums. transformers and accelerate
-are not told: to them each process is alone. ``accelerate launch`` or torchrun starts the processes.
+Every process has the same steps and computes its share of each step's rows; gradients are summed once a
+step, so the result is that of one process but for the order of sums. transformers and accelerate are not
+told: to them each process is alone. The first process starts the others (core.training.crew), or
+``accelerate launch`` or torchrun has started all of them.
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +15,7 @@ from typing import Any
 
 # What launchers tell a process, and what transformers would read it from.
 TOLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE")
+MEETING = "PLUMBLINE_MEETING"  # a file in which processes of one machine find each other
 PATIENCE = timedelta(hours=2)  # the others wait while the first one writes a checkpoint
 
 
@@ -60,6 +63,49 @@ class World:
         torch.distributed.broadcast_object_list(held)
         return held[0]
 
+    def first_says(self, yes: bool) -> bool:
+        """What the first process says; a safe point at which all do the same."""
+        return bool(self._of_all(float(yes), "broadcast"))
+
+    def any(self, yes: bool) -> bool:
+        """Whether any process says yes."""
+        return bool(self._of_all(float(yes), "max"))
+
+    def least(self, value: float) -> float:
+        """The smallest of the values that the processes have."""
+        return self._of_all(value, "min")
+
+    def _of_all(self, value: float, how: str) -> float:
+        if self.size == 1:
+            return value
+        import torch
+
+        held = torch.tensor(value, dtype=torch.float64)  # on the host: no GPU is waited for
+        if how == "broadcast":
+            torch.distributed.broadcast(held, 0)
+        else:
+            kind = torch.distributed.ReduceOp
+            torch.distributed.all_reduce(held, kind.MAX if how == "max" else kind.MIN)
+        return float(held)
+
+    def everyone(self, value: Any) -> list[Any]:
+        """What each process has, by rank. :param value: anything that can be pickled"""
+        if self.size == 1:
+            return [value]
+        import torch
+
+        held: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(held, value)
+        return held
+
+    def match(self, tensors: Sequence[Any]) -> None:
+        """Tensors become those of the first process, in place."""
+        if self.size > 1:
+            import torch
+
+            for tensor in tensors:
+                torch.distributed.broadcast(tensor, 0)
+
     def shares(self, lengths: Sequence[int]) -> list[list[int]]:
         """Row numbers for each process, so that all have about as many tokens."""
         shares: list[list[int]] = [[] for _ in range(self.size)]
@@ -73,6 +119,7 @@ class World:
 
 
 _current = World()
+_place: dict[str, str] | None = None  # what a launcher has told this process
 
 
 def current() -> World:
@@ -80,27 +127,55 @@ def current() -> World:
     return _current
 
 
+def place() -> tuple[int, int]:
+    """The rank that a launcher gave to this process, and how many it has started; (0, 1) without one.
+
+    Call it before torch sees a GPU: from then on this process sees its own alone, and no library sees
+    that there are others.
+    """
+    global _place
+    if _place is None:
+        _place = {name: os.environ.pop(name) for name in TOLD if name in os.environ}
+        if (local := _place.get("LOCAL_RANK")) is not None and _size() > 1:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(local)] if visible else local
+    return int(_place.get("RANK", "0")), _size()
+
+
+def _size() -> int:
+    return int((_place or {}).get("WORLD_SIZE", "1"))
+
+
 def join() -> World:
-    """Enter the world that a launcher has started this process in. Call it before torch sees a GPU."""
-    global _current
-    told = {name: os.environ.pop(name) for name in TOLD if name in os.environ}
-    size = int(told.get("WORLD_SIZE", "1"))
+    """Enter the world that a launcher, or the first process, has started this process in."""
+    rank, size = place()
     if size == 1 or _current.size > 1:
         return _current
-    rank, local = int(told["RANK"]), int(told["LOCAL_RANK"])
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[local] if visible else str(local)
+    if meeting := os.environ.get(MEETING):
+        return meet(meeting, rank, size)
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    return _enter("env://" if agent else f"tcp://{address}:{port}", rank, size)
+
+
+def meet(path: str, rank: int, size: int) -> World:
+    """Enter a world of one machine, whose processes open no port to others.
+
+    :param path: of a file that none of them has opened before
+    """
+    if sys.platform == "linux":
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, "lo")
+    return _enter(f"file://{path}", rank, size)
+
+
+def _enter(method: str, rank: int, size: int) -> World:
+    global _current
     import torch
 
-    cuda = torch.cuda.is_available()
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     torch.distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo",
-        init_method=f"tcp://{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        else "env://",
-        rank=rank,
-        world_size=size,
-        timeout=PATIENCE,
+        backend, init_method=method, rank=rank, world_size=size, timeout=PATIENCE
     )
     _current = World(rank, size)
     return _current
@@ -114,3 +189,9 @@ def leave() -> None:
 
         torch.distributed.destroy_process_group()
         _current = World()
+
+
+def abandon() -> None:
+    """Forget a world whose other processes have gone, or may be anywhere in their work."""
+    global _current
+    _current = World()

@@ -14,7 +14,7 @@ import pytest
 
 from core.chat import session
 from core.config import preset
-from core.jobs import child, life, queue, supervisor, worker
+from core.jobs import life, process, queue, supervisor, worker
 from core.jobs.worker import Job, Worker
 from core.store import runs
 from tests import tiny
@@ -36,7 +36,7 @@ def child_does(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def patch(code: str) -> None:
         body = "\n".join(f"    {line}" for line in code.splitlines())
         harness = (
-            "import sys; sys.path[:] = sys.argv[2:]\n"
+            "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
             "import ctypes, os, signal, threading\n"
             "from core.jobs import child, worker\n"
             f"def do(job):\n{body}\n"
@@ -44,7 +44,7 @@ def child_does(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
             "worker.stack.ready = lambda: None\n"
             "child.main()\n"
         )
-        monkeypatch.setattr(supervisor, "START", harness)
+        monkeypatch.setattr(process, "START", harness)
 
     return patch
 
@@ -105,7 +105,7 @@ def test_a_worker_that_dies_fails_its_run_and_the_queue_goes_on(
 def test_f09_a_worker_that_does_not_even_start_fails_its_job(
     run_id: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "START", "raise SystemExit('no such module')")
+    monkeypatch.setattr(process, "START", "raise SystemExit('no such module')")
     job_id = queue.enqueue("train", run_id)
     with working():
         assert "exit code 1" in ended(job_id)["error"]
@@ -118,7 +118,7 @@ def test_f09_a_system_that_starts_no_process_fails_the_job(
     def refused(ready: bool = False) -> None:
         raise OSError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(supervisor, "Child", refused)
+    monkeypatch.setattr(supervisor, "new_child", refused)
     job_id = queue.enqueue("train", run_id)
     with working():
         assert "Resource temporarily unavailable" in ended(job_id)["error"]
@@ -261,17 +261,19 @@ def test_f08_a_worker_ends_when_nobody_listens_to_it_any_more(
 ) -> None:
     child_does(HANG)
     # As on a system whose kernel does not end children.
-    code = supervisor.START.replace("child.main()", "child._die_with_parent = lambda: None\nchild.main()")
-    monkeypatch.setattr(supervisor, "START", code)
+    patched = "process.live_with_parent = lambda: None\nchild.main()"
+    monkeypatch.setattr(
+        process, "START", process.START.replace("child.main()", f"from core.jobs import process\n{patched}")
+    )
     job_id = queue.enqueue("train", run_id)
     queue.claim(job_id)
-    lone = supervisor.Child()
+    lone = supervisor.new_child()
     try:
         lone.hand(job_id)
         until(lambda: queue.get(job_id)["state"] == "running")
         assert lone.process.stdin is not None
         lone.process.stdin.close()
-        assert lone.process.wait(30) == child.ORPHANED
+        assert lone.process.wait(30) == process.ORPHANED
     finally:
         lone.close()
 
@@ -300,16 +302,15 @@ def test_a_next_worker_is_ready_before_its_job_where_memory_allows(
 def test_a_system_that_starts_no_process_in_advance_leaves_the_running_job_alone(
     run_id: int, child_does: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Refused(supervisor.Child):
-        def __init__(self, ready: bool = False) -> None:
-            if ready:
-                refused.set()
-                raise OSError(11, "Resource temporarily unavailable")
-            super().__init__()
+    def refusing(ready: bool = False) -> process.Process:
+        if ready:
+            refused.set()
+            raise OSError(11, "Resource temporarily unavailable")
+        return started()
 
-    refused = threading.Event()
+    refused, started = threading.Event(), supervisor.new_child
     monkeypatch.setattr(supervisor, "SPARE_GIB", 0.0)
-    monkeypatch.setattr(supervisor, "Child", Refused)
+    monkeypatch.setattr(supervisor, "new_child", refusing)
     file = worker.home() / "go on"
     child_does(f"job.running()\nwhile not os.path.exists({str(file)!r}):\n    threading.Event().wait(0.05)")
     first, second = queue.enqueue("train", run_id), queue.enqueue("merge", run_id)

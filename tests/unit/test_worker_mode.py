@@ -14,7 +14,7 @@ from core import cli
 from core.config import preset
 from core.errors import StudioError
 from core.jobs import life, mode, queue, signals, wait, worker
-from core.jobs.supervisor import how_it_ended
+from core.jobs.process import how_it_ended
 from core.models import hardware
 from core.store import runs
 from studio import status
