@@ -4,7 +4,9 @@ import os
 import sys
 
 from core.errors import StudioError
+from core.models import gpus
 from core.models.hardware import GIB, Choice
+from core.training import world
 
 MODES = ("auto", "process", "thread")
 PROCESS_GIB = 2.0  # free memory from which a second Python with torch (about 0.4 GiB) does no harm
@@ -22,6 +24,15 @@ def use(mode: str) -> None:
 def in_processes() -> bool:
     """Whether jobs of this process are done in processes of their own, or would be."""
     return (_used or choose(wanted()).value) == "process"
+
+
+def of_commands() -> str:
+    """Where a command or a Python program does its jobs: in itself, unless a run may start more processes."""
+    if world.place()[1] > 1:
+        return "thread"  # a launcher has started this process as one of several
+    if wanted() != "auto":
+        return choose(wanted()).value
+    return "process" if gpus.count_without_torch() > 1 else "thread"
 
 
 def wanted() -> str:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from core.jobs import queue, signals
+from core.jobs import mode, queue, signals
 from core.jobs.worker import Worker
 
 
@@ -25,7 +25,7 @@ def until_ended(job_id: int, look: Callable[[dict[str, Any]], None] = lambda job
         if len(asked) > 1:
             raise KeyboardInterrupt
 
-    worker = Worker()
+    worker = Worker(mode.of_commands())
     worker.start()
     told = False
     with signals.caught(note):

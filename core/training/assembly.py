@@ -9,31 +9,51 @@ from core.config import RunConfig
 from core.jobs import probe
 from core.jobs.worker import Job
 from core.models import hardware, initial, load
-from core.training import cost, forecast, plan, shape
+from core.training import arrange, cost, forecast, plan, shape
 from core.training.plan import Outcome, Plan
 from core.training.prepare import Prepared, total_steps
 from core.training.world import current
 
 
-def planned(config: RunConfig, prepared: Prepared, sharded: bool = False) -> Outcome:
+def arranged(config: RunConfig, prepared: Prepared) -> Plan:
+    """How many processes compute a run and how they hold the base, before it is loaded.
+
+    :raises StudioError: when it fits in no way
+    """
+    work = plan.workload(config, prepared.lengths, prepared.supervised)
+    sizes, rates = shape.shape(config), _rates(config)
+    steps = total_steps(config, len(prepared.train))
+    return arrange.choose(config, sizes, work, rates, plan.free_bytes(), steps).plan
+
+
+def planned(config: RunConfig, prepared: Prepared, before: Plan) -> Outcome:
     """The plan for the memory that is free now that the base is loaded.
 
-    :param sharded: other processes hold parts of the base
+    :param before: what `arranged` gave
     """
     sizes = shape.shape(config)
-    if sharded:
+    if before.sharded:
         sizes = replace(sizes, base_bytes=hardware.allocated_bytes())
-    load = plan.workload(config, prepared.lengths, prepared.supervised)
-    rates = cost.rates(hardware.device().value, hardware.compute_dtype(config).value)
+    work = plan.workload(config, prepared.lengths, prepared.supervised).shared(before.processes)
     # The base has taken its memory already.
     cuda = hardware.device().value == "cuda"
     held = hardware.allocated_bytes() if cuda else sizes.base_bytes
-    found = plan.choose(config, sizes, load, rates, plan.free_bytes() + held)
-    if sharded:
-        # What is gathered between layers is not recorded in graphs.
-        found = replace(found, plan=replace(found.plan, graphs=False))
-    # Processes that see a little more or less free memory must compute in the same way.
-    return current().from_first(found)
+    free = current().least(plan.free_bytes() + held)
+    found = plan.choose(config, sizes, work, _rates(config), free)
+    kept = {name: choice for name, choice in before.choices.items() if name in ("GPUs", "base")}
+    chosen = replace(
+        found.plan,
+        processes=before.processes,
+        sharded=before.sharded,
+        graphs=found.plan.graphs and not before.sharded,
+        choices=kept | found.plan.choices,
+    )
+    # Processes whose rates differ a little must compute in the same way.
+    return current().from_first(replace(found, plan=chosen))
+
+
+def _rates(config: RunConfig) -> cost.Rates:
+    return cost.rates(hardware.device().value, hardware.compute_dtype(config).value)
 
 
 def expected(config: RunConfig, prepared: Prepared, outcome: Outcome) -> str:
@@ -44,9 +64,12 @@ def expected(config: RunConfig, prepared: Prepared, outcome: Outcome) -> str:
 
 
 def trainer(
-    config: RunConfig, job: Job, model: Any, prepared: Prepared, folder: Path, chosen: Plan
+    config: RunConfig, job: Job, model: Any, prepared: Prepared, folder: Path, chosen: Plan, record: Any
 ) -> tuple[Any, dict[str, hardware.Choice]]:
-    """The trainer of a run, and what was decided about it."""
+    """The trainer of a run, and what was decided about it.
+
+    :param record: a callback that writes down what is measured; see core.training.record
+    """
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import SFTConfig
@@ -55,7 +78,6 @@ def trainer(
     from core.training.engine import engine
     from core.training.packing import Packer
     from core.training.preference import PreferenceTrainer
-    from core.training.record import Record
     from core.training.reward import RewardTrainer
     from core.training.trainer import Trainer
 
@@ -66,7 +88,6 @@ def trainer(
     if not cuda:
         decisions["threads"] = hardware.threads()
     steps = total_steps(config, len(prepared.train))
-    sharded = getattr(model.get_base_model(), "sharded", None) is not None
     evaluated, saved = stopping.intervals(config, steps)
     decisions |= stopping.choices(config, steps)
     initial.from_rows(model, config, prepared.train, job.check_stop)
@@ -128,16 +149,18 @@ def trainer(
         train_dataset=Dataset.from_list(rows),
         processing_class=load.tokenizer(config.model.base, config.model.revision),
         engine=make_engine,
-        packer=Packer(chosen.micro_batch_tokens, chosen.multiple, even=sharded),
+        packer=Packer(chosen.micro_batch_tokens, chosen.multiple, even=chosen.sharded),
         sources=prepared.sources,
         shuffled=config.data.order == "shuffled",
         keep=training.keep_checkpoints,
         job=job,
-        record=Record(job, folder / "metrics_history.jsonl"),
+        record=record,
         deterministic=training.deterministic,
         optimizers=(optimizers.optimizer(config, arguments, model), None),
     )
-    made.add_callback(stopping.Ending(config, job, model, folder / "best"))
+    made.add_callback(stopping.LastEvaluation(config))
+    if current().first:
+        made.add_callback(stopping.Ending(config, job, model, folder / "best"))
     if config.lora.halved:
         half = optimizers.FrozenHalf(model, config.lora.r)
         made.add_callback(half)

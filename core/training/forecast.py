@@ -9,8 +9,9 @@ from core.config import RunConfig
 from core.errors import StudioError
 from core.models import hardware
 from core.models.hardware import GIB, Choice
-from core.training import cost, plan, shape
+from core.training import arrange, cost, plan, shape
 from core.training.plan import Plan
+from core.training.prepare import total_steps
 
 CHECKPOINT_BYTES = 4.0  # a parameter's, beside the optimizer's states
 DISK_STATES = {"adamw_torch": 8.0, "adamw_8bit": 2.1, "paged_adamw_8bit": 2.1}
@@ -60,7 +61,8 @@ def forecast(config: RunConfig, chosen_rows: int, lengths: Any, supervised: int)
     rates = cost.rates(hardware.device().value, hardware.compute_dtype(config).value)
     free, problem = plan.free_bytes(), ""
     try:
-        found = plan.choose(config, sizes, load, rates, free)
+        steps = total_steps(config, chosen_rows)
+        found = arrange.choose(config, sizes, load, rates, free, steps)
     except StudioError as error:
         problem = error.text
         found = plan.smallest(config, sizes, load, rates)
@@ -71,8 +73,6 @@ def of_outcome(
     config: RunConfig, rows: int, found: plan.Outcome, free: float | None = None, problem: str = ""
 ) -> Forecast:
     """The forecast of a plan that was chosen. :param free: bytes; None means what is free now"""
-    from core.training.prepare import total_steps
-
     sizes = shape.shape(config)
     free = plan.free_bytes() if free is None else free
     total = total_steps(config, rows) * found.step_seconds
@@ -109,8 +109,6 @@ def sharpened(
     :param peak_bytes: of two steps at the worst length
     :param time_factor: measured time of the probe's steps over what was forecast for them
     """
-    from core.training.prepare import total_steps
-
     seconds = before.seconds_per_step * time_factor
     total = total_steps(config, rows) * seconds
     return replace(

@@ -18,7 +18,7 @@ from core.training.cost import Rates, Way
 from core.training.packing import fill_of, split
 from core.training.prepare import total_steps
 from core.training.shape import Shape
-from core.training.world import current
+from core.training.world import World
 
 USED_SHARE = 0.92  # of the free memory: the allocator and the driver need the rest
 SIZES = (2048, 4096, 8192, 16384, 32768, 65536)  # tokens of a pack worth trying
@@ -30,7 +30,10 @@ NEAR = 1.01  # a plan this close to the fastest is as good, if it needs less mem
 
 @dataclass(frozen=True)
 class Plan:
-    """:param graphs: packs are replayed as CUDA graphs"""
+    """:param graphs: packs are replayed as CUDA graphs
+    :param processes: that share every step, each on a GPU of its own
+    :param sharded: each of them holds a part of every layer of the base
+    """
 
     micro_batch_tokens: int
     kept_layers: int
@@ -39,6 +42,8 @@ class Plan:
     optimizer: str
     graphs: bool
     choices: dict[str, Choice] = field(default_factory=dict)
+    processes: int = 1
+    sharded: bool = False
 
     @property
     def multiple(self) -> int:
@@ -71,6 +76,18 @@ class Workload:
         places = numpy.linspace(0, len(self.steps) - 1, min(len(self.steps), DRAWN)).astype(int)
         return [self.steps[place] for place in places]
 
+    def shared(self, processes: int) -> "Workload":
+        """The steps of one of so many processes, that with most to do."""
+        if processes == 1:
+            return self
+        shares = (World(0, processes).shares(step.tolist()) for step in self.steps)
+        steps = (
+            max((step[share] for share in parts), key=lambda part: int(part.sum()))
+            for step, parts in zip(self.steps, shares, strict=True)
+        )
+        ordered = tuple(sorted(steps, key=lambda step: -int(step.sum())))
+        return Workload(ordered, self.longest, self.supervised_share)
+
     def cut(self, length: int) -> "Workload":
         """The same steps with rows of at most this length."""
         steps = (numpy.minimum(step, length) for step in self.steps)
@@ -92,7 +109,7 @@ def workload(config: RunConfig, lengths: Any, supervised: int) -> Workload:
     :param supervised: tokens in the loss of all of them
     """
     rows = numpy.asarray(lengths)
-    batch = -(-config.training.effective_batch // current().size)  # this process's share
+    batch = config.training.effective_batch
     share = supervised / max(1, int(rows.sum()))
     per_epoch = -(-len(rows) // batch)
     total = min(total_steps(config, len(rows)), EPOCHS * per_epoch)

@@ -31,6 +31,8 @@ def measure(config: RunConfig, job: Job) -> Forecast:
     before = forecast.forecast(config, len(lengths), lengths, supervised)
     if before.problem:
         raise StudioError("", before.problem.removesuffix("."))
+    if before.plan.sharded:
+        raise StudioError("", "a base that is spread over several GPUs is not measured in advance")
     job.report("loading the base model", 0.2)
     hardware.forget_peak()
     model = adapters.attach(load.base_model(config), config)
@@ -48,7 +50,7 @@ def sharpened(
     check_stop: Callable[[], None] = lambda: None,
 ) -> Forecast:
     """``before`` with what steps of its plan take on a model with its adapter; the model's weights stay."""
-    work = plan.workload(config, lengths, supervised)
+    work = plan.workload(config, lengths, supervised).shared(before.plan.processes)
     steps = [plan.packed(before.plan, step) for step in work.some[:: -(-len(work.some) // STEPS)]]
     seconds, peak = _run(config, model, before.plan, work, steps, check_stop)
     rates = cost.rates(hardware.device().value, hardware.compute_dtype(config).value)

@@ -7,6 +7,8 @@ import contextlib
 import json
 import time
 import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,13 @@ from core.jobs import queue
 from core.jobs.worker import Job
 from core.models import adapters, hardware, load
 from core.store import runs
-from core.training import assembly, checkpoints, lineage, memory, outputs, plan, proof, resume, room
+from core.training import assembly, checkpoints, crew, lineage, memory, outputs, plan, proof, resume, room
+from core.training.crew import Crew
+from core.training.follow import Order
 from core.training.identity import identity
 from core.training.plan import Outcome
 from core.training.prepare import Prepared, prepare
+from core.training.world import current
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -60,56 +65,122 @@ def _train(job: Job, folder: Path) -> dict[str, Any]:
     job.report("reading the data")
     prepared = prepare(config, job)
     job.check_stop()
-    job.report("loading the base model")
-    from transformers import set_seed
+    arranged = assembly.arranged(config, prepared)
+    with crew.formed(job, arranged) as together:
+        order = Order.of(config, prepared, arranged, checkpoint)
+        current().from_first(order)
+        return _computed(job, order, folder, checkpoint, together, began)
 
-    set_seed(config.training.seed)
-    hardware.forget_peak()
-    base = load.base_model(config, job.report, job.check_stop)
-    job.check_stop()
-    job.report("taking the base's checksum")
-    digest = proof.base_digest(base)
-    outputs.write_json(folder / "baseline_checksums.json", digest)
-    made_of = identity(config, digest["sha256"])
-    if checkpoint is not None:
-        resume.refuse_other(checkpoint, made_of, job)
-    model = adapters.attach(base, config)
-    adapters.refuse_other_trainables(model)
-    trainable, total = adapters.trainable_share(model)
-    runs.event(
-        f"{trainable:,} of {total:,} parameters are trainable ({trainable / total:.2%})", job.run_id, job.id
-    )
 
-    planned = assembly.planned(_with_its_optimizer(config, checkpoint), prepared)
-    trainer, decisions = assembly.trainer(config, job, model, prepared, folder, planned.plan)
-    if checkpoint is None and (told := lineage.inherit(model, job.run_id)):
+def _computed(
+    job: Job, order: Order, folder: Path, checkpoint: Path | None, together: Crew, began: float
+) -> dict[str, Any]:
+    """A run's steps and what they leave, once all of its processes know what to do."""
+    from core.training.record import Record
+
+    config, prepared = order.config, order.prepared
+
+    def note(digest: dict[str, Any]) -> dict[str, Any]:
+        outputs.write_json(folder / "baseline_checksums.json", digest)
+        made_of = identity(config, digest["sha256"])
+        if checkpoint is not None:
+            resume.refuse_other(checkpoint, made_of, job)
+        return made_of
+
+    built = build(job, order, folder, checkpoint, Record(job, folder / "metrics_history.jsonl"), note)
+    trainer, planned = built.trainer, built.planned
+    trainable, total = adapters.trainable_share(built.model)
+    job.event(f"{trainable:,} of {total:,} parameters are trainable ({trainable / total:.2%})")
+    if checkpoint is None and (told := lineage.inherit(built.model, job.run_id)):
         job.event(told)
-    trainer.identity = made_of | {"optimizer": planned.plan.optimizer}
+    trainer.identity = built.identity | {"optimizer": planned.plan.optimizer}
     runs.update(
         job.run_id,
         device=hardware.device().value,
-        decisions=json.dumps({name: choice._asdict() for name, choice in decisions.items()}),
+        decisions=json.dumps({name: choice._asdict() for name, choice in built.decisions.items()}),
         forecast=assembly.expected(config, prepared, planned),
     )
     resume.cut_back(job, folder, checkpoint)
-    stopped = _fit(trainer, job, checkpoint, config, prepared, planned)
+    begin_alike(built.model)
+    stopped = _fit(trainer, job, checkpoint, config, prepared, planned, together)
     if stopped and queue.ending(job.id):
         job.event(f"interrupted: step {trainer.state.global_step} is saved, and Resume goes on from it")
         raise Interrupted()
 
     job.report("checking that the base is unchanged")
-    after = proof.base_digest(model)
-    if after["sha256"] != digest["sha256"]:
+    after = proof.base_digest(built.model)
+    if after["sha256"] != built.digest["sha256"]:
         raise StudioError(
             "base weights", "changed during training", "Please report this; do not use the adapter."
         )
-    summary = outputs.summary(job, trainer, trainable, total, digest, time.perf_counter() - began)
+    summary = outputs.summary(job, trainer, trainable, total, built.digest, time.perf_counter() - began)
     outputs.write(folder, config, job, trainer, prepared, summary)
     outcome = outputs.outcome(trainer, folder, summary)
     runs.update(job.run_id, summary=json.dumps(summary), outcome=json.dumps(outcome), seconds_left=0.0)
     if stopped:
         raise StopRequested()
     return summary
+
+
+@dataclass(frozen=True)
+class Built:
+    """What one process of a run trains with.
+
+    :param identity: what its checkpoints are of; empty in a process that writes none
+    """
+
+    model: Any
+    trainer: Any
+    planned: Outcome
+    digest: dict[str, Any]
+    identity: dict[str, Any]
+    decisions: dict[str, hardware.Choice]
+
+
+def build(
+    job: Job,
+    order: Order,
+    folder: Path,
+    checkpoint: Path | None,
+    record: Any,
+    note: Callable[[dict[str, Any]], dict[str, Any]] = lambda digest: {},
+) -> Built:
+    """Load the base, attach the adapter, plan, and make the trainer; in every process of a run.
+
+    :param folder: of the run, or of this process
+    :param note: given the base's digest, before anything is made of it; returns the identity
+    :raises StudioError: when processes have loaded other bases
+    """
+    from transformers import set_seed
+
+    config = order.config
+    set_seed(config.training.seed)
+    hardware.forget_peak()
+    job.report("loading the base model")
+    if order.plan.sharded:
+        from core.training.shards import spread
+
+        base = spread(config, current(), hardware.device().value, job.report, job.check_stop)
+    else:
+        base = load.base_model(config, job.report, job.check_stop)
+    job.check_stop()
+    job.report("taking the base's checksum")
+    digest = proof.base_digest(base)
+    for rank, other in enumerate(current().everyone(digest["sha256"])):
+        if other != digest["sha256"]:
+            what = f"is not the same in process {rank + 1} of {current().size}"
+            raise StudioError("the base", what, "Give every machine the same files.")
+    identity = note(digest)
+    model = adapters.attach(base, config)
+    adapters.refuse_other_trainables(model)
+    planned = assembly.planned(_with_its_optimizer(config, checkpoint), order.prepared, order.plan)
+    trainer, decisions = assembly.trainer(config, job, model, order.prepared, folder, planned.plan, record)
+    return Built(model, trainer, planned, digest, identity, decisions)
+
+
+def begin_alike(model: Any) -> None:
+    """Every process has the adapter that the first one begins with."""
+    current().match([p.data for p in model.parameters() if p.requires_grad])
 
 
 def _with_its_optimizer(config: RunConfig, checkpoint: Path | None) -> RunConfig:
@@ -121,20 +192,32 @@ def _with_its_optimizer(config: RunConfig, checkpoint: Path | None) -> RunConfig
 
 
 def _fit(
-    trainer: Any, job: Job, checkpoint: Path | None, config: RunConfig, prepared: Prepared, planned: Outcome
+    trainer: Any,
+    job: Job,
+    checkpoint: Path | None,
+    config: RunConfig,
+    prepared: Prepared,
+    planned: Outcome,
+    together: Crew,
 ) -> bool:
     """Train to the end or to Stop; True when stopped."""
+
+    def suggested() -> dict[str, Any]:
+        work = plan.workload(config, prepared.lengths, prepared.supervised)
+        settings = memory.smaller(config, work.shared(planned.plan.processes), planned)
+        queue.suggest(job.id, settings)
+        return settings
+
     job.running()
+    together.on_memory = lambda: memory.OutOfMemory("", suggested()).fix
     try:
-        stopped = _steps(trainer, job, checkpoint)
+        stopped = steps(trainer, job, checkpoint)
     except Exception as error:
         _keep_what_was_measured(trainer)
         if not memory.ran_out(error):
             raise
         job.log("".join(traceback.format_exception(error)))
-        work = plan.workload(config, prepared.lengths, prepared.supervised)
-        settings = memory.smaller(config, work, planned)
-        queue.suggest(job.id, settings)
+        settings = suggested()
         # Its frames hold what did not fit.
         traceback.clear_frames(error.__traceback__)
         raise memory.explained(error, trainer.where, planned, settings) from None
@@ -154,7 +237,8 @@ def _keep_what_was_measured(trainer: Any) -> None:
             raise
 
 
-def _steps(trainer: Any, job: Job, checkpoint: Path | None) -> bool:
+def steps(trainer: Any, job: Job, checkpoint: Path | None) -> bool:
+    """A run's steps and evaluations; True when it was asked to stop."""
     try:
         if checkpoint is None:
             job.report("measuring the base on the held-out rows")

@@ -42,6 +42,17 @@ def choices(config: RunConfig, steps: int) -> dict[str, Choice]:
     return found
 
 
+class LastEvaluation(TrainerCallback):
+    """Has the last step evaluated where it counts like any other."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.counts = config.training.best_at_end or config.training.early_stopping is not None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.counts and state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+
 class Ending(TrainerCallback):
     """Stops early, keeps the adapter of the best evaluation, and puts it back at the end.
 
@@ -59,13 +70,6 @@ class Ending(TrainerCallback):
         for path in self._kept():
             if _step(path) > state.global_step:  # the steps that it came after are gone through again
                 path.unlink()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # The last step counts like any other.
-        if state.global_step >= state.max_steps and (
-            self.training.best_at_end or self.training.early_stopping
-        ):
-            control.should_evaluate = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.global_step:

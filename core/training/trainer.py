@@ -164,6 +164,7 @@ class Trainer(SFTTrainer):
         super()._maybe_log_save_evaluate(
             tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate
         )
+        self.control.should_training_stop = current().first_says(self.control.should_training_stop)
 
     def say_pending(self) -> None:
         """Look at the step that was measured last, waiting for it.
@@ -226,7 +227,12 @@ class Trainer(SFTTrainer):
         return SequentialSampler(rows)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """transformers writes into the final folder file by file; here it is staged."""
+        """transformers writes into the final folder file by file; here it is staged.
+
+        Of several processes only the first one writes.
+        """
+        if not current().first:
+            return
         self.say_pending()
         with self._at("in the save"):
             self.record.write(self.state, sync=True)

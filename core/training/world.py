@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from core.errors import StudioError
+
 # What launchers tell a process, and what transformers would read it from.
 TOLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_WORLD_SIZE")
 MEETING = "PLUMBLINE_MEETING"  # a file in which processes of one machine find each other
@@ -120,6 +122,7 @@ class World:
 
 _current = World()
 _place: dict[str, str] | None = None  # what a launcher has told this process
+_abandoned = False
 
 
 def current() -> World:
@@ -147,10 +150,15 @@ def _size() -> int:
 
 
 def join() -> World:
-    """Enter the world that a launcher, or the first process, has started this process in."""
+    """Enter the world that a launcher, or the first process, has started this process in.
+
+    :raises StudioError: when it was abandoned
+    """
     rank, size = place()
     if size == 1 or _current.size > 1:
         return _current
+    if _abandoned:
+        raise StudioError("the launched processes", "ended with the run before", "Launch them again.")
     if meeting := os.environ.get(MEETING):
         return meet(meeting, rank, size)
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -193,5 +201,5 @@ def leave() -> None:
 
 def abandon() -> None:
     """Forget a world whose other processes have gone, or may be anywhere in their work."""
-    global _current
-    _current = World()
+    global _current, _abandoned
+    _current, _abandoned = World(), True

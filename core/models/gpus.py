@@ -1,0 +1,55 @@
+"""The GPUs that this process may use, and which of them nobody else is using."""
+
+import os
+import shutil
+import subprocess
+
+IDLE_SHARE = 0.05  # of a GPU's memory may be taken by what waits or draws a screen
+
+
+def visible() -> list[str]:
+    """Names for CUDA_VISIBLE_DEVICES of the GPUs that this process sees, in torch's order."""
+    import torch
+
+    count = torch.cuda.device_count()
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return named[:count] if len(named) >= count else [str(number) for number in range(count)]
+
+
+def idle() -> list[str]:
+    """Those of `visible` that may be joined: the first, which a run uses in any case, and idle ones."""
+    names = visible()
+    if len(names) < 2:
+        return names
+    import torch
+
+    used = _used_shares()
+    ids = [str(torch.cuda.get_device_properties(number).uuid) for number in range(len(names))]
+    return [
+        name
+        for number, (name, id_) in enumerate(zip(names, ids, strict=True))
+        if number == 0 or used.get(id_, 0.0) <= IDLE_SHARE
+    ]
+
+
+def _used_shares() -> dict[str, float]:
+    """The share of its memory that is taken of each of the machine's GPUs, by id; empty when not known."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return {}
+    asked = [program, "--query-gpu=uuid,memory.used,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        printed = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    found = {}
+    for line in printed.splitlines():
+        id_, used, total = (part.strip() for part in line.split(","))
+        if used.isdecimal() and total.isdecimal():
+            found[id_.removeprefix("GPU-")] = int(used) / max(1, int(total))
+    return found
+
+
+def count_without_torch() -> int:
+    """How many GPUs the machine has, as far as its driver tells."""
+    return len(_used_shares())

@@ -1,0 +1,164 @@
+"""How many processes compute a run, each on a GPU of its own, and whether they share the base."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from core.config import RunConfig
+from core.errors import StudioError
+from core.jobs import mode
+from core.models import gpus, hardware
+from core.models.hardware import Choice
+from core.training import plan, shape, world
+from core.training.cost import Rates
+from core.training.plan import Outcome, Workload
+from core.training.shape import Shape
+
+STARTING_SECONDS = 40.0  # until other processes have loaded the base: a short run is quicker without
+WORTH = 1.1  # how much quicker more GPUs must be
+BYTES_A_SECOND = 10e9  # that gradients travel with between GPUs; NVLink is far quicker
+
+
+@dataclass(frozen=True)
+class Processes:
+    """:param most: that there may be
+    :param fixed: there are as many, whatever is quicker
+    """
+
+    most: int
+    why: str
+    fixed: bool = True
+
+
+def possible(config: RunConfig) -> Processes:
+    """How many processes a run may have here.
+
+    :raises StudioError: when the recipe asks for more GPUs than there are
+    """
+    machines = config.machines
+    _, started = world.place()
+    if started > 1:
+        return Processes(started, "as many as were launched")
+    if machines.hosts > 1:
+        assert machines.gpus is not None
+        return Processes(
+            machines.hosts * machines.gpus, f"{machines.gpus} on each of {machines.hosts} machines"
+        )
+    if machines.gpus == 1:
+        return Processes(1, "set in the recipe")
+    cuda = hardware.device().value == "cuda"
+    if not mode.in_processes():
+        if machines.gpus is not None:
+            what = f"asks for {machines.gpus} processes, but jobs are done in a thread here"
+            raise StudioError("machines.gpus", what, "Set PLUMBLINE_WORKER=process.")
+        return Processes(1, "jobs are done in a thread here; PLUMBLINE_WORKER=process takes more")
+    if machines.gpus is not None:
+        there = len(gpus.visible())
+        if cuda and machines.gpus > there:
+            raise StudioError(
+                "machines.gpus", f"asks for {machines.gpus}, there are {there} here", "Lower it."
+            )
+        return Processes(machines.gpus, "set in the recipe")
+    if not cuda:
+        return Processes(1, "there is no GPU")
+    there, found = len(gpus.visible()), len(gpus.idle())
+    others = f", {there - found} in use by others" if found < there else ""
+    return Processes(found, f"{found} idle{others}" if there > 1 else "there is one", fixed=False)
+
+
+def choose(
+    config: RunConfig, sizes: Shape, load: Workload, rates: Rates, free_bytes: float, steps: int
+) -> Outcome:
+    """The quickest plan that fits in the free memory of a GPU, on as many of them as are worth it.
+
+    :param load: whole steps
+    :param steps: of the whole run
+    :raises StudioError: when none fits; it names the nearest that would
+    """
+    there = possible(config)
+    counts = [there.most] if there.fixed else _counts(there.most)
+    found: dict[int, Outcome] = {}
+    failure: StudioError | None = None
+    if config.machines.sharding != "full":
+        for count in counts:
+            try:
+                alone = plan.choose(config, sizes, load.shared(count), rates, free_bytes)
+            except StudioError as error:
+                failure = failure or error
+            else:
+                found[count] = _on(alone, count, False, sizes)
+    if found:
+        best = _worth_it(found, steps)
+        why = there.why
+        if best < there.most and not there.fixed:
+            why = (
+                f"{there.most} would not be notably quicker"
+                if best > 1
+                else "a run as short is as quick on one"
+            )
+        return _told(found[best], why, "each GPU holds all of it")
+    return _sharded(config, sizes, load, rates, free_bytes, there, failure)
+
+
+def _counts(most: int) -> list[int]:
+    return sorted({most, *(2**power for power in range(most.bit_length()) if 2**power <= most)})
+
+
+def _on(alone: Outcome, count: int, sharded: bool, sizes: Shape) -> Outcome:
+    """An outcome of one process's share as that of all: gradients travel once a step."""
+    travel = 0.0 if count == 1 else 8 * sizes.adapter_parameters * (count - 1) / count / BYTES_A_SECOND
+    return replace(
+        alone,
+        plan=replace(alone.plan, processes=count, sharded=sharded),
+        step_seconds=alone.step_seconds + travel,
+    )
+
+
+def _worth_it(found: dict[int, Outcome], steps: int) -> int:
+    """The fewest processes that are about as quick as any number, their start counted."""
+    seconds = {
+        count: one.step_seconds * steps + (STARTING_SECONDS if count > 1 else 0.0)
+        for count, one in found.items()
+    }
+    least = min(seconds.values())
+    return min(count for count, taken in seconds.items() if taken <= WORTH * least)
+
+
+def _told(found: Outcome, why: str, base: str) -> Outcome:
+    count = found.plan.processes
+    choices: dict[str, Any] = {"GPUs": Choice(str(count), why)}
+    if count > 1:
+        choices["base"] = Choice("spread" if found.plan.sharded else "whole", base)
+    return replace(found, plan=replace(found.plan, choices=choices | found.plan.choices))
+
+
+def _sharded(
+    config: RunConfig,
+    sizes: Shape,
+    load: Workload,
+    rates: Rates,
+    free_bytes: float,
+    there: Processes,
+    failure: StudioError | None,
+) -> Outcome:
+    """A plan for a base that is spread over all GPUs, because it must be or the recipe says so."""
+    if (why_not := _never_sharded(config, sizes, there)) or config.machines.sharding == "none":
+        if failure is not None:
+            raise failure
+        raise StudioError("machines.sharding", f"cannot be full: {why_not}", "Take auto or none.")
+    held = replace(sizes, base_bytes=shape.sharded_bytes(sizes, there.most))
+    alone = plan.choose(config, held, load.shared(there.most), rates, free_bytes)
+    # What is gathered between layers is not recorded in graphs.
+    alone = replace(alone, plan=replace(alone.plan, graphs=False))
+    why = "set in the recipe" if config.machines.sharding == "full" else "no GPU here holds all of it"
+    return _told(
+        _on(alone, there.most, True, sizes), there.why, f"each GPU holds a part of every layer: {why}"
+    )
+
+
+def _never_sharded(config: RunConfig, sizes: Shape, there: Processes) -> str:
+    """Why a base cannot be spread; empty when it can."""
+    if there.most == 1:
+        return "there is one GPU to hold the base" if there.fixed else f"there is one GPU ({there.why})"
+    if config.quantisation.method not in ("nf4", "fp4"):
+        return f"only a 4-bit base is spread, and quantisation.method is {config.quantisation.method}"
+    return f"only the hand-written decoder does it, and {sizes.refusal}" if sizes.refusal else ""

@@ -1,0 +1,131 @@
+"""The other processes of a run on this machine: the first one starts, watches and ends them.
+
+One that dies leaves the first waiting for it, in a library that nothing can wake. So a watching thread
+tells what happened and ends the process; that is why only a process that does one job has a crew.
+"""
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from core.errors import StopRequested, StudioError
+from core.jobs import worker
+from core.jobs.process import Process, how_it_ended
+from core.jobs.worker import Job
+from core.models import gpus
+from core.training import world
+from core.training.plan import Plan
+from core.training.world import World
+
+OUT_OF_MEMORY = 72  # the exit code of a process whose memory ran out
+POLL_SECONDS = 0.2
+NOTICE_SECONDS = 5.0  # for the first process to notice by itself that another has gone
+
+
+class Crew:
+    """The processes beside the first; none where a launcher has started them.
+
+    :param devices: names for CUDA_VISIBLE_DEVICES, the first process's own first; empty without GPUs
+    """
+
+    def __init__(self, job: Job, size: int, devices: list[str]) -> None:
+        self.job, self.size = job, size
+        self.on_memory: Callable[[], str] = lambda: ""  # suggests smaller settings, and says so
+        self.folder = Path(tempfile.mkdtemp(prefix="plumbline-"))
+        self.meeting = self.folder / "meeting"
+        self.others = [Process("core.training.follow", self._told(rank, devices)) for rank in range(1, size)]
+        self.closing = threading.Event()
+        self.watcher = threading.Thread(target=self._watch, name="plumbline-crew", daemon=True)
+        self.watcher.start()
+
+    def _told(self, rank: int, devices: list[str]) -> dict[str, str]:
+        told = {name: value for name, value in os.environ.items() if name != "PLUMBLINE_AUTH"}
+        told |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.size)}
+        told[world.MEETING] = str(self.meeting)
+        told.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (2 * self.size))))
+        if devices:
+            told["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+        return told
+
+    def fallen(self) -> tuple[int, Process] | None:
+        """The first of the others that has ended, with its rank."""
+        ended = ((rank, one) for rank, one in enumerate(self.others, 1) if one.process.poll() is not None)
+        return next(ended, None)
+
+    def out_of_memory(self) -> bool:
+        found = self.fallen()
+        return found is not None and found[1].process.returncode == OUT_OF_MEMORY
+
+    def explained(self) -> StudioError:
+        """What happened to the one that has ended."""
+        found = self.fallen()
+        assert found is not None
+        rank, one = found
+        self.job.log(f"process {rank + 1} of {self.size}:\n{one.printed().rstrip()}\n")
+        where = f"process {rank + 1} of {self.size}"
+        if one.process.returncode == OUT_OF_MEMORY:
+            fix = self.on_memory() or "Lower training.micro_batch_tokens or training.max_length."
+            return StudioError(where, "ran out of memory", fix)
+        fix = "What was saved before is intact, so it can be resumed; log.txt has its last words."
+        return StudioError(where, how_it_ended(one.process.returncode), fix)
+
+    def _watch(self) -> None:
+        while not self.closing.wait(POLL_SECONDS):
+            if self.fallen() is not None:
+                if not self.closing.wait(NOTICE_SECONDS):
+                    worker.record_failure(self.job, self.explained().text)
+                    os._exit(1)
+                return
+
+    def close(self) -> None:
+        self.closing.set()
+        for one in self.others:
+            one.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def formed(job: Job, plan: Plan) -> Iterator[Crew]:
+    """All processes of a plan in one world, until the work inside is done.
+
+    :raises StudioError: when one of the others has ended before
+    """
+    _, launched = world.place()
+    if launched > 1 or plan.processes == 1:
+        with _launched(job):
+            yield Crew(job, 1, [])
+        return
+    devices = gpus.idle()[: plan.processes] if gpus.visible() else []
+    job.report(f"starting {plan.processes - 1} more process{'es' if plan.processes > 2 else ''}")
+    crew = Crew(job, plan.processes, devices)
+    try:
+        world.meet(str(crew.meeting), 0, plan.processes)
+        yield crew
+    except (StudioError, StopRequested):
+        raise
+    except Exception as error:
+        # The watching thread gives this one the time to tell it; a process ends a little after its word.
+        if crew.fallen() is None:
+            crew.closing.wait(2 * POLL_SECONDS)
+        if crew.fallen() is None:
+            raise
+        raise crew.explained() from error
+    finally:
+        crew.close()
+        world.abandon()
+
+
+@contextmanager
+def _launched(job: Job) -> Iterator[None]:
+    """In a world of a launcher's, which the next run can use when this one has ended well."""
+    joined: World = world.join()
+    try:
+        yield
+    except BaseException:
+        if joined.size > 1:
+            world.abandon()
+        raise
