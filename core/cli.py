@@ -18,6 +18,7 @@ from core import config as schema
 from core.errors import StudioError, message_of
 from core.jobs import mode
 from core.terminal import clipped, safe, say, watch
+from core.training import world
 
 Serve = Callable[[str, int, int | None, str], None]
 
@@ -28,8 +29,13 @@ def main(argv: list[str], serve: Serve) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
+    rank, _ = world.place()
+    if rank:
+        return _follow() if arguments.verb in _TRAINING else 0
     try:
-        return _VERBS[arguments.verb](arguments, serve)
+        done = _VERBS[arguments.verb](arguments, serve)
+        world.dismiss()
+        return done
     except StudioError as error:
         print(f"error: {safe(message_of(error))}", file=sys.stderr)
         return 2
@@ -101,6 +107,15 @@ def _serving_options(parser: argparse.ArgumentParser) -> None:
         default=mode.wanted(),
         help="do jobs in processes of their own or in a thread of the studio's (PLUMBLINE_WORKER, or auto)",
     )
+
+
+def _follow() -> int:
+    """What a launcher starts beside the first process computes with it, and has no workspace."""
+    from core.jobs import process
+    from core.training import follow
+
+    process.live_with_parent()
+    return follow.serve()
 
 
 def _studio(arguments: argparse.Namespace, serve: Serve) -> int:
@@ -271,6 +286,7 @@ def _do(kind: Any, run_id: int) -> str:
     return str(watch(queue.enqueue(kind, run_id))["state"])
 
 
+_TRAINING = ("train", "resume", "branch", "reproduce")
 _VERBS: dict[str, Callable[[argparse.Namespace, Serve], int]] = {
     "studio": _studio,
     "quickstart": _quickstart,

@@ -6,6 +6,7 @@ told: to them each process is alone. The first process starts the others (core.t
 ``accelerate launch`` or torchrun has started all of them.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -185,8 +186,16 @@ def _enter(method: str, rank: int, size: int) -> World:
     torch.distributed.init_process_group(
         backend, init_method=method, rank=rank, world_size=size, timeout=PATIENCE
     )
+    # It would say in every process that it does not spread anything itself.
+    logging.getLogger("transformers.training_args").setLevel(logging.ERROR)
     _current = World(rank, size)
     return _current
+
+
+def dismiss() -> None:
+    """In the first process: the others are told that there is nothing more to do, and all leave."""
+    _current.from_first(None)
+    leave()
 
 
 def leave() -> None:

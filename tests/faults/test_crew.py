@@ -1,0 +1,173 @@
+"""A run of several processes, over gloo on a CPU: what becomes of it when one of them goes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from core import config as schema
+from core.home import run_folder
+from core.jobs import process, queue
+from core.jobs.worker import Worker
+from core.store import runs
+from tests.faults.test_world import _free_port
+from tests.faults.waiting import until
+from tests.runs import add, recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+TWO = {"gpus": 2}
+STEPS = 12
+
+
+def two(**sections: Any) -> schema.RunConfig:
+    training = {"max_steps": STEPS, "effective_batch": 6, "micro_batch_tokens": 256}
+    training |= {"eval_steps": 4, "save_steps": 3} | sections.pop("training", {})
+    return recipe(training=training, machines=TWO, **sections)
+
+
+@contextmanager
+def working() -> Iterator[Worker]:
+    made = Worker("process", poll_seconds=0.01)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.end(5)
+        made.join(30)
+
+
+def ended(job_id: int) -> dict[str, Any]:
+    until(lambda: queue.get(job_id)["state"] in queue.ENDED)
+    return queue.get(job_id)
+
+
+def processes(module: str) -> list[psutil.Process]:
+    """Those of this test that run a module."""
+    alive = [one for one in psutil.Process().children(recursive=True) if one.status() != "zombie"]
+    return [one for one in alive if any(f"from {module} import" in part for part in one.cmdline())]
+
+
+def curve(run_id: int) -> list[tuple[Any, ...]]:
+    return [(p["step"], p["loss"], p["eval_loss"], p["grad_norm"]) for p in runs.metrics(run_id)]
+
+
+def at_step(run_id: int, step: int) -> None:
+    until(lambda: (runs.get(run_id)["step"] or 0) >= step)
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def test_f08_f09_f10_a_run_of_two_processes_goes_on_after_each_of_them_was_killed(
+    samples: Path, one_thread: None
+) -> None:
+    whole, broken = add(two()), add(two())
+    with working():
+        assert ended(queue.enqueue("train", whole))["error"] is None
+
+        job_id = queue.enqueue("train", broken)
+        at_step(broken, 3)
+        (follower,) = processes("core.training.follow")
+        follower.send_signal(signal.SIGKILL)
+        job = ended(job_id)
+        assert job["state"] == "failed" and "process 2 of 2: was killed" in job["error"], job
+        until(lambda: not processes("core.training.follow"))
+
+        job_id = queue.resume_run(broken)
+        at_step(broken, 6)
+        (follower,) = processes("core.training.follow")
+        first = psutil.Process(follower.pid).parent()
+        assert first is not None
+        first.send_signal(signal.SIGKILL)
+        job = ended(job_id)
+        assert job["state"] == "failed" and "SIGKILL" in job["error"], job
+        until(lambda: not processes("core.training.follow"))
+
+        job_id = queue.resume_run(broken)
+        at_step(broken, 8)
+        queue.stop(job_id)
+        assert ended(job_id)["state"] == "stopped"
+        until(lambda: not processes("core.training.follow"))
+
+        assert ended(queue.resume_run(broken))["error"] is None
+    assert curve(broken) == curve(whole) and len(curve(whole)) == STEPS + 1
+    made = [run_folder(run_id) / "artifact" / "adapter_model.safetensors" for run_id in (whole, broken)]
+    assert made[0].read_bytes() == made[1].read_bytes()
+    decisions = json.loads(runs.get(whole)["decisions"])
+    assert decisions["GPUs"] == {"value": "2", "why": "set in the recipe"}
+
+
+def test_f18_memory_that_runs_out_in_another_process_is_explained(
+    samples: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = (
+        "from core.training import trainer\n"
+        "def fail(*_, **__):\n"
+        "    raise MemoryError('out of memory')\n"
+        "trainer.Trainer.training_step = fail\n"
+        "main()"
+    )
+    follower = process.START.replace("main()", f"\n{short}")
+    # The process that does the job starts the other one.
+    hidden = follower.replace("MODULE", "ELUDOM")
+    patched = (
+        f"from core.jobs import process\nprocess.START = {hidden!r}.replace('ELUDOM', 'MO' 'DULE')\nmain()"
+    )
+    monkeypatch.setattr(process, "START", process.START.replace("main()", f"\n{patched}"))
+    run_id = add(two())
+    with working():
+        job = ended(queue.enqueue("train", run_id))
+    assert job["state"] == "failed" and "process 2 of 2: ran out of memory" in job["error"], job["error"]
+    assert job["result"]["suggestion"], job
+    assert "Start again with" in job["error"]
+    assert "MemoryError" in (run_folder(run_id) / "log.txt").read_text()
+
+
+def test_two_launchers_stand_for_two_machines(samples: Path, one_thread: None, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(schema.dumps(two(training={"max_steps": 4, "eval_steps": 2, "save_steps": 2})))
+    port = str(_free_port())
+    launched = []
+    for rank in (1, 0):
+        # The second has a workspace of its own, and leaves nothing in it.
+        told = {"PLUMBLINE_HOME": os.environ["PLUMBLINE_HOME"] if rank == 0 else str(tmp_path / "other")}
+        launched.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=2"]
+                + [f"--machine_rank={rank}", "--num_processes=2", "--main_process_ip=127.0.0.1"]
+                + [f"--main_process_port={port}", "--mixed_precision=no", "--dynamo_backend=no"]
+                + ["launch.py", "train", str(path)],
+                cwd=ROOT,
+                env=os.environ | told | {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        printed = [one.communicate(timeout=240)[0] for one in launched]
+    finally:
+        for one in launched:
+            one.kill()
+    assert [one.returncode for one in launched] == [0, 0], printed
+    assert not (tmp_path / "other").exists()
+    (run,) = runs.listed()
+    assert run["state"] == "completed" and "as many as were launched" in run["decisions"]
+    alone = add(recipe(training=two().training.model_dump() | {"max_steps": 4, "eval_steps": 2}))
+    with working():
+        assert ended(queue.enqueue("train", alone))["error"] is None
+    for place in (1, 2):
+        one, other = (
+            [point[place] for point in curve(which) if point[place]] for which in (run["id"], alone)
+        )
+        assert one == pytest.approx(other, rel=5e-3) and len(one) >= 3
