@@ -32,6 +32,12 @@ def idle() -> list[str]:
     ]
 
 
+def chosen(count: int) -> list[str]:
+    """Names of so many GPUs, or of all: the first, idle ones, then those that others use as well."""
+    free = idle()
+    return (free + [name for name in visible() if name not in free])[:count]
+
+
 def _used_shares() -> dict[str, float]:
     """The share of its memory that is taken of each of the machine's GPUs, by id; empty when not known."""
     program = shutil.which("nvidia-smi")

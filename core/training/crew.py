@@ -99,7 +99,7 @@ def formed(job: Job, plan: Plan) -> Iterator[Crew]:
         with _launched(job):
             yield Crew(job, 1, [])
         return
-    devices = gpus.idle()[: plan.processes] if gpus.visible() else []
+    devices = gpus.chosen(plan.processes)
     job.report(f"starting {plan.processes - 1} more process{'es' if plan.processes > 2 else ''}")
     crew = Crew(job, plan.processes, devices)
     try:
