@@ -124,8 +124,10 @@ def _worth_it(found: dict[int, Outcome], steps: int) -> int:
 
 
 def _told(found: Outcome, why: str, base: str) -> Outcome:
-    count = found.plan.processes
-    choices: dict[str, Any] = {"GPUs": Choice(str(count), why)}
+    count, cuda = found.plan.processes, hardware.device().value == "cuda"
+    choices: dict[str, Any] = {}
+    if cuda or count > 1:
+        choices["GPUs" if cuda else "processes"] = Choice(str(count), why)
     if count > 1:
         choices["base"] = Choice("spread" if found.plan.sharded else "whole", base)
     return replace(found, plan=replace(found.plan, choices=choices | found.plan.choices))

@@ -40,7 +40,7 @@ def planned(config: RunConfig, prepared: Prepared, before: Plan) -> Outcome:
     held = hardware.allocated_bytes() if cuda else sizes.base_bytes
     free = current().least(plan.free_bytes() + held)
     found = plan.choose(config, sizes, work, _rates(config), free)
-    kept = {name: choice for name, choice in before.choices.items() if name in ("GPUs", "base")}
+    kept = {name: choice for name, choice in before.choices.items() if name in ("GPUs", "processes", "base")}
     chosen = replace(
         found.plan,
         processes=before.processes,

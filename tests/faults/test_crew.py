@@ -104,7 +104,7 @@ def test_f08_f09_f10_a_run_of_two_processes_goes_on_after_each_of_them_was_kille
     made = [run_folder(run_id) / "artifact" / "adapter_model.safetensors" for run_id in (whole, broken)]
     assert made[0].read_bytes() == made[1].read_bytes()
     decisions = json.loads(runs.get(whole)["decisions"])
-    assert decisions["GPUs"] == {"value": "2", "why": "set in the recipe"}
+    assert decisions["processes"] == {"value": "2", "why": "set in the recipe"}
 
 
 def test_f18_memory_that_runs_out_in_another_process_is_explained(
