@@ -34,7 +34,8 @@ def recipe(arguments: argparse.Namespace) -> Any:
         "eval_steps": KEPT,
         "save_steps": KEPT,
     }
-    return schema.validated({"model": {"base": arguments.model}, "training": training})
+    machines = {"gpus": 1, "sharding": "full" if arguments.shard else "none"}
+    return schema.validated({"model": {"base": arguments.model}, "training": training, "machines": machines})
 
 
 def made_rows(arguments: argparse.Namespace) -> list[Any]:
@@ -66,6 +67,7 @@ def train(arguments: argparse.Namespace, base: Any) -> tuple[dict[str, Any], Any
     from core.store import runs
     from core.training import assembly, cost, forecast, probe, world
     from core.training.prepare import Prepared
+    from core.training.record import Record
     from core.training.shards import spread
 
     stack.ready()
@@ -88,8 +90,9 @@ def train(arguments: argparse.Namespace, base: Any) -> tuple[dict[str, Any], Any
         probe_seconds = time.perf_counter() - begun
         torch.cuda.empty_cache()
     prepared = Prepared(rows, rows[:2], ["rows"] * 2)
-    planned = assembly.planned(config, prepared, arguments.shard).plan
-    trainer, decisions = assembly.trainer(config, job, model, prepared, run_folder(run_id), planned)
+    planned = assembly.planned(config, prepared, assembly.arranged(config, prepared)).plan
+    record = Record(job, run_folder(run_id) / "metrics_history.jsonl")
+    trainer, decisions = assembly.trainer(config, job, model, prepared, run_folder(run_id), planned, record)
     cuda = torch.cuda.is_available()
     marks: list[tuple[float, int]] = []
 

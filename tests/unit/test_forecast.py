@@ -317,5 +317,6 @@ def test_a_base_that_is_loaded_is_not_counted_twice(
     free = 1.001 * least / plan.USED_SHARE
     monkeypatch.setattr(plan, "free_bytes", lambda: free)
     assert not forecast.forecast(config, len(lengths), lengths, supervised).problem
+    before = assembly.arranged(config, prepared)
     monkeypatch.setattr(plan, "free_bytes", lambda: free - sizes.base_bytes)
-    assembly.planned(config, prepared)
+    assembly.planned(config, prepared, before)

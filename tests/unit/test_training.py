@@ -156,8 +156,10 @@ def test_the_trainer_sees_the_same_labels_as_the_x_ray(samples: Path) -> None:
     job = Job(queue.get(queue.enqueue("train", run_id)))
     prepared = prepare(config)
     model = adapters.attach(load.base_model(config), config)
-    planned = assembly.planned(config, prepared).plan
-    trainer, _ = assembly.trainer(config, job, model, prepared, samples, planned)
+    planned = assembly.planned(config, prepared, assembly.arranged(config, prepared)).plan
+    trainer, _ = assembly.trainer(
+        config, job, model, prepared, samples, planned, record.Record(job, samples / "history")
+    )
     batches = DataLoader(trainer.train_dataset, batch_size=4, collate_fn=trainer.data_collator)
     seen = []
     for batch in batches:
@@ -338,8 +340,16 @@ def test_float16_gradients_are_scaled_and_the_loss_is_told_unscaled(
     losses = []
     for scaled in (False, True):
         model = adapters.attach(load.base_model(config), config)
-        planned = assembly.planned(config, prepared).plan
-        trainer, _ = assembly.trainer(config, job, model, prepared, samples / str(scaled), planned)
+        planned = assembly.planned(config, prepared, assembly.arranged(config, prepared)).plan
+        trainer, _ = assembly.trainer(
+            config,
+            job,
+            model,
+            prepared,
+            samples / str(scaled),
+            planned,
+            record.Record(job, samples / "history"),
+        )
         if scaled:
             # What accelerate makes of float16 on a GPU.
             trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
