@@ -24,7 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "neftune": {"training": {"neftune_alpha": 5.0}},
     "dropout": {"lora": {"dropout": 0.1}},
     "label smoothing": {"training": {"label_smoothing": 0.1}},
-    "head": {"lora": {"target_modules": ["q_proj", "lm_head"]}},
+    "head": {"lora": {"target_modules": ["q_proj", "lm_head"]}, "training": {"learning_rate": 5e-3}},
     "head whole": {"lora": {"modules_to_save": ["lm_head", "norm"]}},
     "int8": {"quantisation": {"method": "int8"}},
     "int8, dropout": {"quantisation": {"method": "int8"}, "lora": {"dropout": 0.1}},
