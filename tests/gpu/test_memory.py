@@ -248,7 +248,7 @@ def crowded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     def out(trainer: Trainer) -> None:
         if not cuda() and trainer.packer.limit > 1024:
             raise torch.OutOfMemoryError(
-                "Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 8.00 GiB of which 1.25 GiB is free."
+                "Tried to allocate 2.50 GiB. GPU 0 has 8.00 GiB, of which 1.25 GiB is free."
             )
 
     with monkeypatch.context() as patch, before_step(1, out):
@@ -270,7 +270,7 @@ def test_f18_a_run_that_does_not_fit_is_told_with_numbers_and_what_it_suggests_f
             worker.release_memory()
             if job["state"] == "completed":
                 break
-            print(f"\n{job['error']}")
+            print(f"\ntry {tries}: {job['error']}")
             found = re.match(
                 r"out of (?:GPU )?memory (?:at step 1|in the evaluation at step \d): (?:about )?([\d.]+) GiB "
                 r"were needed, ([\d.]+) GiB free\. Start again with ",

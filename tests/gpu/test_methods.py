@@ -47,7 +47,9 @@ def test_the_better_answers_win(samples: Path, tmp_path: Path, trained: list[Any
     assert do("train", run_id)["error"] is None
     losses, accuracy = learned.losses(run_id), learned.history(run_id, "eval_rewards/accuracy")
     near = learned.refuse_other_logits(run_id, trained)
-    print(f"\n{method} ({learned.path(run_id)}): {losses[0]:.3f} -> {losses[-1]:.3f}, {accuracy[-1]=}; {near}")
+    print(
+        f"\n{method} ({learned.path(run_id)}): {losses[0]:.3f} -> {losses[-1]:.3f}, {accuracy[-1]=}; {near}"
+    )
     assert losses[-1] < 0.8 * losses[0] and accuracy[-1] >= 0.9
     if method == "dpo":
         # The first step is computed as the reference was: nothing is preferred yet.

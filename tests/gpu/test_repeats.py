@@ -82,9 +82,7 @@ def _killed(run_id: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_b3_a_resumed_run_is_no_further_away_than_runs_are_from_each_other(
     samples: Path, monkeypatch: pytest.MonkeyPatch, path: str, cut: Callable[..., None]
 ) -> None:
-    whole = recipe(
-        training={"max_steps": STEPS, "save_steps": SAVES, "eval_steps": SAVES}, lora=PATHS[path]
-    )
+    whole = recipe(training={"max_steps": STEPS, "save_steps": SAVES, "eval_steps": SAVES}, lora=PATHS[path])
     curves = []
     for _ in range(3):
         run_id = add(whole)
