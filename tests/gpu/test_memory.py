@@ -20,7 +20,7 @@ from core.jobs import queue, supervisor, worker
 from core.jobs.supervisor import Child
 from core.models import hardware
 from core.store import datasets, runs
-from core.training import assembly, record
+from core.training import assembly, cost, record
 from core.training.trainer import Trainer
 from tests.faults.waiting import until
 from tests.gpu import child
@@ -153,6 +153,16 @@ def test_b7_f19_jobs_of_a_thread_leave_no_memory_behind(samples: Path) -> None:
     print(f"\nten jobs of a thread left {told(left)}; torch held and kept at most {told(most)}")
     assert max(left) <= OF_THREAD and max(most) <= OF_THREAD
     assert left[-1] - left[0] <= DRIFT
+
+
+def test_b7_a_forecast_keeps_no_memory(samples: Path) -> None:
+    complete()
+    held, idle = kept(), used()
+    cost.rates.cache_clear()
+    cost.rates(hardware.device().value, "bfloat16")
+    after = kept()
+    print(f"\nmeasuring the device left {told([used() - idle])}; torch held and kept {told(after)}")
+    assert after[1] - held[1] <= OF_THREAD and used() - idle <= OF_THREAD
 
 
 @contextmanager
