@@ -7,6 +7,9 @@ import os
 import threading
 
 _lock = threading.Lock()
+# cuBLAS sums in the same order every time only with such a workspace. torch looks for it once in a process,
+# at the first product, so it is there before anybody knows whether a run will be deterministic.
+WORKSPACE, FIXED = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
 
 
 def ready() -> None:
@@ -16,6 +19,7 @@ def ready() -> None:
     the physical ones, and a page that is watched while a run trains needs room.
     """
     with _lock:
+        os.environ.setdefault(WORKSPACE, FIXED)
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 

@@ -1,6 +1,9 @@
 """Memory that ran out: told with numbers, and with the next smaller settings of the planner."""
 
+import itertools
+import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 from core.config import RunConfig
@@ -21,6 +24,7 @@ _SIGNS = (
 _UNITS = {"bytes": 1, "KiB": 1024, "MiB": 1024**2, "GiB": GIB}
 _WANTED = re.compile(r"[Tt]ried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)")
 _FREE = re.compile(r"of which ([\d.]+) (bytes|KiB|MiB|GiB) is free")
+PINS = ("micro_batch_tokens", "gradient_checkpointing", "optimizer")
 NOTABLY = 0.95  # of what the rows took: less of a difference would help nobody
 
 
@@ -57,9 +61,10 @@ def explained(error: BaseException, where: str, expected: Outcome, settings: dic
 
 
 def smaller(config: RunConfig, work: Workload, failed: Outcome) -> dict[str, Any]:
-    """The next smaller settings: the planner's choice halfway down to the least that it can do with.
+    """The next smaller settings: at most halfway from what ran out down to the least that there is.
 
-    Shorter rows only when no way of computing these needs notably less.
+    What ran out, the planner believed to fit. So these settings leave it no way that needs more, however
+    much memory it believes in. Shorter rows only when no way of computing these needs notably less.
 
     :returns: those that change, by key; empty when none is small enough
     """
@@ -69,43 +74,48 @@ def smaller(config: RunConfig, work: Workload, failed: Outcome) -> dict[str, Any
     length = work.longest
     while length >= 16:
         cut = work.cut(length)
-        least = [
-            (one, plan.smallest(one, sizes, cut, rates).peak_bytes) for one in _frugal(config, failed.plan)
-        ]
-        smallest = min(peak for _, peak in least)
+
+        def planned(one: RunConfig, cut: Workload = cut) -> Outcome:
+            return plan.choose(one, sizes, cut, rates, math.inf)
+
+        tried = [(one, planned(one)) for one in _frugal(config, failed.plan, cut.longest)]
+        smallest = min(outcome.peak_bytes for _, outcome in tried)
         if smallest - floor < NOTABLY * (failed.peak_bytes - floor):
             half = (smallest + failed.peak_bytes) / 2
-            some = [one for one, peak in least if peak <= half]
-            found = [plan.choose(one, sizes, cut, rates, half / plan.USED_SHARE) for one in some]
-            best = min(found, key=lambda one: one.step_seconds)
+            fitting = [(one, outcome) for one, outcome in tried if outcome.peak_bytes <= half]
+            best, found = min(fitting, key=lambda one: one[1].step_seconds)
             change = {} if length == work.longest else {"training.max_length": length}
-            return change | _changes(best.plan, failed.plan)
+            return change | _needed(config, best, found.plan, lambda one: planned(one).plan)
         length //= 2
     return {}
 
 
-def _frugal(config: RunConfig, failed: plan.Plan) -> list[RunConfig]:
-    """The recipe with packs of the same tokens and of fewer, its layers kept as they fit or not at all."""
-    sizes = {max(16, failed.micro_batch_tokens >> halvings) for halvings in range(4)}
-    pins = [
-        {"micro_batch_tokens": size, "gradient_checkpointing": way, "optimizer": "auto"}
-        for size in sorted(sizes, reverse=True)
-        for way in ("auto", "full")
-    ]
+def _frugal(config: RunConfig, failed: plan.Plan, longest: int) -> list[RunConfig]:
+    """The recipe with packs of the same tokens and of fewer, computed in every way that it can pin."""
+    tokens = {max(16, longest, failed.micro_batch_tokens >> halvings) for halvings in range(4)}
+    ways, optimizers = ("none", "selective", "full", "offload"), {failed.optimizer, "adamw_8bit"}
     return [
-        config.model_copy(update={"training": config.training.model_copy(update=pinned)}) for pinned in pins
+        _with(config, dict(zip(PINS, pinned, strict=True)))
+        for pinned in itertools.product(sorted(tokens, reverse=True), ways, sorted(optimizers))
     ]
 
 
-def _changes(found: plan.Plan, failed: plan.Plan) -> dict[str, Any]:
-    changes: dict[str, Any] = {}
-    if found.micro_batch_tokens != failed.micro_batch_tokens:
-        changes["training.micro_batch_tokens"] = found.micro_batch_tokens
-    if (found.kept_layers, found.offload) != (failed.kept_layers, failed.offload):
-        changes["training.gradient_checkpointing"] = found.choices["checkpointing"].value
-    if found.optimizer != failed.optimizer:
-        changes["training.optimizer"] = found.optimizer
-    return changes
+def _needed(
+    config: RunConfig, pinned: RunConfig, wanted: plan.Plan, planned: Callable[[RunConfig], plan.Plan]
+) -> dict[str, Any]:
+    """Of what is pinned, what the planner would do otherwise without."""
+    for key in reversed(PINS):
+        looser = _with(pinned, {key: getattr(config.training, key)})
+        if planned(looser).way == wanted.way:
+            pinned = looser
+    values = {key: getattr(pinned.training, key) for key in PINS}
+    return {
+        f"training.{key}": value for key, value in values.items() if value != getattr(config.training, key)
+    }
+
+
+def _with(config: RunConfig, training: dict[str, Any]) -> RunConfig:
+    return config.model_copy(update={"training": config.training.model_copy(update=training)})
 
 
 def _bytes(found: re.Match[str]) -> float:
