@@ -134,7 +134,7 @@ def _mapping(parts: set[str], keys: dict[str, str]) -> Mapping:
     if "text" in parts:
         return Mapping(kind="text", **given("text", "label", "group"))
     if "rejected" in parts:
-        asked = {"prompt": keys["prompt"]} if "tools" in parts else {}
+        asked: dict[str, Any] = {"prompt": keys["prompt"]} if "tools" in parts else {}
         return Mapping(
             kind="preference", chosen=keys["chosen"], **asked, **given("rejected", "label", "group")
         )
