@@ -188,9 +188,9 @@ def _carried(run_id: int, changes: dict[str, Any]) -> tuple[RunConfig, list[carr
         raise StudioError(f"run {run_id}", what, "Train it here, or submit a run that begins by itself.")
     config = runs.recipe(run_id)
     hosts = changes.get("machines.hosts", config.machines.hosts)
-    # The schema wants an address; the job takes the one that the scheduler gives its first machine.
-    address = {} if str(hosts) == "1" else {"machines.address": "given-by-the-job"}
-    config = schema.changed(config, changes | address)
+    # The schema wants an address of several; the job takes the one that its scheduler gives the first.
+    address = "" if str(hosts) == "1" else "given-by-the-job"
+    config = schema.changed(config, changes | {"machines.address": address})
     config = config.model_copy(update={"name": run["name"]})
     found = carry.parcels(config)
     return carry.renamed(config, found), found
