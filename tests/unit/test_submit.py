@@ -432,8 +432,10 @@ def cluster(tmp_path: Path) -> dict[str, str]:
     answers = tmp_path / "hf" / "accelerate" / "default_config.yaml"
     answers.parent.mkdir(parents=True)
     answers.write_text(yaml.safe_dump(STALE))
+    # The program's own launcher, unless a test puts another before it.
     path = f"{tmp_path / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in os.environ.items() if name not in TOLD}
+    environment |= {"PATH": path, "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
     return environment | {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_CPUS_PER_TASK": "4"}
 
 
@@ -454,27 +456,49 @@ def check_told(folder: Path, words: list[str]) -> None:
 def test_a_slurm_job_starts_every_machine_with_its_rank(samples: Path, cluster: dict[str, str]) -> None:
     job = job_of(recipe(machines=two_machines()))
     folder = submit.write(job)
-    cluster.pop("CUDA_VISIBLE_DEVICES", None)
-    for words in ([], ["resume", "1"]):
-        subprocess.run(["bash", "job.sh", *words], cwd=folder, env=cluster, check=True, timeout=300)
-        check_told(folder, words or ["train", "recipe.yaml"])
+    subprocess.run(["bash", "job.sh"], cwd=folder, env=cluster, check=True, timeout=300)
+    told = [json.loads((folder / f"told-{rank}").read_text()) for rank in range(2)]
+    for rank, one in enumerate(told):
+        assert one.pop("words") == ["train", "recipe.yaml"]
+        assert one == dict(zip(TOLD, (str(rank), "2", "0", None, "no"), strict=True))
     # Once, on the first machine, before anything is launched.
     assert (folder / "imported").read_text() == f"{folder} {shlex.join(job.parcels[0].words)}\n"
 
 
-def test_a_skypilot_task_starts_every_machine_with_its_rank(samples: Path, cluster: dict[str, str]) -> None:
-    job = job_of(recipe(machines=two_machines()), "skypilot", accelerator="L4:1")
-    folder = submit.write(job)
-    cluster.pop("CUDA_VISIBLE_DEVICES", None)
+def launched(folder: Path, rank: int) -> Any:
+    """What the launcher was called with on a machine."""
+    return parsed((folder / f"launched-{rank}").read_text())
+
+
+@pytest.fixture
+def unlaunched(cluster: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """The same, where the launcher only writes down what it is called with."""
+    script = (
+        f"#!{sys.executable}\nimport re, shlex, sys\ncommand = shlex.join(['accelerate', *sys.argv[1:]])\n"
+        "rank = re.search(r'--machine_rank (\\d)', command)[1]\n"
+        "open('launched-' + rank, 'w').write(command)\n"
+    )
+    program(tmp_path / "bin", "accelerate", script)
+    return cluster
+
+
+def test_a_slurm_job_goes_on_without_importing_again(samples: Path, unlaunched: dict[str, str]) -> None:
+    folder = submit.write(job_of(recipe(machines=MACHINES)))
+    subprocess.run(["bash", "job.sh", "resume", "1"], cwd=folder, env=unlaunched, check=True, timeout=60)
+    for one in (launched(folder, rank) for rank in range(2)):
+        assert one.training_script_args == ["resume", "1"] and one.main_process_ip == "127.0.0.1"
+    assert not (folder / "imported").exists()
+
+
+def test_a_skypilot_task_starts_every_machine_with_its_rank(
+    samples: Path, unlaunched: dict[str, str]
+) -> None:
+    folder = submit.write(job_of(recipe(machines=MACHINES), "skypilot", accelerator="L4:8"))
     run = yaml.safe_load((folder / "job.yaml").read_text())["run"]
-    nodes = [
-        subprocess.Popen(
-            ["bash", "-c", run],
-            cwd=folder,
-            env=cluster | {"SKYPILOT_NODE_RANK": str(rank), "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.2"},
-        )
-        for rank in range(2)
-    ]
-    assert [node.wait(300) for node in nodes] == [0, 0]
-    check_told(folder, ["train", "recipe.yaml"])
+    for rank in range(2):
+        told = {"SKYPILOT_NODE_RANK": str(rank), "SKYPILOT_NODE_IPS": "10.0.0.4\n10.0.0.5"}
+        subprocess.run(["bash", "-c", run], cwd=folder, env=unlaunched | told, check=True, timeout=60)
+        one = launched(folder, rank)
+        assert (one.num_machines, one.num_processes, one.main_process_ip) == (2, 16, "10.0.0.4")
+        assert one.training_script_args == ["train", "recipe.yaml"]
     assert (folder / "imported").read_text().count("\n") == 1
