@@ -42,7 +42,7 @@ def submit(arguments: argparse.Namespace) -> int:
         job = jobs.skypilot(arguments.run, changes, arguments.accelerator, arguments.package)
     if arguments.dry_run:
         # What is not the job file is a comment in both kinds, so that the whole can be kept as one.
-        say(job.script[1].rstrip("\n"), "", f"# Nothing is written. It would be, in {job.folder}:")
+        say(job.script[1].rstrip("\n"), "", f"# Nothing is written. In the workspace's {job.place} would be:")
         say(*(f"#   {name}" for name in job.files), f"# and then run there: {' '.join(job.command)}")
         return 0
     code = jobs.hand_in(job)

@@ -27,7 +27,7 @@ from core.jobs.commands import PROGRAM, launcher
 from core.models.load import STARTER, is_shared_id
 from core.store import runs
 
-RECIPE, WORKSPACE = "recipe.yaml", "workspace"
+FOLDER, RECIPE, WORKSPACE = "submit", "recipe.yaml", "workspace"
 CPUS = 4  # of Slurm for each GPU
 NOTICE = 300  # seconds before the end of its time in which a job writes a checkpoint
 TOKEN = "HF_TOKEN"
@@ -63,8 +63,13 @@ class Job:
     command: list[str]
 
     @property
+    def place(self) -> str:
+        """The job's folder in the workspace."""
+        return f"runs/{self.run_id}/{FOLDER}"
+
+    @property
     def folder(self) -> Path:
-        return run_folder(self.run_id) / "submit"
+        return run_folder(self.run_id) / FOLDER
 
     @property
     def files(self) -> list[str]:
@@ -191,7 +196,11 @@ def _carried(run_id: int, changes: dict[str, Any]) -> tuple[RunConfig, list[carr
     # The schema wants an address of several; the job takes the one that its scheduler gives the first.
     address = "" if str(hosts) == "1" else "given-by-the-job"
     config = schema.changed(config, changes | {"machines.address": address})
-    config = config.model_copy(update={"name": run["name"]})
+    base = config.model.base
+    if not is_shared_id(base):  # a folder, which a job would look for from its own
+        base = str(Path(base).expanduser().absolute())
+    model = config.model.model_copy(update={"base": base})
+    config = config.model_copy(update={"name": run["name"], "model": model})
     found = carry.parcels(config)
     return carry.renamed(config, found), found
 

@@ -33,15 +33,20 @@ def machines(config: RunConfig) -> str:
     _, *others = commands(config, ["train", "recipe.yaml"])
     told = "".join(
         f'<div class="pl-muted">Machine {number}</div>'
-        f'<code class="pl-command" tabindex="0">{escape(command)}</code>'
+        f'<code class="pl-command" tabindex="0">{_words(command)}</code>'
         for number, command in enumerate(others, start=2)
     )
     return (
         _heading("On each machine", "one click selects a command")
         + '<p class="pl-check">Machine 1 is this one: press Start. It gives the others recipe and rows; they '
-        "need Plumbline and the base model, and have ten minutes to begin.</p>"
+        "need Plumbline and the base model. Begin them all within ten minutes.</p>"
         + f'<div class="pl-commands">{told}</div>'
     )
+
+
+def _words(command: str) -> str:
+    """A command that is folded between its words alone, and not behind the dashes of an option."""
+    return " ".join(f"<span>{escape(word)}</span>" for word in command.split(" "))
 
 
 def _heading(title: str, remark: str = "") -> str:
