@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from core import cli_data, cli_forecast, cli_settings
+from core import cli_data, cli_forecast, cli_settings, cli_submit
 from core import config as schema
 from core.errors import StudioError, message_of
 from core.jobs import mode
@@ -82,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     branch.add_argument("--step", type=int, help="a step that was kept; the last when not given")
     cli_settings.add_flags(branch)
     again = verbs.add_parser("reproduce", help="train a run again, and say whether the curves agree")
-    for target in (resume, evaluate, merge, export, show, branch, again):
+    submit = verbs.add_parser("submit", help="a run as a job of Slurm or SkyPilot")
+    cli_submit.options(submit)
+    for target in (resume, evaluate, merge, export, show, branch, again, submit):
         target.add_argument("run", type=int, help="the run's number, as `runs` lists it")
     verbs.add_parser("runs", help="list all runs")
     verbs.add_parser("doctor", help="versions, device, compute type and why, free memory and disk")
@@ -213,6 +215,10 @@ def _data(arguments: argparse.Namespace, serve: Serve) -> int:
     return cli_data.run(arguments)
 
 
+def _submit(arguments: argparse.Namespace, serve: Serve) -> int:
+    return cli_submit.submit(arguments)
+
+
 def _resume(arguments: argparse.Namespace, serve: Serve) -> int:
     from core.jobs import queue
     from core.jobs.worker import recover
@@ -296,6 +302,7 @@ _VERBS: dict[str, Callable[[argparse.Namespace, Serve], int]] = {
     "resume": _resume,
     "branch": _branch,
     "reproduce": _reproduce,
+    "submit": _submit,
     "evaluate": _evaluate,
     "merge": _export,
     "export": _export,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from core import cli_settings, figures
 from core import config as schema
+from core.jobs.commands import commands
 from core.terminal import entry, say, table, watch
 
 MARKS = {"good": "ok", "warning": "note", "bad": "STOP"}
@@ -46,6 +47,10 @@ def forecast(arguments: argparse.Namespace) -> int:
     say("")
     for check in found.checks:
         _line(MARKS[check.level], check.text)
+    if recipe.machines.hosts > 1:
+        given = [f"--{key}={text}" for key, text in cli_settings.given(arguments).items()]
+        say("", "The command of each machine; the first does the job")
+        say(*commands(recipe, ["train", str(arguments.recipe), *given]))
     return 1 if found.blocked else 0
 
 

@@ -9,11 +9,16 @@ from core.config import RunConfig, Setting
 PREFIX = "setting "  # before a setting's key, among the parsed arguments
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag a setting, in the groups of the form."""
+def add_flags(parser: argparse.ArgumentParser, only: str = "") -> None:
+    """One flag a setting, in the groups of the form.
+
+    :param only: a section; empty means all
+    """
     groups: dict[str, Any] = {}
     for setting in schema.settings():
         section = setting.section
+        if only and section != only:
+            continue
         if section not in groups:
             title = f"settings of {section}" if section else "settings"
             groups[section] = parser.add_argument_group(title, "each in the place of the recipe's")

@@ -1,7 +1,9 @@
 """The "Before you start" panel: what would be learned, what it would take, what was chosen, what is wrong."""
 
+from core.config import RunConfig
 from core.data.overview import Outlook
 from core.figures import label, of_forecast
+from core.jobs.commands import commands
 from core.models.hardware import Choice
 from studio.messages import MARKS, escape
 from studio.messages import figures as listed
@@ -22,6 +24,29 @@ def inside(found: Outlook) -> str:
         parts += [_heading("What it takes", how), listed(of_forecast(found.forecast))]
     parts += [_heading("How it is done"), _reasons(found.decisions)]
     return "".join(parts) + checks
+
+
+def machines(config: RunConfig) -> str:
+    """What each of several machines is to be told; empty for one, where nothing is."""
+    if config.machines.hosts == 1:
+        return ""
+    _, *others = commands(config, ["train", "recipe.yaml"])
+    told = "".join(
+        f'<div class="pl-muted">Machine {number}</div>'
+        f'<code class="pl-command" tabindex="0">{_words(command)}</code>'
+        for number, command in enumerate(others, start=2)
+    )
+    return (
+        _heading("On each machine", "one click selects a command")
+        + '<p class="pl-check">Machine 1 is this one: press Start. It gives the others recipe and rows; they '
+        "need Plumbline and the base model. Begin them all within ten minutes.</p>"
+        + f'<div class="pl-commands">{told}</div>'
+    )
+
+
+def _words(command: str) -> str:
+    """A command that is folded between its words alone, and not behind the dashes of an option."""
+    return " ".join(f"<span>{escape(word)}</span>" for word in command.split(" "))
 
 
 def _heading(title: str, remark: str = "") -> str:

@@ -158,7 +158,8 @@ def _check(keys: list[str], values: list[Any]) -> tuple[Any, ...]:
         button = _enabled(found.left_out)
     else:
         button = _disabled("It would not fit" if found.learns else "Nothing to learn")
-    panel = outlook_view.panel(outlook_view.inside(found) + measuring.failure(config))
+    inside = outlook_view.inside(found) + outlook_view.machines(config) + measuring.failure(config)
+    panel = outlook_view.panel(inside)
     return panel, button, measuring.button(not found.blocked), schema.dumps(config)
 
 

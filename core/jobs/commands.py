@@ -1,0 +1,44 @@
+"""What starts a run on each of its machines: one command a machine, the same but for its rank.
+
+accelerate's launcher reads ``accelerate config``'s answers, old ones too, for what a command leaves out,
+so everything that it would take from there is said. Without a GPU its ``--cpu`` gives a process no rank;
+``--multi_gpu`` starts the same processes on any machine, and they find out what they compute on.
+"""
+
+import shlex
+from collections.abc import Sequence
+
+from core.config import RunConfig
+from core.errors import RecipeError
+
+PROGRAM = "plumbline"
+
+
+def commands(config: RunConfig, what: Sequence[str]) -> list[str]:
+    """The command of each machine, as a shell takes it; the first one's does the job.
+
+    On one machine nothing has to be launched: the job starts a process for each GPU itself.
+
+    :param what: the verb and what it is given, like ``["train", "recipe.yaml"]``
+    :raises RecipeError: when the recipe does not say which machines these are
+    """
+    if found := config.machines.at_odds():
+        raise RecipeError(found)
+    hosts, address = config.machines.hosts, shlex.quote(config.machines.address)
+    return [f"{launcher(config, str(rank), address)} {shlex.join(what)}" for rank in range(hosts)]
+
+
+def launcher(config: RunConfig, rank: str, address: str) -> str:
+    """A command up to its verb.
+
+    :param rank: of the machine, from 0, and ``address`` of the first: words as a shell reads them
+    """
+    machines = config.machines
+    if machines.hosts == 1:
+        return PROGRAM
+    processes = machines.hosts * (machines.gpus or 1)
+    return (
+        f"accelerate launch --multi_gpu --num_machines {machines.hosts} --num_processes {processes} "
+        f"--machine_rank {rank} --main_process_ip {address} --main_process_port {machines.port} "
+        f"--gpu_ids all --mixed_precision no --dynamo_backend no --no_python {PROGRAM}"
+    )
