@@ -1,5 +1,6 @@
 """The settings of where a run is computed: on one GPU, on several, on several machines."""
 
+import ipaddress
 import re
 from typing import Literal
 
@@ -7,7 +8,14 @@ from pydantic import field_validator
 
 from core.setting import Section, setting
 
-_ADDRESS = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.:-]{0,252}[A-Za-z0-9])?")
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+
+
+def _is_ipv6(value: str) -> bool:
+    try:
+        return ipaddress.ip_address(value).version == 6 and "%" not in value
+    except ValueError:
+        return False
 
 
 class MachinesSection(Section):
@@ -41,8 +49,8 @@ class MachinesSection(Section):
     @field_validator("address")
     @classmethod
     def _plain_address(cls, value: str) -> str:
-        if value and not _ADDRESS.fullmatch(value):
-            raise ValueError("must be a host name or an IP address")
+        if value and not _NAME.fullmatch(value) and not _is_ipv6(value):
+            raise ValueError("must be a host name or an IP address, without a port")
         return value
 
     def at_odds(self) -> dict[str, str]:

@@ -6,6 +6,7 @@ so everything that it would take from there is said. Without a GPU its ``--cpu``
 """
 
 import shlex
+import sys
 from collections.abc import Sequence
 
 from core.config import RunConfig
@@ -33,12 +34,23 @@ def launcher(config: RunConfig, rank: str, address: str) -> str:
 
     :param rank: of the machine, from 0, and ``address`` of the first: words as a shell reads them
     """
-    machines = config.machines
-    if machines.hosts == 1:
+    if config.machines.hosts == 1:
         return PROGRAM
+    return f"accelerate launch {_flags(config, rank, address)} --no_python {PROGRAM}"
+
+
+def launch_here(config: RunConfig, job_id: int) -> list[str]:
+    """What a job's process becomes to be the first of several machines. Not for a shell."""
+    flags = _flags(config, "0", config.machines.address).split()
+    module = ["--module", "core.jobs.child", "--launched", str(job_id)]
+    return [sys.executable, "-m", "accelerate.commands.launch", *flags, *module]
+
+
+def _flags(config: RunConfig, rank: str, address: str) -> str:
+    machines = config.machines
     processes = machines.hosts * (machines.gpus or 1)
     return (
-        f"accelerate launch --multi_gpu --num_machines {machines.hosts} --num_processes {processes} "
+        f"--multi_gpu --num_machines {machines.hosts} --num_processes {processes} "
         f"--machine_rank {rank} --main_process_ip {address} --main_process_port {machines.port} "
-        f"--gpu_ids all --mixed_precision no --dynamo_backend no --no_python {PROGRAM}"
+        f"--gpu_ids all --mixed_precision no --dynamo_backend no"
     )

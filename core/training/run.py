@@ -19,7 +19,19 @@ from core.jobs import queue
 from core.jobs.worker import Job
 from core.models import adapters, hardware, load
 from core.store import runs
-from core.training import assembly, checkpoints, crew, lineage, memory, outputs, plan, proof, resume, room
+from core.training import (
+    assembly,
+    checkpoints,
+    crew,
+    lineage,
+    memory,
+    outputs,
+    plan,
+    proof,
+    resume,
+    room,
+    world,
+)
 from core.training.crew import Crew
 from core.training.follow import Order
 from core.training.identity import identity
@@ -61,7 +73,12 @@ def _train(job: Job, folder: Path) -> dict[str, Any]:
     runs.update(job.run_id, recipe=dumps(config))
     checkpoints.write_whole(folder / "recipe.yaml", dumps(config))
     checkpoint = resume.checkpoint(job, folder / "checkpoints")
-
+    if config.machines.hosts > 1 and world.place()[1] == 1:
+        raise StudioError(
+            "machines.hosts",
+            "several machines are started by a command on each",
+            "`plumbline forecast` prints them, or start the run in the studio.",
+        )
     job.report("reading the data")
     prepared = prepare(config, job)
     job.check_stop()

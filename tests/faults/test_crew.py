@@ -163,11 +163,36 @@ def test_two_launchers_stand_for_two_machines(samples: Path, one_thread: None, t
     assert not (tmp_path / "other").exists()
     (run,) = runs.listed()
     assert run["state"] == "completed" and "as many as were launched" in run["decisions"]
+    _as_one_process(run["id"])
+
+
+def _as_one_process(run_id: int) -> None:
     alone = add(recipe(training=two().training.model_dump() | {"max_steps": 4, "eval_steps": 2}))
     with working():
         assert ended(queue.enqueue("train", alone))["error"] is None
     for place in (1, 2):
-        one, other = (
-            [point[place] for point in curve(which) if point[place]] for which in (run["id"], alone)
-        )
+        one, other = ([point[place] for point in curve(which) if point[place]] for which in (run_id, alone))
         assert one == pytest.approx(other, rel=5e-3) and len(one) >= 3
+
+
+@pytest.mark.slow
+def test_start_in_a_studio_is_the_first_of_two_machines(samples: Path, one_thread: None) -> None:
+    machines = {"hosts": 2, "gpus": 1, "address": "127.0.0.1", "port": _free_port()}
+    short = two(training={"max_steps": 4, "eval_steps": 2, "save_steps": 2})
+    config = short.model_copy(update={"machines": schema.MachinesSection(**machines)})
+    run_id = add(config)
+    told = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+    with working():
+        job_id = queue.enqueue("train", run_id)
+        until(lambda: any("on machine 2 run:" in event["text"] for event in runs.events(run_id)))
+        said = next(event["text"] for event in runs.events(run_id) if "on machine 2" in event["text"])
+        command = said.partition("run: ")[2].replace("--no_python plumbline", "launch.py").split()
+        second = subprocess.run(
+            [sys.executable, "-m", "accelerate.commands.launch", *command[2:]],
+            cwd=ROOT,
+            env=told,
+            timeout=240,
+        )
+        job = ended(job_id)
+    assert job["error"] is None and second.returncode == 0
+    _as_one_process(run_id)
