@@ -145,7 +145,3 @@ def scratch_bytes(shape: Shape, small: bool) -> int:
     else:
         wide = max(2 * shape.intermediate, shape.heads_width)
     return wide * shape.hidden * shape.number_bytes
-
-
-def sharded_bytes(shape: Shape, processes: int) -> int:
-    return shape.base_bytes // processes

@@ -7,7 +7,7 @@ from typing import Any
 from core.jobs import child, queue, worker
 
 READY = "it has imported everything"
-START = "import sys; sys.path[:] = sys.argv[2:]; from tests.gpu.child import main; main()"
+START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from tests.gpu.child import main; main()"
 
 
 def main() -> None:

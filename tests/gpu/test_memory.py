@@ -16,8 +16,8 @@ import pytest
 from core import api
 from core import config as schema
 from core.chat import session
-from core.jobs import queue, supervisor, worker
-from core.jobs.supervisor import Child
+from core.jobs import process, queue, supervisor, worker
+from core.jobs.process import Process
 from core.models import hardware
 from core.store import datasets, runs
 from core.training import assembly, cost, record
@@ -176,7 +176,7 @@ def working() -> Iterator[worker.Worker]:
         made.join(30)
 
 
-def spare(made: worker.Worker) -> Child | None:
+def spare(made: worker.Worker) -> Process | None:
     """The child that waits, once it has imported everything."""
     assert made._supervisor is not None
     waiting = made._supervisor._spare
@@ -201,7 +201,7 @@ def watched(made: worker.Worker, job_id: int, look: Callable[[], None] = lambda:
 def test_b7_children_give_back_every_byte_and_one_that_waits_takes_none(
     samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "START", child.START)
+    monkeypatch.setattr(process, "START", child.START)
     monkeypatch.setattr(supervisor, "IDLE_SECONDS", 0.0)
     whole = add(recipe())
     endless = add(recipe(training={"max_steps": 100_000, "eval_steps": 100_000, "save_steps": 100_000}))
