@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from core import config as schema
 from core.config import RunConfig
 from core.errors import StopRequested, StudioError
-from core.models import adapters, load
+from core.models import adapters, load, streamed
 from core.training import proof, shape
 from core.training.shards import refuse, spread
 from core.training.world import World
@@ -138,6 +138,15 @@ def test_reading_tells_how_far_it_is_and_hears_stop(bases: dict[str, str]) -> No
 
     with pytest.raises(StopRequested):
         spread(recipe("starter"), World(), "cpu", check_stop=stop)
+
+
+def test_a_layer_is_read_when_it_is_asked_for(bases: dict[str, str]) -> None:
+    model, layers = streamed.base_model(recipe(bases["llama"]), "cpu")
+    for number, layer in enumerate(layers):
+        assert layer is model.model.layers[number]
+        here = [not any(p.is_meta for p in one.parameters()) for one in model.model.layers]
+        assert here == [True] * (number + 1) + [False] * (2 - number)
+    assert not any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
 
 
 LORA = {"target_modules": ["q_proj", "lm_head"]}
