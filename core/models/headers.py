@@ -5,7 +5,7 @@ Only headers are read: kilobytes of files of any size.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,18 +79,13 @@ def refuse_misfit(base: str, model: Any, config: dict[str, Any], tensors: dict[s
     :param model: it without weights, on torch's meta device
     :raises StudioError: when a weight is not there, or has another shape or type
     """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
     packed = (config.get("quantization_config") or {}).get("quant_method") == OPENED_TO_16_BITS
     wanted = model.state_dict()
-    rules = get_model_conversion_mapping(model)
-    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    rename, converters = renaming(model)
     there = set()
     for source, header in tensors.items():
         plain = _PACKED.sub("", source) if packed else source
-        name, converted = rename_source_key(plain, renamings, converters, model.base_model_prefix, wanted)
+        name, converted = rename(plain)
         if name not in wanted and plain in wanted:  # a rule for another weight of the same ending
             name, converted = plain, None
         there.add(name)
@@ -109,6 +104,23 @@ def refuse_misfit(base: str, model: Any, config: dict[str, Any], tensors: dict[s
             )
     _refuse_missing(base, model, there, converters)
     _refuse_left_over(base, model, set(wanted), there)
+
+
+def renaming(model: Any) -> tuple[Callable[[str], tuple[str, Any]], list[Any]]:
+    """What transformers makes of a tensor's name in a file: the model's name for it, and what converts it,
+    None where it is taken as it is; and all converters.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    rules, wanted = get_model_conversion_mapping(model), model.state_dict()
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+
+    def rename(name: str) -> tuple[str, Any]:
+        return rename_source_key(name, renamings, converters, model.base_model_prefix, wanted)
+
+    return rename, converters
 
 
 def _refuse_missing(base: str, model: Any, there: set[str], converters: list[Any]) -> None:

@@ -33,9 +33,12 @@ def begin(model: Any, config: RunConfig) -> None:
     if init in ("default", "gaussian", "eva"):
         return
     original = _originals(config) if init == "loftq" else None
+    sharded = getattr(model, "sharded", None)
     with torch.no_grad():
         for name, layer in layers(model):
             a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            if sharded is not None:
+                sharded.bring(layer.get_base_layer().weight)
             if init == "orthogonal":
                 start = _orthogonal(a.shape[1], b.shape[0], rank)
             elif original is not None:

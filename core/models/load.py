@@ -22,6 +22,7 @@ from core.models import download, hardware, headers, inspect, stack
 from core.models.inspect import OPENED_TO_16_BITS, Inspected
 
 STARTER = "starter"
+GENERATION = "generation_config.json"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -102,7 +103,7 @@ def tokenizer(base: str, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
 
     found = inspected(base, revision)
-    with _explained(base):
+    with explained(base):
         loaded = AutoTokenizer.from_pretrained(str(found.folder), trust_remote_code=False, use_fast=True)
         if loaded.eos_token_id is None:
             _take_end(loaded, _generation(found.folder) or found.config)
@@ -120,7 +121,7 @@ def tokenizer(base: str, revision: str | None = None) -> Any:
 
 def _generation(folder: Path) -> dict[str, Any]:
     """A model's settings for answers; empty when it has none."""
-    path = folder / "generation_config.json"
+    path = folder / GENERATION
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
@@ -146,29 +147,24 @@ def base_model(
     config: RunConfig,
     report: Report | None = None,
     check_stop: Callable[[], None] | None = None,
-    on_host: bool = False,
 ) -> Any:
     """The frozen base as the recipe wants it, on the device that trains.
 
     :param report: told what a download has done, as a text and a share
-    :param on_host: in the host's memory instead
     :raises StudioError: when it cannot be found, downloaded or read
     """
-    stack.ready()
+    found = fetched(config, report, check_stop)
     import torch
     from transformers import AutoModelForCausalLM
 
-    base, revision = config.model.base, config.model.revision
-    found = inspected(base, revision)
-    if _is_on_hub(base):
-        download.weights(download.look(base, revision), found.weights, report, check_stop)
-    skeleton(base, revision)  # refuses weights that are not those of the config
+    base = config.model.base
+    skeleton(base, config.model.revision)  # refuses weights that are not those of the config
     dtype = getattr(torch, hardware.compute_dtype(config).value)
-    where: Any = {"": 0} if hardware.device().value == "cuda" and not on_host else {"": "cpu"}
-    with _explained(base):
+    where: Any = {"": 0} if hardware.device().value == "cuda" else {"": "cpu"}
+    with explained(base):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             str(found.folder),
-            quantization_config=_quantisation(config, found, dtype),
+            quantization_config=quantisation(config, found, dtype),
             dtype=dtype,
             device_map=where,
             trust_remote_code=False,
@@ -179,38 +175,65 @@ def base_model(
     if seen["missing_keys"]:
         what = f"{base} has no weights for {min(seen['missing_keys'])}"
         raise StudioError("model.base", what, "Use another copy of the model.")
+    return frozen(model, config)
+
+
+def fetched(
+    config: RunConfig, report: Report | None = None, check_stop: Callable[[], None] | None = None
+) -> Inspected:
+    """The recipe's base with its weights in its folder. :raises StudioError: when it cannot be had"""
+    stack.ready()
+    base, revision = config.model.base, config.model.revision
+    found = inspected(base, revision)
+    if _is_on_hub(base):
+        download.weights(download.look(base, revision), found.weights, report, check_stop)
+    return found
+
+
+def frozen(model: Any, config: RunConfig) -> Any:
+    """A base that was just read, as adapters can be trained on it.
+
+    :raises StudioError: when its tokenizer is not its own
+    """
     model.requires_grad_(False)
     _keep_trainable_on_cpu(model)
     embeddings: Any = model.get_input_embeddings().weight
-    _check_vocabulary(tokenizer(base, revision), len(embeddings))
+    _check_vocabulary(tokenizer(config.model.base, config.model.revision), len(embeddings))
     return model
 
 
-def _quantisation(config: RunConfig, found: Inspected, dtype: Any) -> Any:
+def quantisation(config: RunConfig, found: Inspected, dtype: Any) -> Any:
     """What transformers is told about how the weights are held."""
     from transformers import BitsAndBytesConfig
     from transformers.utils.quantization_config import Mxfp4Config
 
-    own = found.config.get("quantization_config") or {}
-    if own.get("quant_method") == OPENED_TO_16_BITS:
+    method = quantised_by(config, found)
+    if method == OPENED_TO_16_BITS:
         # Its kernels have no gradient, and its experts are not the linear layers that bitsandbytes knows.
         return Mxfp4Config(dequantize=True)
-    if config.quantisation.method == "none":
+    if method == "none":
         return None
-    if config.quantisation.method == "int8":
+    if method == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type=config.quantisation.method,
+        bnb_4bit_quant_type=method,
         bnb_4bit_use_double_quant=config.quantisation.double,
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=config.quantisation.storage_dtype.replace("auto", "uint8"),
     )
 
 
-def skeleton(base: str, revision: str | None) -> Any:
+def quantised_by(config: RunConfig, found: Inspected) -> str:
+    """The recipe's method, or that of the base's own files where the recipe's is left out."""
+    own = (found.config.get("quantization_config") or {}).get("quant_method")
+    return own if own == OPENED_TO_16_BITS else config.quantisation.method
+
+
+def skeleton(base: str, revision: str | None, dtype: Any = None) -> Any:
     """The base without its weights: modules and shapes on torch's meta device.
 
+    :param dtype: of its parameters; that of its config when None
     :raises StudioError: when its config cannot be had, or is not that of its weights
     """
     stack.ready()
@@ -219,8 +242,9 @@ def skeleton(base: str, revision: str | None) -> Any:
 
     _quiet_libraries()
     found = inspected(base, revision)
+    given = {} if dtype is None else {"dtype": dtype}
     with _makes_sense(base), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(_described(base, found), trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(_described(base, found), trust_remote_code=False, **given)
     tensors = headers.of_model(base, found)
     if tensors:
         headers.refuse_misfit(base, model, found.config, tensors)
@@ -269,7 +293,7 @@ def _makes_sense(base: str) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(base: str) -> Iterator[None]:
+def explained(base: str) -> Iterator[None]:
     """Turns what loading raises into a message that names the model."""
     try:
         yield

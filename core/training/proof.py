@@ -1,6 +1,7 @@
 """Proof that training left the base alone: a digest of its weights in memory, before and after."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +11,34 @@ from core.models import adapters
 def base_digest(model: Any) -> dict[str, Any]:
     """SHA-256 over every tensor of the base, in order of name, adapters left out.
 
-    Quantised weights are hashed as they are held: packed values and their scales.
+    Quantised weights are hashed as they are held: packed values and their scales. A base that is spread
+    over several processes has the digest that it has in one; all of them call this together.
 
-    :returns: ``sha256``, ``tensors`` and ``bytes``
+    :returns: ``sha256``, ``tensors`` and ``bytes``; the same in all processes
     """
+    sharded = getattr(model, "sharded", None)
     total = hashlib.sha256()
     count = size = 0
-    for name, tensor in _base_tensors(model):
-        data = _bytes_of(tensor)
-        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(hashlib.sha256(data).digest())
-        count, size = count + 1, size + len(data)
-    return {"sha256": total.hexdigest(), "tensors": count, "bytes": size}
+    for name, parameter in adapters.base_tensors(model):
+        if sharded is not None:
+            sharded.bring(parameter)
+        for part, tensor in _held_as(name, parameter):
+            data = _bytes_of(tensor)
+            total.update(f"{part} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            total.update(hashlib.sha256(data).digest())
+            count, size = count + 1, size + len(data)
+    found = {"sha256": total.hexdigest(), "tensors": count, "bytes": size}
+    # What each process holds for itself, such as scales, may differ in one alone.
+    return found if sharded is None else sharded.agreed(found)
 
 
-def _base_tensors(model: Any) -> list[tuple[str, Any]]:
-    found = []
-    for name, tensor in adapters.base_tensors(model):
-        found.append((name, tensor.detach()))
-        state = getattr(tensor, "quant_state", None)
-        if state is not None:
-            found.append((f"{name}.absmax", state.absmax))
-            if state.nested:
-                found.append((f"{name}.nested_absmax", state.state2.absmax))
-    return found
+def _held_as(name: str, parameter: Any) -> Iterator[tuple[str, Any]]:
+    yield name, parameter.detach()
+    state = getattr(parameter, "quant_state", None)
+    if state is not None:
+        yield f"{name}.absmax", state.absmax
+        if state.nested:
+            yield f"{name}.nested_absmax", state.state2.absmax
 
 
 def _bytes_of(tensor: Any) -> memoryview:

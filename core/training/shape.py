@@ -3,10 +3,12 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from core.config import RunConfig
 from core.models import fit, hardware, load
 
+FOUR_BITS = ("nf4", "fp4")
 BLOCK, OUTER_BLOCK = 64, 256  # weights that share a scale, scales that share one in double quantisation
 
 
@@ -19,6 +21,9 @@ class Shape:
     :param base_bytes: what the frozen base takes on the device
     :param number_bytes: of one activation
     :param refusal: why the hand-written decoder does not take it; empty when it does
+    :param quantisation: how its linear layers are held
+    :param packed_bytes: what of ``base_bytes`` can be spread over processes: each layer's 4-bit values,
+        without their scales; empty where there are none
     """
 
     layers: int
@@ -34,6 +39,8 @@ class Shape:
     base_bytes: int
     number_bytes: int
     refusal: str
+    quantisation: str = "none"
+    packed_bytes: tuple[int, ...] = ()
 
     @property
     def heads_width(self) -> int:
@@ -59,7 +66,9 @@ def _shape(config: RunConfig, dtype: str) -> Shape:
 
     from core.training.refusals import odd_recipe, refusal
 
-    quantisation, lora = config.quantisation, config.lora
+    lora, double = config.lora, config.quantisation.double
+    found = load.inspected(config.model.base, config.model.revision)
+    quantisation = load.quantised_by(config, found)
     model = load.skeleton(config.model.base, config.model.revision)
     number_bytes = 4 if dtype == "float32" else 2
     head = model.get_output_embeddings()
@@ -71,7 +80,7 @@ def _shape(config: RunConfig, dtype: str) -> Shape:
         weights = module.weight.numel()
         counted.add(id(module.weight))
         linear += weights
-        held += _bytes(weights, module.out_features, quantisation.method, quantisation.double, number_bytes)
+        held += _bytes(weights, module.out_features, quantisation, double, number_bytes)
     held += sum(p.numel() * number_bytes for p in model.parameters() if id(p) not in counted)
     adapted = fit.targeted(model, config).values()
     adapter = sum(lora.held_rank * (one.in_features + one.out_features) for one in adapted)
@@ -105,19 +114,43 @@ def _shape(config: RunConfig, dtype: str) -> Shape:
         base_bytes=held,
         number_bytes=number_bytes,
         refusal=why or "",
+        quantisation=quantisation,
+        packed_bytes=() if why or quantisation not in FOUR_BITS else _packed_bytes(model),
+    )
+
+
+def _packed_bytes(model: Any) -> tuple[int, ...]:
+    """4-bit values of each decoder layer."""
+    import torch
+
+    return tuple(
+        sum(module.weight.numel() // 2 for module in layer.modules() if isinstance(module, torch.nn.Linear))
+        for layer in model.get_decoder().layers
     )
 
 
 def _bytes(weights: int, outputs: int, method: str, double: bool, number_bytes: int) -> int:
     """Bytes of one linear layer's weight as bitsandbytes holds it (Dettmers et al., 2023)."""
-    if method == "none":
-        return weights * number_bytes
     if method == "int8":
         return weights + 4 * outputs
+    if method not in FOUR_BITS:
+        return weights * number_bytes
     scales = math.ceil(weights / BLOCK)
     tables = 16 * 4 + (256 * 4 if double else 0)
     of_scales = scales + 4 * math.ceil(scales / OUTER_BLOCK) if double else 4 * scales
     return weights // 2 + of_scales + tables
+
+
+def sharded_bytes(shape: Shape, processes: int) -> int:
+    """Bytes of a base's part in one of so many processes, with the two buffers that layers are gathered in.
+
+    That of a base that cannot be spread, or of a process that is alone, is all of it; see
+    core.training.shards.
+    """
+    if processes == 1 or not shape.packed_bytes:
+        return shape.base_bytes
+    parts = [math.ceil(size / processes) for size in shape.packed_bytes]
+    return shape.base_bytes - sum(shape.packed_bytes) + sum(parts) + 2 * max(parts) * processes
 
 
 def kept_bytes(shape: Shape) -> int:
