@@ -213,7 +213,9 @@ def _remove(arguments: argparse.Namespace) -> int:
     from core.store import datasets as store
 
     dataset = store.by_name(arguments.name)
-    if not arguments.yes and not agreed("data remove", f"Delete {dataset['name']} with {dataset['rows']:,} rows? [y/N] "):
+    if not arguments.yes and not agreed(
+        "data remove", f"Delete {dataset['name']} with {dataset['rows']:,} rows? [y/N] "
+    ):
         say("Kept.")
         return 1
     datasets.remove(dataset["id"])

@@ -1,4 +1,4 @@
-"""A run that ran out of memory, started again with the smaller plan that its job left (core.training.memory)."""
+"""A run that ran out of memory, started again with the smaller plan that core.training.memory left."""
 
 from dataclasses import dataclass
 from typing import Any

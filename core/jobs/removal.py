@@ -36,10 +36,14 @@ class Contents:
 
     @property
     def sentence(self) -> str:
-        counted = [(self.checkpoints, "checkpoint"), (self.evaluations, "evaluation"), (self.exports, "export")]
+        counted = [
+            (self.checkpoints, "checkpoint"),
+            (self.evaluations, "evaluation"),
+            (self.exports, "export"),
+        ]
         parts = ["its adapter, curves and log"]
         parts += [f"{count} {name}{'s' if count > 1 else ''}" for count, name in counted if count]
-        text = f"Deleted for good: {', '.join(parts)}; {self.bytes / 1e6:,.1f} MB."
+        text = f"This deletes for good: {', '.join(parts)}; {self.bytes / 1e6:,.1f} MB."
         if self.children:
             names = ", ".join(f"run {child}" for child in self.children)
             one = len(self.children) == 1

@@ -112,7 +112,8 @@ def remove(run_id: int, job_ids: list[int]) -> None:
     for table in ("evaluations", "metrics", "events"):
         db.execute(f"delete from {table} where run_id = ?", [run_id])
     db.table("runs").delete(run_id)
-    for job_id in job_ids or [None]:
+    of_jobs: list[int | None] = [*job_ids]
+    for job_id in of_jobs or [None]:
         event(f"run {run_id} was deleted", run_id, job_id, DELETED)
 
 

@@ -1,4 +1,4 @@
-"""Deleting runs: all of a run goes or nothing does, numbers are never given again, a crash leaves no folder."""
+"""Deleting runs: all of one goes or nothing does, numbers are never given again, a crash leaves no folder."""
 
 import os
 import re
@@ -71,7 +71,7 @@ def test_all_of_a_run_goes_and_nothing_else(full: tuple[int, int], before: dict[
     run_id, job_id = full
     sentence = removal.contents(run_id).sentence
     assert sentence == (
-        "Deleted for good: its adapter, curves and log, 2 checkpoints, 1 evaluation, 1 export; 0.0 MB."
+        "This deletes for good: its adapter, curves and log, 2 checkpoints, 1 evaluation, 1 export; 0.0 MB."
     )
     api.delete(run_id)
     assert rows() == before
@@ -140,7 +140,9 @@ def test_runs_that_come_from_a_deleted_one_stay_and_say_so(full: tuple[int, int]
     with pytest.raises(StudioError, match=f"is needed by run {again}"):
         removal.remove(run_id)
     ended(again)
-    assert f"Run {child}, run {stage}, run {again} come from it and stay." in removal.contents(run_id).sentence
+    assert (
+        f"Run {child}, run {stage}, run {again} come from it and stay." in removal.contents(run_id).sentence
+    )
     assert lineage.origin(runs.get(child), runs.numbers()) == f"from step 2 of run {run_id}"
     removal.remove(run_id)
     known = runs.numbers()
