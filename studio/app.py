@@ -5,6 +5,7 @@ from typing import Any
 import gradio as gr
 
 from core.data import datasets
+from core.errors import StudioError
 from core.jobs import queue
 from core.store import runs
 from studio.live import RESIZE, Page, View
@@ -72,8 +73,14 @@ def _follow(page: Page, run: gr.State, seen: gr.State, chosen: list[gr.Dropdown]
     page.views.append(View(chosen, _choices, lambda run_id: [_dropdown(run_id) for _ in chosen]))
 
     def tick(run_id: int | None, shown: list[str], paused: bool) -> list[Any]:
-        drawn = run_id if run_id is None or runs.exists(run_id) else _newest()  # it was deleted elsewhere
-        signatures, updates = page.draw(drawn, shown, paused)
+        drawn = run_id
+        try:
+            signatures, updates = page.draw(drawn, shown, paused)
+        except StudioError:
+            if run_id is None or runs.exists(run_id):
+                raise
+            drawn = _newest()  # it was deleted, perhaps on another page
+            signatures, updates = page.draw(drawn, shown, paused)
         return [gr.skip() if drawn == run_id else drawn, signatures, *updates]
 
     def arrive(request: gr.Request) -> tuple[int | None, Any]:

@@ -33,7 +33,11 @@ def offered(run_id: int) -> SmallerPlan | None:
     settings = (job["result"] or {}).get("suggestion") if job and job["state"] == "failed" else None
     if job is None or not settings:
         return None
-    kept = checkpoints.listed(run_folder(run_id) / "checkpoints") if _without_effect(settings) else []
+    kept = (
+        checkpoints.listed(run_folder(run_id, create=False) / "checkpoints")
+        if _without_effect(settings)
+        else []
+    )
     return SmallerPlan(job["id"], settings, checkpoints.step_of(kept[-1]) if kept else None)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import StudioError
-from core.home import home
+from core.home import export_folder, home, run_folder
 from core.jobs import queue
 from core.store import runs
 from core.store.database import database, writing
@@ -55,7 +55,7 @@ class Contents:
 def contents(run_id: int) -> Contents:
     """:raises StudioError: when there is no such run"""
     runs.get(run_id)
-    folder = home() / "runs" / str(run_id)
+    folder = run_folder(run_id, create=False)
     exports = [path for path in _exports(_jobs(run_id)) if path.exists()]
     files = [path for place in (folder, *exports) for path in place.rglob("*")]
     return Contents(
@@ -90,7 +90,7 @@ def remove(run_id: int) -> None:
 def clear() -> None:
     """Remove the folders of deleted runs and of their exports. Links are never followed."""
     run_ids, job_ids = runs.deleted()
-    for path in [*(home() / "runs" / str(run_id) for run_id in run_ids), *_exports(job_ids)]:
+    for path in [*(run_folder(run_id, create=False) for run_id in run_ids), *_exports(job_ids)]:
         if path.exists() or path.is_symlink():
             try:
                 # By renaming first, nobody reads a folder that is half gone.
@@ -111,7 +111,7 @@ def _jobs(run_id: int) -> list[int]:
 
 
 def _exports(job_ids: list[int]) -> list[Path]:
-    return [home() / "exports" / str(job_id) for job_id in job_ids]
+    return [export_folder(job_id, create=False) for job_id in job_ids]
 
 
 def _let_go_of_chat(run_id: int) -> None:

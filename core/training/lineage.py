@@ -23,7 +23,7 @@ TOLERANCE = 0.02  # nats between two curves of the same recipe on devices that s
 
 def steps(run_id: int) -> list[int]:
     """Steps of a run that a branch may begin with: its checkpoints', and the last."""
-    folder = run_folder(run_id)
+    folder = run_folder(run_id, create=False)
     found = {checkpoints.step_of(path) for path in checkpoints.listed(folder / "checkpoints")}
     if (folder / "artifact" / "metadata.json").exists():
         found.add(_artifact_step(folder))

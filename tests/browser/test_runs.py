@@ -1,7 +1,6 @@
 """Buttons of the Runs tab: branch, train again, the smaller plan, delete. Each is pressed as a user does."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -42,6 +41,13 @@ def out_of_memory() -> int:
 
 def shown(page: Page, studio: Studio, run_id: int) -> None:
     page.goto(f"{studio.url}?run={run_id}")
+    expect(page.locator("#run-head")).to_contain_text(f"run {run_id}")
+
+
+def pick(page: Page, run_id: int) -> None:
+    """Choose a run in the list."""
+    cells = page.locator("#runs-table").get_by_text(str(run_id), exact=True)
+    cells.locator("visible=true").first.click()
     expect(page.locator("#run-head")).to_contain_text(f"run {run_id}")
 
 
@@ -91,7 +97,7 @@ def test_a_run_that_ran_out_of_memory_starts_again_with_the_smaller_plan(page: P
     shown(page, studio, 1)
     expect(page.locator("#smaller")).to_be_hidden()
     failed = out_of_memory()
-    shown(page, studio, failed)
+    pick(page, failed)
     expect(page.locator("#smaller-plan")).to_contain_text("Micro-batch tokens 256, Max length 128.")
     page.locator("#smaller").dblclick()
     expect(page.locator("#run-head")).to_contain_text(f"run {failed + 1}")
@@ -116,10 +122,9 @@ def test_deleting_a_run_asks_first_and_other_pages_follow(
     page.locator("#delete").click()
     expect(page.locator("#sure")).to_have_text(f"Yes, delete run {second}")
     # Another run is chosen in between: the question is taken back.
-    page.locator("#runs-table").get_by_text(str(first), exact=True).locator("visible=true").first.click()
-    expect(page.locator("#run-head")).to_contain_text(f"run {first}")
+    pick(page, first)
     expect(page.locator("#sure")).to_be_hidden()
-    shown(page, studio, second)
+    pick(page, second)
     page.locator("#delete").click()
     page.locator("#sure").dblclick()
     expect(page.locator("#run-head")).to_contain_text(f"run {first}")
@@ -134,7 +139,7 @@ def test_deleting_a_run_asks_first_and_other_pages_follow(
 
 
 def test_a_run_in_use_is_not_deleted(page: Page, studio: Studio) -> None:
-    """A queued one has no button for it; one that another run needs says which."""
+    """One that is trained has no button for it; one that another run needs says which."""
     with writing():  # the studio's worker takes up neither
         child = runs.add(recipe(), 1, 1, 2, "branch")
         queue.enqueue("train", child)
@@ -146,9 +151,9 @@ def test_a_run_in_use_is_not_deleted(page: Page, studio: Studio) -> None:
     expect(page.locator("#delete")).to_be_disabled()
     queue.set_state(queue.latest(waiting, "train")["id"], "stopped")  # type: ignore[index]
     expect(page.locator("#delete")).to_be_enabled()
-    shown(page, studio, 1)
+    pick(page, 1)
     page.locator("#delete").click()
-    expect(page.locator("#delete-panel")).to_contain_text("come from it and stay")
+    expect(page.locator("#delete-panel")).to_contain_text("from it and stay")
     page.locator("#sure").click()
     expect(page.locator("#delete-panel .pl-bad")).to_contain_text(f"run 1: is needed by run {child}")
     assert runs.exists(1)

@@ -28,7 +28,9 @@ from tests.runs import add, recipe
         (("", "1", "", "training.max_steps: 9"), {"training.epochs": "1", "training.max_steps": 9}),
     ],
 )
-def test_the_fields_of_a_branch_are_changes(fields: tuple[str, str, str, str], wanted: dict[str, Any]) -> None:
+def test_the_fields_of_a_branch_are_changes(
+    fields: tuple[str, str, str, str], wanted: dict[str, Any]
+) -> None:
     assert lineage.changes(*fields) == wanted
 
 
