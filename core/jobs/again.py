@@ -33,11 +33,8 @@ def offered(run_id: int) -> SmallerPlan | None:
     settings = (job["result"] or {}).get("suggestion") if job and job["state"] == "failed" else None
     if job is None or not settings:
         return None
-    kept = (
-        checkpoints.listed(run_folder(run_id, create=False) / "checkpoints")
-        if _without_effect(settings)
-        else []
-    )
+    folder = run_folder(run_id, create=False) / "checkpoints"
+    kept = checkpoints.listed(folder) if _without_effect(settings) else []
     return SmallerPlan(job["id"], settings, checkpoints.step_of(kept[-1]) if kept else None)
 
 

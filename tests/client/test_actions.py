@@ -7,8 +7,10 @@ from typing import Any
 import httpx
 import pytest
 
+from core.home import run_folder
 from core.jobs import queue
 from core.store import runs
+from core.store.database import writing
 from tests.runs import add, recipe
 from tests.server import Studio
 
@@ -22,6 +24,16 @@ def studio(samples: Path) -> Iterator[Studio]:
     running = Studio(samples, PLUMBLINE_AUTH=":".join(ME))
     yield running
     running.close()
+
+
+def test_f25_a_start_removes_what_a_crash_left_of_a_deleted_run(samples: Path) -> None:
+    run_id = add(recipe())
+    left = run_folder(run_id) / "checkpoints"
+    left.mkdir()
+    with writing():
+        runs.remove(run_id, [])
+    Studio(samples).close()
+    assert not left.parent.exists()
 
 
 def test_no_action_is_open_to_strangers_or_to_other_sites(studio: Studio) -> None:
