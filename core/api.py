@@ -24,7 +24,7 @@ from core.errors import StudioError
 from core.home import export_folder
 from core.jobs import check as check_job
 from core.jobs import probe as probe_job
-from core.jobs import queue, start
+from core.jobs import queue, removal, start
 from core.jobs.wait import until_ended
 from core.jobs.words import dataset_name, recipe_name
 from core.jobs.worker import recover
@@ -219,6 +219,15 @@ def merge(run_id: int) -> Path:
     runs.get(run_id)
     job = _finish(queue.enqueue("merge", run_id))
     return export_folder(job["id"]) / job["result"]["folder"]
+
+
+def delete(run_id: int) -> None:
+    """Delete a run with all it has saved, its evaluations and its exports. Runs that come from it stay.
+
+    :raises StudioError: while a job of it waits or is being worked on, or a run has yet to begin with it
+    """
+    recover()
+    removal.remove(run_id)
 
 
 def _finish(job_id: int) -> dict[str, Any]:

@@ -84,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     again = verbs.add_parser("reproduce", help="train a run again, and say whether the curves agree")
     submit = verbs.add_parser("submit", help="a run as a job of Slurm or SkyPilot")
     cli_submit.options(submit)
-    for target in (resume, evaluate, merge, export, show, branch, again, submit):
+    delete = verbs.add_parser("delete", help="delete a run with its checkpoints, evaluations and exports")
+    delete.add_argument("--yes", action="store_true", help="without asking")
+    for target in (resume, evaluate, merge, export, show, branch, again, submit, delete):
         target.add_argument("run", type=int, help="the run's number, as `runs` lists it")
     verbs.add_parser("runs", help="list all runs")
     verbs.add_parser("doctor", help="versions, device, compute type and why, free memory and disk")
@@ -274,6 +276,21 @@ def _runs(arguments: argparse.Namespace, serve: Serve) -> int:
     return 0
 
 
+def _delete(arguments: argparse.Namespace, serve: Serve) -> int:
+    from core.jobs import removal
+    from core.jobs.worker import recover
+
+    recover()
+    if not arguments.yes:
+        say(removal.contents(arguments.run).sentence)
+        if not cli_data.agreed("delete", f"Delete run {arguments.run}? [y/N] "):
+            say("Kept.")
+            return 1
+    removal.remove(arguments.run)
+    say(f"Deleted run {arguments.run}.")
+    return 0
+
+
 def _doctor(arguments: argparse.Namespace, serve: Serve) -> int:
     from core.models import hardware
 
@@ -308,6 +325,7 @@ _VERBS: dict[str, Callable[[argparse.Namespace, Serve], int]] = {
     "export": _export,
     "runs": _runs,
     "show": _show,
+    "delete": _delete,
     "doctor": _doctor,
     "test": _test,
 }

@@ -213,7 +213,9 @@ def _remove(arguments: argparse.Namespace) -> int:
     from core.store import datasets as store
 
     dataset = store.by_name(arguments.name)
-    if not arguments.yes and not _agreed(f"Delete {dataset['name']} with {dataset['rows']:,} rows? [y/N] "):
+    if not arguments.yes and not agreed(
+        "data remove", f"Delete {dataset['name']} with {dataset['rows']:,} rows? [y/N] "
+    ):
         say("Kept.")
         return 1
     datasets.remove(dataset["id"])
@@ -221,9 +223,10 @@ def _remove(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _agreed(question: str) -> bool:
+def agreed(verb: str, question: str) -> bool:
+    """Whether somebody says yes. :raises StudioError: when nobody is there to be asked"""
     if not sys.stdin.isatty():
-        raise StudioError("data remove", "asks first, and nobody can answer here", "Add --yes.")
+        raise StudioError(verb, "asks first, and nobody can answer here", "Add --yes.")
     return input(question).strip().lower() in ("y", "yes")
 
 

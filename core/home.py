@@ -30,12 +30,14 @@ def folder(*parts: str | int) -> Path:
     return path
 
 
-def run_folder(run_id: int) -> Path:
-    return folder("runs", int(run_id))
+def run_folder(run_id: int, create: bool = True) -> Path:
+    """:param create: False to look only, at a run that may have been deleted meanwhile"""
+    return folder("runs", int(run_id)) if create else home() / "runs" / str(int(run_id))
 
 
-def export_folder(job_id: int) -> Path:
-    return folder("exports", int(job_id))
+def export_folder(job_id: int, create: bool = True) -> Path:
+    """What an export made; it goes when its run is deleted. :param create: as of `run_folder`"""
+    return folder("exports", int(job_id)) if create else home() / "exports" / str(int(job_id))
 
 
 def assets() -> Path:

@@ -5,6 +5,7 @@ from typing import Any
 import gradio as gr
 
 from core.data import datasets
+from core.errors import StudioError
 from core.jobs import queue
 from core.store import runs
 from studio.live import RESIZE, Page, View
@@ -72,14 +73,21 @@ def _follow(page: Page, run: gr.State, seen: gr.State, chosen: list[gr.Dropdown]
     page.views.append(View(chosen, _choices, lambda run_id: [_dropdown(run_id) for _ in chosen]))
 
     def tick(run_id: int | None, shown: list[str], paused: bool) -> list[Any]:
-        signatures, updates = page.draw(run_id, shown, paused)
-        return [signatures, *updates]
+        drawn = run_id
+        try:
+            signatures, updates = page.draw(drawn, shown, paused)
+        except StudioError:
+            if run_id is None or runs.exists(run_id):
+                raise
+            drawn = _newest()  # it was deleted, perhaps on another page
+            signatures, updates = page.draw(drawn, shown, paused)
+        return [gr.skip() if drawn == run_id else drawn, signatures, *updates]
 
     def arrive(request: gr.Request) -> tuple[int | None, Any]:
         wanted = request.query_params.get("run", "")
         run_id = _existing(int(wanted)) if wanted.isdecimal() else None
         if run_id is None:
-            run_id = next((row["id"] for row in runs.listed(1)), None)
+            run_id = _newest()
         # Without a run the Train tab is open already: naming it again would undo a quick click.
         return run_id, gr.skip() if run_id is None else gr.Tabs(selected="runs")
 
@@ -91,7 +99,7 @@ def _follow(page: Page, run: gr.State, seen: gr.State, chosen: list[gr.Dropdown]
             return run_id, gr.Tabs(selected="train")
         return (job["run_id"] if job else run_id), gr.Tabs(selected="runs")
 
-    live = [seen, *page.outputs]
+    live = [run, seen, *page.outputs]
     # In two steps: where to go is known at once, what is there takes longer to draw.
     arrived = page.blocks.load(arrive, None, [run, page.tabs], **quiet)
     arrived.then(tick, [run, seen, page.paused], live, **quiet)
@@ -106,7 +114,11 @@ def _follow(page: Page, run: gr.State, seen: gr.State, chosen: list[gr.Dropdown]
 
 
 def _existing(run_id: int) -> int | None:
-    return run_id if any(row["id"] == run_id for row in runs.listed()) else None
+    return run_id if run_id < 2**63 and runs.exists(run_id) else None
+
+
+def _newest() -> int | None:
+    return next((row["id"] for row in runs.listed(1)), None)
 
 
 def _choices(run_id: int | None) -> Any:

@@ -20,7 +20,7 @@ from fastapi.responses import FileResponse
 
 from core.errors import StudioError
 from core.home import assets, export_folder, folder, home
-from core.jobs import queue, signals
+from core.jobs import queue, removal, signals
 from core.jobs.mode import choose
 from core.jobs.words import subject
 from core.jobs.worker import Worker
@@ -83,6 +83,7 @@ def serve(host: str, port: int, run_id: int | None, worker_mode: str = "auto") -
         host = "0.0.0.0"
     mode = choose(worker_mode)
     _forget_uploads()
+    removal.clear()
     server = application(host)
     gc.enable()
     gc.freeze()  # what was imported stays for good: later collections need not look at it

@@ -68,7 +68,7 @@ def watched(job: "Job", poll_seconds: float = 0.5) -> Iterator[None]:
     def watch() -> None:
         patience = Patience()
         while not done.wait(poll_seconds):
-            if patience.over(queue.get(job.id)["state"] == "stopping"):
+            if patience.over(queue.state(job.id) == "stopping"):
                 queue.set_progress(job.id, "hangs: restart Plumbline to end it")
                 job.event(
                     f"{job.kind} does not answer Stop. A thread cannot be ended: restart Plumbline, "

@@ -33,6 +33,7 @@ def enqueue(
     :param run_id: the run that it belongs to; None for a check, which has a ``dataset_id`` instead, and
         for a probe
     :param token: names one click; a second click with the same token gets the same job back
+    :raises StudioError: when there is no such run
     """
     if kind != "probe" and (dataset_id if kind == "check" else run_id) is None:
         raise ValueError(f"a {kind} job needs {'a dataset' if kind == 'check' else 'a run'}")
@@ -40,9 +41,12 @@ def enqueue(
         if token is not None:
             for row in db.table("jobs").rows_where("token = ?", [token]):
                 return row["id"]
+        if run_id is not None:
+            runs.get(run_id)  # it may have been deleted meanwhile
         job_id = insert(
             "jobs",
             {
+                "id": runs.free_number("jobs"),
                 "kind": kind,
                 "run_id": run_id,
                 "dataset_id": dataset_id,
@@ -75,6 +79,12 @@ def get(job_id: int) -> dict[str, Any]:
         "payload": json.loads(row["payload"] or "{}"),
         "result": json.loads(row["result"]) if row["result"] else None,
     }
+
+
+def state(job_id: int) -> str | None:
+    """A job's state; None when it was deleted with its run since it ended."""
+    row = database().execute("select state from jobs where id = ?", [job_id]).fetchone()
+    return None if row is None else row[0]
 
 
 def _awaited(job: dict[str, Any]) -> str:
@@ -213,6 +223,21 @@ def let_go(dataset_id: int, name: str) -> None:
         )
     # The next dataset may get this id: an old check must not look like one of it.
     db.execute("update jobs set dataset_id = null where dataset_id = ?", [dataset_id])
+
+
+def forget(run_id: int) -> list[int]:
+    """Delete the jobs of a run that is about to be deleted. Call inside of that transaction.
+
+    :returns: their ids
+    :raises StudioError: while one of them waits or is being worked on
+    """
+    jobs = list(database().table("jobs").rows_where("run_id = ?", [run_id], order_by="id"))
+    for job in jobs:
+        if job["state"] not in ENDED:
+            first = "Wait for its end" if job["kind"] != "train" or job["state"] == "stopping" else "Stop it"
+            raise StudioError(subject(job), f"is {job['state']}", f"{first}, then delete the run.")
+    database().execute("delete from jobs where run_id = ?", [run_id])
+    return [job["id"] for job in jobs]
 
 
 def end(job_id: int) -> None:

@@ -1,8 +1,18 @@
-"""From a recipe to queued runs: one, or with a rank schedule one for every rank."""
+"""Runs that one click makes: stored and queued in one transaction, and only once.
+
+Every function takes a token, which names the click; a second click with it gets the same run back.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 from core.config import RunConfig
+from core.errors import StudioError
 from core.jobs import queue
+from core.models import fit
 from core.store import runs
+from core.store.database import writing
+from core.training import lineage
 
 
 def store(config: RunConfig, dataset_id: int) -> list[int]:
@@ -15,15 +25,47 @@ def store(config: RunConfig, dataset_id: int) -> list[int]:
 
 
 def start(config: RunConfig, dataset_id: int, token: str) -> int:
-    """Store a recipe's runs and queue them. :returns: the id of the first
+    """Store a recipe's runs, one or with a rank schedule one for every rank, and queue them.
 
-    :param token: names one click; a second click with the same token gets the same run back
+    :returns: the id of the first
     """
-    for job in queue.with_token(token):
-        return job["run_id"]
-    found = store(config, dataset_id)
-    for number, run_id in enumerate(found):
-        queue.enqueue("train", run_id, token=token if number == 0 else None)
+    return _once(token, lambda: store(config, dataset_id))
+
+
+def branch(run_id: int, step: int | None, changes: dict[str, Any], token: str) -> int:
+    """Store and queue a branch. :returns: its id
+
+    :param step: one of `lineage.steps`; None means the last
+    :param changes: settings by key
+    :raises StudioError: when it cannot be, or would not fit; nothing is stored then
+    """
+
+    def stored() -> list[int]:
+        child = lineage.branch(run_id, step, changes)
+        fit.refuse_unfit(runs.recipe(child))
+        return [child]
+
+    return _once(token, stored)
+
+
+def reproduce(run_id: int, token: str) -> int:
+    """Store and queue a reproduction of a run that has ended. :returns: its id"""
+
+    def stored() -> list[int]:
+        if (state := runs.get(run_id)["state"]) not in queue.ENDED:
+            raise StudioError(f"run {run_id}", f"is {state}", "Train it again when it has ended.")
+        return [lineage.reproduce(run_id)]
+
+    return _once(token, stored)
+
+
+def _once(token: str, stored: Callable[[], list[int]]) -> int:
+    with writing():
+        for job in queue.with_token(token):
+            return job["run_id"]
+        found = stored()
+        for number, run_id in enumerate(found):
+            queue.enqueue("train", run_id, token=token if number == 0 else None)
     return found[0]
 
 

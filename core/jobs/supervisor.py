@@ -105,12 +105,12 @@ class Supervisor:
                 child.process.wait(POLL_SECONDS)
                 return False
             except subprocess.TimeoutExpired:
-                state = queue.get(job.id)["state"]
+                state = queue.state(job.id)
             if patience.over(state == "stopping"):
                 child.kill()
                 child.process.wait()
                 return True
-            if state in queue.ENDED:
+            if state is None or state in queue.ENDED:
                 ended_at = ended_at or time.monotonic()
                 if time.monotonic() - ended_at > GOODBYE_SECONDS:
                     child.kill()
@@ -118,7 +118,8 @@ class Supervisor:
                 self._prepare()
 
     def _conclude(self, child: Process, job: "worker.Job", forced: bool) -> None:
-        if queue.get(job.id)["state"] in queue.ENDED:
+        state = queue.state(job.id)
+        if state is None or state in queue.ENDED:
             return
         how = how_it_ended(child.process.returncode)
         job.log(f"{child.printed().rstrip()}\nworker {how}\n")

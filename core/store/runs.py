@@ -1,4 +1,7 @@
-"""Runs and their metrics. A run's state changes only through the queue (core.jobs.queue)."""
+"""Runs and their metrics. A run's state changes only through the queue (core.jobs.queue).
+
+A deleted run leaves one event for each of its jobs, so that no number is ever given a second time.
+"""
 
 import json
 import math
@@ -10,9 +13,10 @@ from sqlite_utils.db import NotFoundError
 
 from core.config import RunConfig, dumps, loads
 from core.errors import StudioError
-from core.store.database import database, insert
+from core.store.database import database, insert, writing
 
 REWARDS = ("reward", "eval_reward", "rewards/accuracy", "eval_rewards/accuracy", "rewards/margin")
+DELETED = "deleted"  # the level of the events that a deleted run leaves
 Relation = Literal["branch", "rank", "reproduction"]
 METRICS = ("epoch", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_gb")
 
@@ -28,21 +32,30 @@ def add(
         that it trains again (a reproduction)
     :param parent_step: of a branch; None means the parent's artifact
     """
-    return insert(
-        "runs",
-        {
-            "name": config.display_name,
-            "state": "queued",
-            "base": config.model.base,
-            "dataset_id": dataset_id,
-            "recipe": dumps(config),
-            "step": 0,
-            "parent": parent,
-            "parent_step": parent_step,
-            "relation": relation,
-            "created_at": time.time(),
-        },
-    )
+    values = {
+        "name": config.display_name,
+        "state": "queued",
+        "base": config.model.base,
+        "dataset_id": dataset_id,
+        "recipe": dumps(config),
+        "step": 0,
+        "parent": parent,
+        "parent_step": parent_step,
+        "relation": relation,
+        "created_at": time.time(),
+    }
+    with writing():
+        return insert("runs", {"id": free_number("runs"), **values})
+
+
+def free_number(table: Literal["runs", "jobs"]) -> int:
+    """The next run's number, or the next job's. Call inside of the transaction that gives it.
+
+    A page, a process or a folder may still know a deleted one by its number.
+    """
+    column = "run_id" if table == "runs" else "job_id"
+    numbers = f"select id from {table} union all select {column} from events where level = ?"
+    return database().execute(f"select coalesce(max(id), 0) + 1 from ({numbers})", [DELETED]).fetchone()[0]
 
 
 def get(run_id: int) -> dict[str, Any]:
@@ -72,6 +85,42 @@ def forecast_and_outcome(run_id: int) -> tuple[dict[str, Any], dict[str, Any]] |
 
 def update(run_id: int, **values: Any) -> None:
     database().table("runs").update(run_id, values)
+
+
+def exists(run_id: int) -> bool:
+    return database().execute("select 1 from runs where id = ?", [run_id]).fetchone() is not None
+
+
+def numbers() -> set[int]:
+    """Of all runs there are."""
+    return {row[0] for row in database().execute("select id from runs").fetchall()}
+
+
+def children(run_id: int) -> list[dict[str, Any]]:
+    """The runs that come from one: its branches, the next of a rank schedule, its reproductions."""
+    return list(database().table("runs").rows_where("parent = ?", [run_id], order_by="id"))
+
+
+def remove(run_id: int, job_ids: list[int]) -> None:
+    """Delete a run's rows but its jobs', which are the queue's. Call inside of a transaction.
+
+    :param job_ids: of all jobs that it had
+    """
+    db = database()
+    of_it = "select id from evaluations where run_id = ?"
+    db.execute(f"delete from evaluation_rows where evaluation_id in ({of_it})", [run_id])
+    for table in ("evaluations", "metrics", "events"):
+        db.execute(f"delete from {table} where run_id = ?", [run_id])
+    db.table("runs").delete(run_id)
+    of_jobs: list[int | None] = [*job_ids]
+    for job_id in of_jobs or [None]:
+        event(f"run {run_id} was deleted", run_id, job_id, DELETED)
+
+
+def deleted() -> tuple[list[int], list[int]]:
+    """Numbers of deleted runs, and of the jobs that they had."""
+    rows = database().execute("select run_id, job_id from events where level = ?", [DELETED]).fetchall()
+    return sorted({run for run, _ in rows}), sorted({job for _, job in rows if job is not None})
 
 
 def listed(limit: int = 500) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ rank schedule begins with the whole of the stage before: a larger adapter that c
 
 import json
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ TOLERANCE = 0.02  # nats between two curves of the same recipe on devices that s
 
 def steps(run_id: int) -> list[int]:
     """Steps of a run that a branch may begin with: its checkpoints', and the last."""
-    folder = run_folder(run_id)
+    folder = run_folder(run_id, create=False)
     found = {checkpoints.step_of(path) for path in checkpoints.listed(folder / "checkpoints")}
     if (folder / "artifact" / "metadata.json").exists():
         found.add(_artifact_step(folder))
@@ -66,6 +67,20 @@ def reproduce(run_id: int) -> int:
     return runs.add(again, row["dataset_id"], run_id, None, "reproduction")
 
 
+def origin(run: dict[str, Any], known: Container[int]) -> str:
+    """Where a run comes from, as in ``from step 30 of run 4``; empty for one that comes from nowhere.
+
+    :param run: its row
+    :param known: numbers of the runs there are; another one was deleted
+    """
+    parent = f"run {run['parent']}" + ("" if run["parent"] in known else " (deleted)")
+    if run["relation"] == "branch":
+        return f"from step {run['parent_step']} of {parent}"
+    if run["relation"] == "rank":
+        return f"after {parent}"
+    return f"{parent} again" if run["relation"] == "reproduction" else ""
+
+
 def inherit(model: Any, run_id: int) -> str | None:
     """Give a new adapter what its run begins with. :returns: what was done, in words; None for nothing
 
@@ -74,6 +89,8 @@ def inherit(model: Any, run_id: int) -> str | None:
     :raises StudioError: when the weights are not there, do not verify, or do not fit
     """
     run = runs.get(run_id)
+    while run["relation"] == "reproduction":  # it begins as the run that it trains again
+        run = runs.get(run["parent"])
     if run["relation"] not in ("branch", "rank"):
         return None
     from safetensors.torch import load_file

@@ -1,18 +1,21 @@
-"""Runs: watch the chosen run, stop or resume it, and pick another."""
+"""Runs: watch the chosen run, stop, resume or delete it, let others come from it, and pick another."""
 
 import time
 from typing import Any
 
 import gradio as gr
 
+from core.errors import StudioError
 from core.figures import COMPARED, compared, duration
 from core.jobs import queue
 from core.store import runs
+from core.training.lineage import agreement, origin
 from studio import plots
 from studio.live import Page, View
 from studio.messages import bar, box, empty, escape, facts, figures, guarded, table
+from studio.tabs import deleting, lineage
 
-COLUMNS = ["run", "name", "state", "step", "base", "held-out loss", "best", "time"]
+COLUMNS = ["run", "name", "from", "state", "step", "base", "held-out loss", "best", "time"]
 
 
 def build(page: Page) -> None:
@@ -22,7 +25,11 @@ def build(page: Page) -> None:
             "Stop", variant="stop", size="sm", interactive=False, elem_id="stop", scale=0, min_width=160
         )
         resume = gr.Button("Resume", size="sm", interactive=False, elem_id="resume", scale=0, min_width=160)
+        delete = gr.Button("Delete", size="sm", interactive=False, elem_id="delete", scale=0, min_width=160)
         paused = gr.Checkbox(False, label="Pause live updates (keeps your zoom)", container=False, scale=1)
+    deleting.build(page, delete)
+    lineage.smaller(page)
+    lineage.build(page)
     with gr.Row():
         loss = gr.Plot(show_label=False, visible=False, elem_id="loss-plot")
         perplexity = gr.Plot(show_label=False, visible=False, elem_id="perplexity-plot")
@@ -46,7 +53,7 @@ def build(page: Page) -> None:
         headers=COLUMNS,
         interactive=False,
         show_search="filter",
-        column_widths=["7%", "24%", "13%", "13%", "13%", "12%", "8%", "10%"],
+        column_widths=["6%", "20%", "13%", "13%", "10%", "11%", "9%", "9%", "9%"],
         wrap=True,
         elem_id="runs-table",
         show_label=False,
@@ -100,7 +107,8 @@ def _state(run_id: int | None) -> Any:
     if run_id is None:
         return None
     run = runs.get(run_id)
-    return [run[key] for key in ("id", "state", "phase", "step", "eval_loss", "error")]
+    shown = [run[key] for key in ("id", "state", "phase", "step", "eval_loss", "error")]
+    return shown, run["parent"] is not None and runs.exists(run["parent"])
 
 
 def _head(run_id: int | None) -> str:
@@ -115,13 +123,31 @@ def _head(run_id: int | None) -> str:
         ("Held-out loss", _loss_text(run)),
         ("Time left", "-" if ended else duration(run["seconds_left"])),
     ]
-    text = (
-        f'<div class="pl-card"><h3>{escape(run["name"])} <span class="pl-muted">run {run["id"]}</span></h3>'
-    )
+    named = " · ".join(filter(None, (f"run {run['id']}", _origin(run))))
+    text = f'<div class="pl-card"><h3>{escape(run["name"])} <span class="pl-muted">{named}</span></h3>'
     text += bar(share) + facts(rows)
     if run["error"]:
         text += box("bad", run["error"])
+    if run["relation"] == "reproduction" and run["state"] == "completed":
+        text += _agreement(run)
     return text + "</div>"
+
+
+def _origin(run: dict[str, Any]) -> str:
+    """Where a run comes from; empty when it begins with nothing. Of a stage, the rank before too."""
+    text = origin(run, runs.numbers())
+    if run["relation"] == "rank" and runs.exists(run["parent"]):
+        return f"{text} (rank {runs.recipe(run['parent']).lora.r})"
+    return text
+
+
+def _agreement(run: dict[str, Any]) -> str:
+    """Whether the curve of a reproduction is that of the run that it trained again."""
+    try:
+        found = agreement(run["id"])
+    except StudioError:
+        return box("warning", f"Run {run['parent']} was deleted: there is no curve to compare with.")
+    return box("good" if found.agrees else "warning", found.sentence)
 
 
 def _loss_text(run: dict[str, Any]) -> str:
@@ -214,10 +240,12 @@ def _recipe(run_id: int | None) -> list[Any]:
 
 
 def _listing(run_id: int | None) -> list[list[Any]]:
+    known = runs.numbers()
     return [
         [
             run["id"],
             run["name"],
+            origin(run, known) or "-",
             run["state"],
             f"{run['step'] or 0} / {run['total_steps'] or '?'}",
             run["base"],

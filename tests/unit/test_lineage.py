@@ -115,6 +115,16 @@ def test_a_reproduction_says_whether_the_curves_agree(samples: Path, capsys: pyt
         lineage.agreement(parent)
 
 
+def test_a_reproduction_of_a_branch_begins_as_the_branch_did(samples: Path) -> None:
+    parent = add(recipe(training=SHORT))
+    do("train", parent)
+    child = lineage.branch(parent, 3, {"training.max_steps": 2})
+    assert do("train", child)["error"] is None
+    again = lineage.reproduce(child)
+    assert do("train", again)["error"] is None
+    assert lineage.agreement(again).sentence == "The curves agree bit for bit over 2 steps."
+
+
 def test_changes_are_checked_as_a_recipe_is() -> None:
     config = schema.changed(schema.RunConfig(), {"lora.r": "8", "training.learning_rate": ""})
     assert config.lora.r == 8 and config.training.learning_rate == 2e-4

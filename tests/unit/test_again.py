@@ -1,0 +1,165 @@
+"""Branches, reproductions and second starts that a click makes: once, whole, or not at all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import RecipeError, StudioError
+from core.home import run_folder
+from core.jobs import again, queue, start
+from core.store import runs
+from core.store.database import database
+from core.training import lineage
+from tests.runs import add, recipe
+
+
+def finished(state: str = "completed", *steps: int) -> int:
+    """A run that has ended, with folders as checkpoints of these steps have them."""
+    run_id = add(recipe())
+    for step in steps:
+        (run_folder(run_id) / "checkpoints" / f"checkpoint-{step}").mkdir(parents=True)
+    queue.set_state(queue.enqueue("train", run_id), state)
+    return run_id
+
+
+def out_of_memory(settings: dict[str, Any], *steps: int) -> int:
+    run_id = finished("failed", *steps)
+    job = queue.latest(run_id, "train")
+    assert job is not None
+    queue.suggest(job["id"], settings)
+    return run_id
+
+
+def counted() -> tuple[int, int]:
+    return database().table("runs").count, database().table("jobs").count
+
+
+def test_f12_one_click_makes_one_branch(samples: Path) -> None:
+    parent = finished("stopped", 2, 4)
+    child = start.branch(parent, 2, {"training.learning_rate": "1e-4"}, "click")
+    assert start.branch(parent, 4, {}, "click") == child
+    assert counted() == (2, 2)
+    row = runs.get(child)
+    assert (row["state"], row["parent"], row["parent_step"], row["relation"]) == ("queued", 1, 2, "branch")
+    assert runs.recipe(child).training.learning_rate == 1e-4
+    other = start.branch(parent, None, {}, "another click")
+    assert runs.get(other)["parent_step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("step", "changes", "what"),
+    [
+        (3, {}, "step 3: of run 1 was not kept. Kept are: 2, 4"),
+        (2, {"training.learning_rate": "abc"}, "training.learning_rate must be a number"),
+        (2, {"training.lr": 1}, "training.lr does not exist"),
+        (2, {"data.dataset": "nowhere"}, "dataset 'nowhere': does not exist"),
+        (2, {"lora.target_modules": ["k_proj"]}, "lora.target_modules: cannot change in a branch"),
+    ],
+)
+def test_a_branch_that_cannot_be_leaves_nothing(
+    samples: Path, step: int, changes: dict[str, Any], what: str
+) -> None:
+    parent = finished("stopped", 2, 4)
+    with pytest.raises(StudioError, match=what):
+        start.branch(parent, step, changes, "click")
+    assert counted() == (1, 1)
+    assert start.branch(parent, 2, {}, "click") == 2, "the click that failed used its token up"
+
+
+def test_a_branch_that_would_not_fit_leaves_nothing(samples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(config: Any) -> None:
+        raise RecipeError({"training.max_length": "must be at most 1024"})
+
+    monkeypatch.setattr(start.fit, "refuse_unfit", refused)
+    with pytest.raises(RecipeError):
+        start.branch(finished("stopped", 2), 2, {}, "click")
+    assert counted() == (1, 1)
+
+
+def test_f12_one_click_makes_one_reproduction_of_a_run_that_has_ended(samples: Path) -> None:
+    first = finished()
+    child = start.reproduce(first, "click")
+    assert start.reproduce(first, "click") == child and counted() == (2, 2)
+    assert (runs.get(child)["relation"], runs.get(child)["parent"]) == ("reproduction", first)
+    with pytest.raises(StudioError, match=f"run {child}: is queued. Train it again when it has ended."):
+        start.reproduce(child, "another click")
+    assert counted() == (2, 2)
+
+
+def test_a_smaller_plan_that_changes_nothing_that_is_learned_goes_on_from_the_checkpoint(
+    samples: Path,
+) -> None:
+    run_id = out_of_memory({"training.micro_batch_tokens": 256}, 2, 4)
+    plan = again.offered(run_id)
+    assert plan is not None and plan.step == 4
+    assert again.start(run_id) == run_id and again.start(run_id) == run_id
+    assert counted() == (1, 2) and runs.recipe(run_id).training.micro_batch_tokens == 256
+    job = queue.latest(run_id, "train")
+    assert job is not None and (job["state"], job["payload"]) == ("queued", {"resume": True})
+    # It runs out of memory again: that is another failure, with a plan of its own.
+    queue.set_state(job["id"], "failed")
+    queue.suggest(job["id"], {"training.micro_batch_tokens": 128})
+    assert again.start(run_id) == run_id and runs.recipe(run_id).training.micro_batch_tokens == 128
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"training.micro_batch_tokens": 256}, ()),
+        ({"training.micro_batch_tokens": 256, "training.max_length": 64}, (2, 4)),
+        ({"training.optimizer": "paged_adamw_8bit"}, (2, 4)),
+    ],
+    ids=["no checkpoint", "shorter rows", "another optimizer"],
+)
+def test_a_smaller_plan_begins_a_new_run_where_it_cannot_go_on(
+    samples: Path, settings: dict[str, Any], steps: tuple[int, ...]
+) -> None:
+    run_id = out_of_memory(settings, *steps)
+    before = runs.get(run_id)["recipe"]
+    plan = again.offered(run_id)
+    assert plan is not None and plan.step is None
+    new = again.start(run_id)
+    assert new != run_id and again.start(run_id) == new and counted() == (2, 2)
+    assert runs.get(run_id)["recipe"] == before and runs.get(new)["state"] == "queued"
+    was, now = (runs.recipe(each).model_dump() for each in (run_id, new))
+    for key, value in settings.items():
+        section, _, name = key.partition(".")
+        assert now[section][name] == value
+        was[section][name] = value
+    assert was == now
+    assert f"run {run_id} ran out of memory" in runs.events(new)[0]["text"]
+
+
+def test_a_new_run_with_the_smaller_plan_begins_where_the_failed_one_did(samples: Path) -> None:
+    parent = finished("completed", 4)
+    run_id = out_of_memory({"training.max_length": 64})
+    runs.update(run_id, parent=parent, parent_step=4, relation="branch")
+    row = runs.get(again.start(run_id))
+    assert (row["parent"], row["parent_step"], row["relation"]) == (parent, 4, "branch")
+    other = out_of_memory({"training.max_length": 64})
+    runs.update(other, parent=parent, relation="reproduction")
+    row = runs.get(again.start(other))
+    assert (row["parent"], row["relation"]) == (None, None), "a shorter one is no reproduction"
+
+
+def test_a_run_without_a_smaller_plan_has_none(samples: Path) -> None:
+    assert again.offered(add(recipe())) is None
+    run_id = finished("failed")
+    assert again.offered(run_id) is None
+    with pytest.raises(StudioError, match=f"run {run_id}: has no smaller plan to start again with"):
+        again.start(run_id)
+    job = queue.latest(out_of_memory({}), "train")
+    assert job is not None and json.loads(json.dumps(job["result"])) == {"suggestion": {}}
+    assert again.offered(job["run_id"]) is None
+
+
+def test_where_a_run_comes_from_is_said(samples: Path) -> None:
+    first = finished("completed", 2)
+    child = start.branch(first, 2, {}, "a")
+    same = start.reproduce(first, "b")
+    known = runs.numbers()
+    assert lineage.origin(runs.get(first), known) == ""
+    assert lineage.origin(runs.get(child), known) == f"from step 2 of run {first}"
+    assert lineage.origin(runs.get(same), known) == f"run {first} again"
