@@ -28,29 +28,16 @@ class HeldOut:
     device: Any
 
     def __post_init__(self) -> None:
-        # From there halving makes packs smaller.
-        self.limit = min(self.limit, max(1, sum(len(row.input_ids) for row in self.rows)))
+        self.at_once = memory.Halving(self.limit, "tokens", self.job.event)
 
     def loss(self, step: int) -> HeldOutLoss:
         """:param step: that the weights are of
         :raises StopRequested: when the user pressed Stop
         """
-        longest = max(len(row.input_ids) for row in self.rows)
-        while True:
-            try:
-                return self.loss_within(self.limit)
-            except Exception as error:
-                if not memory.ran_out(error) or self.limit <= longest:
-                    raise
-            # Here the exception is gone, and with it what its frames held.
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            before, self.limit = self.limit, self.limit // 2
-            self.job.event(
-                f"the evaluation at step {step} ran out of memory with {before:,} tokens at once "
-                f"and goes on with {self.limit:,}",
-                "warning",
-            )
+        lengths = [len(row.input_ids) for row in self.rows]
+        return self.at_once.run(
+            f"the evaluation at step {step}", self.loss_within, max(lengths), sum(lengths)
+        )
 
     def loss_within(self, limit: int) -> HeldOutLoss:
         """In packs of at most so many tokens."""

@@ -1,7 +1,9 @@
-"""Memory that ran out: told with numbers, and with the next smaller settings of the planner."""
+"""Memory that ran out: less at once where that is enough, else told with numbers and smaller settings."""
 
 import re
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from core.config import RunConfig
 from core.errors import StudioError
@@ -9,7 +11,9 @@ from core.models import hardware
 from core.models.hardware import GIB
 from core.training import cost, plan, shape
 from core.training.plan import Outcome, Workload
+from core.training.world import current
 
+T = TypeVar("T")
 # CUDA, cuBLAS, the CPU's allocator and bitsandbytes each have words of their own.
 _SIGNS = (
     "out of memory",
@@ -39,6 +43,67 @@ def ran_out(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
+
+
+@dataclass
+class Halving:
+    """How much is computed at once: half as much from when memory ran out on.
+
+    :param limit: so many at once
+    :param of: what is counted, as in ``tokens``
+    :param event: is told when there is less at once, with a level
+    :param any_of: from whether it ran out here to whether it ran out in any process that has to compute in
+        the same way
+    """
+
+    limit: int
+    of: str
+    event: Callable[[str, str], None]
+    any_of: Callable[[bool], bool] = lambda ran: ran
+
+    def run(self, doing: str, attempt: Callable[[int], T], least: int, most: int) -> T:
+        """What ``attempt`` gives with at most so many at once.
+
+        :param doing: as in ``the evaluation at step 4``
+        :param least: less than this at once changes nothing any more
+        :param most: there are no more than these
+        """
+        while True:
+            limit, ran = min(self.limit, most), False
+            try:
+                found = attempt(limit)
+            except Exception as error:
+                if not ran_out(error):
+                    raise
+                if limit <= least:
+                    self.any_of(True)
+                    raise
+                ran = True
+            if not self.any_of(ran):
+                return found
+            if limit <= least:
+                raise MemoryError("another process ran out of memory")
+            # Here the exception is gone, and with it what its frames held.
+            _free_unused()
+            self.limit = limit // 2
+            self.event(
+                f"{doing} ran out of memory with {limit:,} {self.of} at once and goes on with {self.limit:,}",
+                "warning",
+            )
+
+
+def _free_unused() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def anywhere(ran: bool) -> bool:
+    """Whether memory ran out in any of the processes that compute a run: all of them ask at once."""
+    import torch
+
+    return bool(current().sum(torch.tensor(float(ran))))
 
 
 def explained(error: BaseException, where: str, expected: Outcome, settings: dict[str, Any]) -> OutOfMemory:
