@@ -66,7 +66,7 @@ def sampled(
     """Tokens of one reply to each prompt, with the token that ends it, if it ended.
 
     :param at_once: prompts; fewer from when memory ran out on
-    :param doing: what is told then, as in ``the evaluation at step 4``
+    :param doing: what is told then, as in ``trying answers at step 4``
     :param draw: None takes the likeliest token each time
     :param each_batch: called with the number of prompts done, may raise to stop
     """

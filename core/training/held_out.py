@@ -28,7 +28,8 @@ class HeldOut:
     device: Any
 
     def __post_init__(self) -> None:
-        self.at_once = memory.Halving(self.limit, "tokens", self.job.event)
+        limit = min(self.limit, sum(len(row.input_ids) for row in self.rows))
+        self.at_once = memory.Halving(limit, "tokens", self.job.event)
 
     def loss(self, step: int) -> HeldOutLoss:
         """:param step: that the weights are of

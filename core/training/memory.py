@@ -71,7 +71,7 @@ class Halving:
         while True:
             limit, ran = min(self.limit, most), False
             try:
-                found = attempt(limit)
+                found = attempt(self.limit)
             except Exception as error:
                 if not ran_out(error):
                     raise

@@ -68,7 +68,7 @@ class RewardTrainer(Trainer):
         asked = [self.questions[number] for number in mine for _ in range(answers)]
         replies = self._replies(asked, self._draw(mine))
         rewards = self._rewards(asked, replies)
-        compared = advantages(rewards.reshape(-1, answers)).reshape(-1)
+        compared = advantages(rewards.reshape(len(mine), answers)).flatten()
         prompts = [prompt for prompt, _ in asked]
         loss = self.learn(model, prompts, replies, compared)
         self.mask_gradients()
@@ -90,9 +90,10 @@ class RewardTrainer(Trainer):
     def learn(
         self, model: Any, prompts: list[list[int]], replies: list[list[int]], compared: Any
     ) -> torch.Tensor:
-        """Gradients of the mean over all tokens, those of other processes too, of -advantage * log-probability.
+        """Gradients of the mean over all tokens of -advantage * log-probability, and that mean.
 
-        :param compared: the advantage of each reply
+        :param replies: of this process; the mean is over those of all
+        :param compared: the advantage of each
         """
         # An answer no better and no worse than the others of its question teaches nothing.
         kept = [number for number in range(len(replies)) if compared[number]]
@@ -138,7 +139,6 @@ class RewardTrainer(Trainer):
 
     def _replies(self, asked: list[Question], draw: Draw | None) -> list[list[int]]:
         """Answers, in the order of their questions; prompts of like length are answered together."""
-        step = self.state.global_step
         was_training = self.model.training
         self.model.eval()
         try:
@@ -148,7 +148,7 @@ class RewardTrainer(Trainer):
                 [prompt for prompt, _ in asked],
                 self.evaluation.max_new_tokens,
                 self.at_once if draw else self.held_at_once,
-                f"trying answers at step {step + 1}" if draw else f"the evaluation at step {step}",
+                f"trying answers {self.where}",
                 draw,
                 lambda done: self.job.check_stop(),
             )

@@ -6,7 +6,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy
 import pytest
 import torch
 
@@ -21,8 +20,10 @@ from core.method import MethodSection
 from core.store import datasets, runs
 from core.training import decoder, preference
 from core.training.autograd import AutogradEngine
+from core.training.judged import Judged
+from core.training.memory import Halving
 from core.training.packing import Packer
-from core.training.preference import Judged, PreferenceTrainer
+from core.training.preference import PreferenceTrainer
 from core.training.prepare import Prepared, prepare, windows
 from tests import tiny
 from tests.runs import do, recipe
@@ -191,14 +192,13 @@ class _Steps(PreferenceTrainer):
         self.args = SimpleNamespace(device=torch.device("cpu"))
         self.job = SimpleNamespace(check_stop=lambda: None, report=lambda text: None, payload={})
         self.accelerator = SimpleNamespace(scaler=None)
-        self.state = SimpleNamespace(log_history=[])
+        self.state = SimpleNamespace(log_history=[], global_step=0)
+        self.at_once = Halving(limit, "tokens", lambda text, level: None)
         self.mask_gradients = lambda: None
-        self.tokens = 0
+        self.tokens, self.doing = 0, ""
 
     def measure(self) -> None:
-        part, every = self.parts["train"], range(4)
-        sides = [self._sums(part.rows_alone(every)), self._sums(part.others_alone(every))]
-        self.references["train"] = numpy.stack(sides, axis=1)
+        self.references["train"] = self._reference(self.parts["train"])
 
     def loss(self, model: Any) -> float:
         rows = [{"number": number} for number in range(4)]
