@@ -156,7 +156,8 @@ class RewardTrainer(Trainer):
             self.model.train(was_training)
 
     def _rewards(self, asked: list[Question], replies: list[list[int]]) -> Any:
-        texts = self.processing_class.batch_decode(replies, skip_special_tokens=True)
+        # Of no replies transformers would make one empty text.
+        texts = self.processing_class.batch_decode(replies, skip_special_tokens=True) if replies else []
         return numpy.array(
             [self.check(text.strip(), answer) for text, (_, answer) in zip(texts, asked, strict=True)]
         )
