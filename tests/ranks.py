@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def _judged(method: str, home: Path) -> dict[str, Any]:
-    """A run of a method that learns from judgements: three steps of 3 rows, and one of the one that is left."""
+    """Of a run of three steps of 3 rows, and one of the row that is left."""
     from core import api
 
     rows = [_row(method, number) for number in range(13)]
@@ -84,9 +84,7 @@ def _trained(sections: dict[str, Any]) -> dict[str, Any]:
     points = runs.metrics(run_id)
     history = (run_folder(run_id) / "metrics_history.jsonl").read_text(encoding="utf-8").splitlines()
     names = ("reward", "answer_tokens", "rewards/", "eval_reward", "num_tokens")
-    logged = [
-        value for line in history for name, value in json.loads(line).items() if name.startswith(names)
-    ]
+    logged = [value for line in history for name, value in json.loads(line).items() if name.startswith(names)]
     return {
         "error": job["error"],
         "losses": [point["loss"] for point in points if point["loss"] is not None],

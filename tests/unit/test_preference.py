@@ -115,6 +115,29 @@ def test_a_resumed_run_goes_on_with_the_references_of_its_start(judged: str) -> 
     assert "cannot be measured again" in do("train", cut, resume=True)["error"]
 
 
+def test_f18_judged_rows_that_do_not_fit_are_measured_in_smaller_packs(
+    judged: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = SHORT | {"max_steps": 2, "eval_steps": 2}
+    whole, halved = (_run(judged, "dpo", training=short) for _ in range(2))
+    assert do("train", whole)["error"] is None
+    honest = preference.row_log_probabilities
+
+    def out(losses: torch.Tensor, held: Any) -> torch.Tensor:
+        if held.tokens > 300:  # more than a step has
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
+        return honest(losses, held)
+
+    monkeypatch.setattr(preference, "row_log_probabilities", out)
+    assert do("train", halved)["error"] is None
+    told = [event["text"] for event in runs.events(halved) if "ran out of memory" in event["text"]]
+    assert told[0].startswith("judging answers in the evaluation at step 0 ran out of memory with ")
+    found, wanted = (
+        [p["eval_loss"] for p in runs.metrics(each) if p["eval_loss"]] for each in (halved, whole)
+    )
+    assert found == pytest.approx(wanted, rel=1e-2)
+
+
 @pytest.mark.parametrize("method", ["dpo", "orpo", "kto", "pretraining"])
 def test_rows_that_a_method_cannot_learn_from_are_refused(samples: Path, method: str) -> None:
     run_id = _run("cited-answers", method)
