@@ -14,7 +14,7 @@ import numpy
 
 from core import figures
 from core.config import RunConfig
-from core.data import mix, pairs, rows, stats
+from core.data import judgements, mix, pairs, rows, stats
 from core.data.mix import Chosen
 from core.data.stats import UNCUT, Measured, Summary
 from core.errors import StudioError
@@ -85,8 +85,14 @@ def shares(config: RunConfig, chosen: list[Chosen] | None = None) -> list[Share]
     model, found = config.model, []
     for one in chosen if chosen is not None else mix.choose(config.data):
         measured = stats.of_part(one.part, one.dataset, model.base, model.revision)
-        share = _windows if config.method.name == "pretraining" else _share
-        found.append(share(one, measured, config.training.max_length))
+        if config.method.name == "pretraining":
+            found.append(_windows(one, measured, config.training.max_length))
+        elif config.method.judges:
+            found.append(_judged(one, measured, config))
+        elif config.method.name == "grpo":
+            found.append(_asked(one, measured, config))
+        else:
+            found.append(_share(one, measured, config.training.max_length))
     return found
 
 
@@ -95,6 +101,37 @@ def _share(one: Chosen, measured: Measured, max_length: int) -> Share:
     scale = len(one.train) / max(1, summary.rows)
     tokens, supervised = round(summary.tokens * scale), round(summary.supervised * scale)
     return Share(one, summary, len(one.train), tokens, supervised, measured.trained(one.train, max_length))
+
+
+def _judged(one: Chosen, measured: Measured, config: RunConfig) -> Share:
+    """Both answers of a row are computed, and stand together in a pack."""
+    length = config.training.max_length
+    alone = _share(one, measured, length)
+    both = judgements.both(one, measured, length, config.method.name, config.model)
+    if both is None:
+        return alone
+    numbers = measured.numbers[both.empty][: stats.SHOWN] + 1
+    summary = dataclasses.replace(
+        alone.summary,
+        tokens=both.tokens,
+        supervised=both.supervised,
+        empty_rows=int(both.empty.sum()),
+        empty_numbers=tuple(numbers.tolist()),
+    )
+    scale = len(one.train) / max(1, summary.rows)
+    tokens, supervised = round(both.tokens * scale), round(both.supervised * scale)
+    return Share(one, summary, len(one.train), tokens, supervised, both.lengths)
+
+
+def _asked(one: Chosen, measured: Measured, config: RunConfig) -> Share:
+    """A row is what it asks, and an answer that is taken to be as long as it may get."""
+    # What is learned last in a row is the answer that it brings.
+    asked = numpy.zeros(len(measured.lengths), int)
+    numpy.maximum.at(asked, measured.row, measured.start)
+    length = config.training.max_length
+    at = measured.places(one.train)
+    lengths = asked[at[measured.learned(length)[at] > 0]] + config.evaluation.max_new_tokens
+    return dataclasses.replace(_share(one, measured, length), lengths=lengths)
 
 
 def _windows(one: Chosen, measured: Measured, max_length: int) -> Share:
@@ -122,10 +159,6 @@ def expected(config: RunConfig, found: list[Share] | None = None) -> Forecast:
         stats.refuse_nothing_to_learn(share.summary, config.training.max_length)
     count = sum(share.rows - share.empty for share in found)
     lengths = stats.together([(share.lengths, share.rows - share.empty) for share in found])
-    if config.method.judges:
-        lengths = 2 * lengths  # the other answer is taken to be as long
-    if config.method.name == "grpo":
-        lengths = lengths + config.evaluation.max_new_tokens  # taken to be as long as they may get
     # In the loss of the rows that stand for all.
     supervised = sum(share.supervised for share in found) * len(lengths) / max(1, count)
     quick = forecast(config, count, lengths, round(supervised))

@@ -11,7 +11,7 @@ import torch
 
 from core import api
 from core import config as schema
-from core.data import pairs
+from core.data import overview, pairs
 from core.data.xray import IGNORED, Encoded
 from core.errors import StudioError
 from core.home import run_folder
@@ -144,6 +144,29 @@ def test_rows_that_a_method_cannot_learn_from_are_refused(samples: Path, method:
     error = do("train", run_id)["error"]
     assert "method.name" in error and method in error and "cited-answers" in error
     assert queue.latest(run_id, "train")["state"] == "failed"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("length", [1024, 24])
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_a_forecast_counts_both_answers_as_a_run_has_them(
+    judged: str, verdicts: str, method: str, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("core.training.forecast.forecast", lambda *given: asked.append(given))
+    dataset = judged if method == "dpo" else verdicts
+    config = recipe(
+        data={"dataset": dataset, "max_rows": None}, method={"name": method}, training={"max_length": length}
+    )
+    with pytest.raises(AttributeError):  # there is no forecast to show
+        overview.outlook(config)
+    ((_, count, lengths, supervised),) = asked
+    prepared = prepare(config)
+    if method == "dpo":
+        assert count == len(prepared.train) and sorted(lengths) == sorted(prepared.lengths)
+        assert supervised == pytest.approx(prepared.supervised, rel=0.01)  # held-out rows count in the sample
+    else:  # the other answer is another row's
+        assert sum(lengths) == pytest.approx(sum(prepared.lengths), rel=0.1)
+        assert supervised == pytest.approx(prepared.supervised, rel=0.1)
 
 
 def test_long_texts_become_windows_and_no_token_is_lost() -> None:
@@ -318,10 +341,8 @@ def test_the_odds_ratio_is_trls() -> None:
 
 
 def test_a_method_is_refused_before_start(samples: Path) -> None:
-    from core.data.overview import outlook
-
-    found = outlook(recipe(method={"name": "dpo"}))
+    found = overview.outlook(recipe(method={"name": "dpo"}))
     assert found.blocked and any("better and a worse" in check.text for check in found.checks)
-    assert not outlook(recipe()).blocked
+    assert not overview.outlook(recipe()).blocked
     with pytest.raises(StudioError):
         schema.validated({"method": {"name": "ppo"}})

@@ -11,6 +11,7 @@ import torch
 
 from core import api
 from core import config as schema
+from core.data import overview
 from core.errors import RecipeError
 from core.evaluation import generate
 from core.evaluation.checks import check_of
@@ -19,11 +20,14 @@ from core.home import run_folder
 from core.method import MethodSection
 from core.models import load
 from core.store import runs
-from core.training import decoder
+from core.training import cost, decoder
 from core.training.autograd import AutogradEngine
+from core.training.cost import Rates
 from core.training.memory import Halving
 from core.training.packing import Packer
+from core.training.prepare import prepare
 from core.training.reward import RewardTrainer, advantages
+from core.training.shape import shape
 from tests import tiny
 from tests.runs import do, recipe
 
@@ -201,6 +205,29 @@ def test_a_resumed_run_draws_the_answers_of_the_uninterrupted_one(asked: int) ->
     assert do("train", cut, resume=True)["error"] is None
     losses = [[point["loss"] for point in runs.metrics(run_id)] for run_id in (whole, cut)]
     assert losses[0] == losses[1] and len(losses[0]) == 5
+
+
+def test_a_forecast_counts_what_is_asked_and_what_may_be_answered(
+    asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr("core.training.forecast.forecast", lambda *args: given.append(args))
+    config = runs.recipe(_run(asked))
+    with pytest.raises(AttributeError):  # there is no forecast to show
+        overview.outlook(config)
+    ((_, _, lengths, _),) = given
+    assert sorted(lengths) == sorted(prepare(config).lengths)
+
+
+def test_trying_answers_takes_as_long_as_its_tokens_one_after_the_other() -> None:
+    sizes = shape(recipe())
+    rates = Rates(1e14, 1e12, 3e-6, cuda=True)
+    once = cost.answering_seconds(sizes, rates, 32, 32, 10)
+    # Bound by launches.
+    assert once == pytest.approx(10 * sizes.layers * cost.ANSWERING_KERNELS * 6 * 3e-6)
+    assert cost.answering_seconds(sizes, rates, 33, 32, 20) == pytest.approx(4 * once)
+    slow = Rates(1e14, 1e6, 3e-6, cuda=True)
+    assert cost.answering_seconds(sizes, slow, 32, 32, 10) > 10 * 2 * sizes.linear_weights / 1e6
 
 
 def test_a_run_learns_what_passes_the_check(asked: int) -> None:
