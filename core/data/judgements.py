@@ -1,49 +1,42 @@
 """Rows with two answers as lengths: what `core.training.prepare` makes of them, counted for a forecast."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import numpy
 
+from core.config import RunConfig
 from core.data import mix, pairs, rows, stats
 from core.data.mix import Chosen
-from core.data.stats import UNCUT, Measured
+from core.data.stats import UNCUT, Measured, Summary
 from core.data.xray import encode_all, end_tokens
 from core.models import load
 
 
-@dataclass(frozen=True)
-class Both:
-    """Figures of a dataset's sample at one cut, both answers of a row taken together.
+def both(one: Chosen, measured: Measured, config: RunConfig) -> tuple[Summary, Any] | None:
+    """What a dataset's sample comes to when both answers of a row are learned from.
 
-    :param lengths: tokens of the rows that are trained on and have something to learn in both answers
-    :param tokens: of the whole sample, ``supervised`` of them in the loss
-    :param empty: whether a row of the sample has nothing to learn, (rows,)
+    :param measured: the sample
+    :returns: its summary, and the tokens of both answers together, of those of its rows that are trained on;
+        None when rows have not what the method learns from
     """
-
-    lengths: Any
-    tokens: int
-    supervised: int
-    empty: Any
-
-
-def both(one: Chosen, measured: Measured, max_length: int, method: str, model: Any) -> Both | None:
-    """None when its rows have not what the method learns from.
-
-    :param measured: its sample
-    :param model: the recipe's section
-    """
-    dataset, part = one.dataset, one.part
-    kept = dataset["id"], dataset["sha256"], method, model.base, model.revision, part.prefix
-    sides = _sides(*kept) if len(measured.lengths) else None
-    if sides is None:
+    dataset, model, length = one.dataset, config.model, config.training.max_length
+    kept = dataset["id"], dataset["sha256"], config.method.name, model.base, model.revision, one.part.prefix
+    if (sides := _sides(*kept)) is None:
         return None
-    learned = [side.learned(max_length) for side in sides]
-    cut = sum(numpy.minimum(side.lengths, max_length) for side in sides)
+    learned = [side.learned(length) for side in sides]
+    tokens = sum(numpy.minimum(side.lengths, length) for side in sides)
     empty = (learned[0] == 0) | (learned[1] == 0)
+    summary = replace(
+        measured.at(length),
+        tokens=int(tokens.sum()),
+        supervised=int(sum(learned).sum()),
+        empty_rows=int(empty.sum()),
+        empty_numbers=tuple((measured.numbers[empty][: stats.SHOWN] + 1).tolist()),
+    )
     at = measured.places(one.train)
-    return Both(cut[at[~empty[at]]], int(cut.sum()), int(sum(learned).sum()), empty)
+    return summary, tokens[at[~empty[at]]]
 
 
 @lru_cache(maxsize=16)

@@ -82,56 +82,35 @@ class Share:
 
 def shares(config: RunConfig, chosen: list[Chosen] | None = None) -> list[Share]:
     """Effective rows and tokens of every dataset. :raises StudioError: when one cannot be had"""
-    model, found = config.model, []
+    model, length, found = config.model, config.training.max_length, []
     for one in chosen if chosen is not None else mix.choose(config.data):
         measured = stats.of_part(one.part, one.dataset, model.base, model.revision)
         if config.method.name == "pretraining":
-            found.append(_windows(one, measured, config.training.max_length))
-        elif config.method.judges:
-            found.append(_judged(one, measured, config))
+            found.append(_windows(one, measured, length))
+        elif config.method.judges and (both := judgements.both(one, measured, config)):
+            found.append(_share(one, *both))
         elif config.method.name == "grpo":
-            found.append(_asked(one, measured, config))
+            found.append(_share(one, measured.at(length), _asked(one, measured, config)))
         else:
-            found.append(_share(one, measured, config.training.max_length))
+            found.append(_share(one, measured.at(length), measured.trained(one.train, length)))
     return found
 
 
-def _share(one: Chosen, measured: Measured, max_length: int) -> Share:
-    summary = measured.at(max_length)
+def _share(one: Chosen, summary: Summary, lengths: Any) -> Share:
+    """:param summary: of a sample, ``lengths`` those of its rows that are trained on"""
     scale = len(one.train) / max(1, summary.rows)
     tokens, supervised = round(summary.tokens * scale), round(summary.supervised * scale)
-    return Share(one, summary, len(one.train), tokens, supervised, measured.trained(one.train, max_length))
+    return Share(one, summary, len(one.train), tokens, supervised, lengths)
 
 
-def _judged(one: Chosen, measured: Measured, config: RunConfig) -> Share:
-    """Both answers of a row are computed, and stand together in a pack."""
-    length = config.training.max_length
-    alone = _share(one, measured, length)
-    both = judgements.both(one, measured, length, config.method.name, config.model)
-    if both is None:
-        return alone
-    numbers = measured.numbers[both.empty][: stats.SHOWN] + 1
-    summary = dataclasses.replace(
-        alone.summary,
-        tokens=both.tokens,
-        supervised=both.supervised,
-        empty_rows=int(both.empty.sum()),
-        empty_numbers=tuple(numbers.tolist()),
-    )
-    scale = len(one.train) / max(1, summary.rows)
-    tokens, supervised = round(both.tokens * scale), round(both.supervised * scale)
-    return Share(one, summary, len(one.train), tokens, supervised, both.lengths)
-
-
-def _asked(one: Chosen, measured: Measured, config: RunConfig) -> Share:
-    """A row is what it asks, and an answer that is taken to be as long as it may get."""
+def _asked(one: Chosen, measured: Measured, config: RunConfig) -> Any:
+    """Tokens of what rows ask, and of an answer that is taken to be as long as it may get."""
     # What is learned last in a row is the answer that it brings.
     asked = numpy.zeros(len(measured.lengths), int)
     numpy.maximum.at(asked, measured.row, measured.start)
-    length = config.training.max_length
     at = measured.places(one.train)
-    lengths = asked[at[measured.learned(length)[at] > 0]] + config.evaluation.max_new_tokens
-    return dataclasses.replace(_share(one, measured, length), lengths=lengths)
+    learned = measured.learned(config.training.max_length)[at] > 0
+    return asked[at[learned]] + config.evaluation.max_new_tokens
 
 
 def _windows(one: Chosen, measured: Measured, max_length: int) -> Share:
