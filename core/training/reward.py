@@ -15,6 +15,7 @@ import torch
 
 from core.config import RunConfig
 from core.data.xray import IGNORED
+from core.errors import StudioError
 from core.evaluation.checks import check_of
 from core.evaluation.generate import Draw, sampled
 from core.training.memory import Halving
@@ -47,9 +48,14 @@ class Numbers(Packer):
 
 
 class RewardTrainer(Trainer):
-    """A Trainer whose answers are its own. Its held-out loss is the share of answers that fail."""
+    """A Trainer whose answers are its own. Its held-out loss is the share of answers that fail.
+
+    :raises StudioError: when the base is spread over several processes
+    """
 
     def __init__(self, *, config: RunConfig, prepared: Prepared, packer: Packer, **kwargs: Any) -> None:
+        if packer.even:  # transformers answers, which knows nothing of weights that are gathered
+            raise StudioError("machines.sharding", "is not for answers that are tried", "Set it to none.")
         self.method, self.evaluation = config.method, config.evaluation
         self.questions, self.held_questions = prepared.questions, prepared.held_questions
         self.check = check_of(config.method)

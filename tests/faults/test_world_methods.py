@@ -13,7 +13,8 @@ from core.training.packing import Packer
 from core.training.world import World
 from tests.faults.test_world import _together
 
-METHODS = ("dpo", "orpo", "kto", "grpo")
+JUDGED = ("dpo", "orpo", "kto")
+METHODS = (*JUDGED, "grpo")
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +35,23 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pa
 def test_two_processes_learn_from_judgements_as_one_does(
     alone: dict[str, Any], shared: tuple[dict[str, Any], Path], method: str
 ) -> None:
-    one, both = alone[method], shared[0][method]
+    _same(method, alone[method], shared[0][method])
+
+
+def _same(method: str, one: dict[str, Any], both: dict[str, Any]) -> None:
     assert one["error"] is both["error"] is None and len(one["losses"]) == 4
     for name in ("losses", "held_out", "norms", "logged"):
         found, wanted = numpy.array(both[name]), numpy.array(one[name])
         print(f"\n{method} {name}: apart by {numpy.abs(found - wanted).max():.1e}, of {wanted.round(3)}")
         assert found == pytest.approx(wanted, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_with_a_sharded_base_they_learn_the_same(alone: dict[str, Any], tmp_path: Path) -> None:
+    first, second = _together(tmp_path / "two", 2, "--shard", "--methods", ",".join(JUDGED))
+    assert first == second
+    for method in JUDGED:
+        _same(method, alone[method], first[method])
 
 
 def test_only_the_first_process_keeps_the_references(shared: tuple[dict[str, Any], Path]) -> None:
