@@ -25,6 +25,7 @@ from core.training.memory import Halving
 from core.training.packing import Packer
 from core.training.preference import PreferenceTrainer
 from core.training.prepare import Prepared, prepare, windows
+from core.training.world import World
 from tests import tiny
 from tests.runs import do, recipe
 
@@ -249,6 +250,27 @@ class _Steps(PreferenceTrainer):
     def loss(self, model: Any) -> float:
         rows = [{"number": number} for number in range(4)]
         return float(self.training_step(model, self.parts["train"](rows)))
+
+
+def test_on_resume_all_processes_have_the_references_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: dict[str, Any] = {"train": "as the first has them"}
+
+    class Second(World):
+        def from_first(self, value: Any) -> Any:
+            assert value == {}  # its own folder has none
+            return kept
+
+    monkeypatch.setattr(preference, "current", lambda: Second(1, 2))
+    steps = _Steps(MethodSection(name="dpo"), None, 64)
+    steps.args.output_dir, steps.state.global_step = tmp_path / "checkpoints", 2
+    steps.job.payload = {"resume": True}
+    steps.measure_references()
+    assert steps.references is kept and not list(tmp_path.iterdir())
+    steps.references, kept = {}, {}
+    with pytest.raises(StudioError, match="cannot be measured again"):
+        steps.measure_references()
 
 
 def _padded(rows: list[Encoded]) -> dict[str, Any]:
