@@ -216,6 +216,8 @@ def _at_odds(config: RunConfig) -> dict[str, str]:
     if config.training.label_smoothing and not config.method.is_likelihood:
         name = config.method.name
         found["training.label_smoothing"] = f"is not for {name}, whose loss is of whole answers"
+    if config.machines.sharding == "full" and config.method.name == "grpo":
+        found["machines.sharding"] = "full is not for grpo, whose answers each GPU tries on its own"
     datasets = [part.dataset for part in config.data.mix]
     if metric and metric not in datasets:
         known = f"one of {', '.join(datasets)}, or empty" if datasets else "empty, for there is no mix"

@@ -55,7 +55,7 @@ class MachinesSection(Section):
 
     def at_odds(self) -> dict[str, str]:
         """Settings that contradict each other, by key."""
-        found = {}
+        found: dict[str, str] = {}
         if self.hosts > 1:
             if not self.address:
                 found["machines.address"] = "must be given when there are several machines"

@@ -1,4 +1,4 @@
-"""One process of several that train the starter together: python -m tests.ranks OUT [--shard]
+"""One process of several that train the starter together: python -m tests.ranks OUT [--shard] [--methods A,B]
 
 Each keeps a workspace of its own, so that what it logged and wrote can be compared.
 """
@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 
 def main() -> None:
@@ -19,32 +19,68 @@ def main() -> None:
     os.environ["PLUMBLINE_HOME"] = str(home)
 
     from core.data import datasets
-    from core.models import load
-    from core.store import runs
-    from core.training import run
-    from tests.runs import add, do, recipe
 
-    if "--shard" in sys.argv:
-        from core.training import shards
-        from core.training.shards import spread
-
-        plain = load.base_model
-        shards.load = SimpleNamespace(base_model=plain)  # type: ignore[attr-defined]
-        # Until the planner asks for it by itself.
-        load.base_model = lambda config, *_: spread(config, joined, "cpu")  # type: ignore[assignment]
-        run.proof.base_digest = lambda model: {"sha256": "", "tensors": 0, "bytes": 0}  # type: ignore
     datasets.ensure_samples()
-    run_id = add(recipe(training={"max_steps": 4, "effective_batch": 6, "micro_batch_tokens": 256}))
-    job = do("train", run_id)
-    points = runs.metrics(run_id)
-    found = {
-        "error": job["error"],
-        "losses": [point["loss"] for point in points if point["loss"]],
-        "held_out": [point["eval_loss"] for point in points if point["eval_loss"]],
-        "norms": [point["grad_norm"] for point in points if point["grad_norm"]],
-    }
+    if "--methods" in sys.argv:
+        methods = sys.argv[sys.argv.index("--methods") + 1].split(",")
+        found = {method: _judged(method, home) for method in methods}
+    else:
+        found = _trained({"training": {"max_steps": 4, "effective_batch": 6, "micro_batch_tokens": 256}})
     (out / f"rank-{joined.rank}.json").write_text(json.dumps(found), encoding="utf-8")
     world.leave()
+
+
+def _judged(method: str, home: Path) -> dict[str, Any]:
+    """Of a run of three steps of 3 rows, and one of the row that is left."""
+    from core import api
+
+    rows = [_row(method, number) for number in range(13)]
+    file = home / f"{method}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    api.add_data(file)
+    return _trained(
+        {
+            "data": {"dataset": method, "max_rows": None, "held_out_share": 0.25},
+            # So that what is drawn does not turn on how rows were packed.
+            "quantisation": {"compute_dtype": "float32"},
+            "method": {"name": method, "check": "regex", "pattern": "[aeiou]$"},
+            "training": {"effective_batch": 3, "micro_batch_tokens": 128, "learning_rate": 2e-3},
+            "evaluation": {"max_new_tokens": 4},
+        }
+    )
+
+
+def _row(method: str, number: int) -> dict[str, Any]:
+    asked = f"Who was it{', and who else' * (number % 4)}? ({number})"
+    kind, curt = f"Kindly: {number}.", f"No idea about {number}, go away now."
+    if method == "kto":
+        good = number % 3 > 0
+        return {"prompt": asked, "completion": kind if good else curt, "label": good}
+    if method == "grpo":
+        return {"prompt": asked, "completion": kind}
+    return {"prompt": asked, "chosen": kind, "rejected": curt}
+
+
+def _trained(sections: dict[str, Any]) -> dict[str, Any]:
+    """What a run has measured: losses, held-out losses and gradient norms, and what it logged beside them."""
+    from core.home import run_folder
+    from core.store import runs
+    from tests.runs import add, do, recipe
+
+    machines = {"sharding": "full"} if "--shard" in sys.argv else {}
+    run_id = add(recipe(**sections, machines=machines))
+    job = do("train", run_id)
+    points = runs.metrics(run_id)
+    history = (run_folder(run_id) / "metrics_history.jsonl").read_text(encoding="utf-8").splitlines()
+    names = ("reward", "answer_tokens", "rewards/", "eval_reward", "num_tokens")
+    logged = [value for line in history for name, value in json.loads(line).items() if name.startswith(names)]
+    return {
+        "error": job["error"],
+        "losses": [point["loss"] for point in points if point["loss"] is not None],
+        "held_out": [point["eval_loss"] for point in points if point["eval_loss"] is not None],
+        "norms": [point["grad_norm"] for point in points if point["grad_norm"] is not None],
+        "logged": logged,
+    }
 
 
 if __name__ == "__main__":

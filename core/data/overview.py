@@ -14,7 +14,7 @@ import numpy
 
 from core import figures
 from core.config import RunConfig
-from core.data import mix, pairs, rows, stats
+from core.data import judgements, mix, pairs, rows, stats
 from core.data.mix import Chosen
 from core.data.stats import UNCUT, Measured, Summary
 from core.errors import StudioError
@@ -82,19 +82,35 @@ class Share:
 
 def shares(config: RunConfig, chosen: list[Chosen] | None = None) -> list[Share]:
     """Effective rows and tokens of every dataset. :raises StudioError: when one cannot be had"""
-    model, found = config.model, []
+    model, length, found = config.model, config.training.max_length, []
     for one in chosen if chosen is not None else mix.choose(config.data):
         measured = stats.of_part(one.part, one.dataset, model.base, model.revision)
-        share = _windows if config.method.name == "pretraining" else _share
-        found.append(share(one, measured, config.training.max_length))
+        if config.method.name == "pretraining":
+            found.append(_windows(one, measured, length))
+        elif config.method.judges and (both := judgements.both(one, measured, config)):
+            found.append(_share(one, *both))
+        elif config.method.name == "grpo":
+            found.append(_share(one, measured.at(length), _asked(one, measured, config)))
+        else:
+            found.append(_share(one, measured.at(length), measured.trained(one.train, length)))
     return found
 
 
-def _share(one: Chosen, measured: Measured, max_length: int) -> Share:
-    summary = measured.at(max_length)
+def _share(one: Chosen, summary: Summary, lengths: Any) -> Share:
+    """:param summary: of a sample, ``lengths`` those of its rows that are trained on"""
     scale = len(one.train) / max(1, summary.rows)
     tokens, supervised = round(summary.tokens * scale), round(summary.supervised * scale)
-    return Share(one, summary, len(one.train), tokens, supervised, measured.trained(one.train, max_length))
+    return Share(one, summary, len(one.train), tokens, supervised, lengths)
+
+
+def _asked(one: Chosen, measured: Measured, config: RunConfig) -> Any:
+    """Tokens of what rows ask, and of an answer that is taken to be as long as it may get."""
+    # What is learned last in a row is the answer that it brings.
+    asked = numpy.zeros(len(measured.lengths), int)
+    numpy.maximum.at(asked, measured.row, measured.start)
+    at = measured.places(one.train)
+    learned = measured.learned(config.training.max_length)[at] > 0
+    return asked[at[learned]] + config.evaluation.max_new_tokens
 
 
 def _windows(one: Chosen, measured: Measured, max_length: int) -> Share:
@@ -122,10 +138,6 @@ def expected(config: RunConfig, found: list[Share] | None = None) -> Forecast:
         stats.refuse_nothing_to_learn(share.summary, config.training.max_length)
     count = sum(share.rows - share.empty for share in found)
     lengths = stats.together([(share.lengths, share.rows - share.empty) for share in found])
-    if config.method.judges:
-        lengths = 2 * lengths  # the other answer is taken to be as long
-    if config.method.name == "grpo":
-        lengths = lengths + config.evaluation.max_new_tokens  # taken to be as long as they may get
     # In the loss of the rows that stand for all.
     supervised = sum(share.supervised for share in found) * len(lengths) / max(1, count)
     quick = forecast(config, count, lengths, round(supervised))
@@ -189,8 +201,6 @@ def _stages(config: RunConfig) -> list[Check]:
     if ranks := config.lora.rank_schedule:
         text = f"starts {len(ranks)} runs, one after the other; the figures are of one with r {config.lora.r}"
         found.append(Check("warning", text))
-    if config.method.name == "grpo":
-        found.append(Check("warning", "the time leaves out what trying the answers takes"))
     return found
 
 

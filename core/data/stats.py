@@ -69,15 +69,19 @@ class Measured:
         return numpy.bincount(self.row, kept, len(self.lengths))
 
     def trained(self, numbers: Any, max_length: int) -> Any:
-        """Tokens, cut, of those of some rows that were measured and have something to learn.
+        """Tokens, cut, of those of some rows that were measured and have something to learn; see `places`."""
+        at = self.places(numbers)
+        return numpy.minimum(self.lengths[at[self.learned(max_length)[at] > 0]], max_length)
 
-        :param numbers: row numbers from 0; one that stands twice counts twice
+    def places(self, numbers: Any) -> Any:
+        """Where those of some rows that were measured stand here.
+
+        :param numbers: row numbers from 0; one that stands twice is found twice
         """
         if not len(self.lengths):
-            return self.lengths
+            return numpy.zeros(0, int)
         at = numpy.minimum(numpy.searchsorted(self.numbers, numbers), len(self.numbers) - 1)
-        at = at[(self.numbers[at] == numbers) & (self.learned(max_length)[at] > 0)]
-        return numpy.minimum(self.lengths[at], max_length)
+        return at[self.numbers[at] == numbers]
 
     def at(self, max_length: int) -> Summary:
         """Counts at a cut."""

@@ -163,4 +163,6 @@ def _never_sharded(config: RunConfig, sizes: Shape, there: Processes) -> str:
         return "there is one GPU to hold the base" if there.fixed else f"there is one GPU ({there.why})"
     if config.quantisation.method not in ("nf4", "fp4"):
         return f"only a 4-bit base is spread, and quantisation.method is {config.quantisation.method}"
+    if config.method.name == "grpo":
+        return "grpo tries answers, each GPU on its own"
     return f"only the hand-written decoder does it, and {sizes.refusal}" if sizes.refusal else ""

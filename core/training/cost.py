@@ -23,6 +23,8 @@ ATTENTION_BACKWARD = 3.3  # times the forward
 KERNELS, KERNELS_RECOMPUTED = 110, 20
 LAUNCHES, LAUNCHES_RECOMPUTED = 6 * KERNELS, 6 * KERNELS_RECOMPUTED
 KERNEL_SECONDS = 1.5e-6  # that a kernel takes however little it does, and the gap before it
+# Of a layer for each token of an answer: transformers' own layers, with 4-bit weights and an adapter.
+ANSWERING_KERNELS = 100
 LIBRARIES = 40 * MIB  # workspaces of the matrix libraries
 ON_CPU_TIME, ON_CPU_LIBRARIES = 1.5, 768 * MIB  # torch in place of kernels; what is imported to train
 AUTOGRAD_MEMORY, AUTOGRAD_TIME = 2.5, 1.6  # against the hand-written decoder, roughly
@@ -124,6 +126,25 @@ def pack_seconds(
         seconds += shape.layers * (KERNELS + KERNELS_RECOMPUTED * again) * KERNEL_SECONDS
     seconds *= 1.0 if rates.cuda else ON_CPU_TIME
     return seconds * (AUTOGRAD_TIME if shape.refusal else 1.0)
+
+
+def answering_seconds(shape: Shape, rates: Rates, answers: int, at_once: int, tokens: int) -> float:
+    """Seconds of trying answers, token by token: for each, all weights are dequantised and read again.
+
+    The prompts, which are read at once, and what is kept of them are left out.
+
+    :param at_once: answers that get their tokens together
+    :param tokens: of the longest answer
+    """
+    head = shape.vocabulary * shape.hidden
+    rounds = -(-answers // at_once)
+    moved = (shape.linear_weights + head) * shape.number_bytes / MOVES + shape.linear_weights * 2.5 / MERGES
+    flops = 2 * min(answers, at_once) * (shape.linear_weights + head)
+    token = moved / rates.memory + flops / (PRODUCTS * rates.products)
+    if not rates.cuda:
+        return rounds * tokens * token * ON_CPU_TIME
+    kernels = shape.layers * ANSWERING_KERNELS
+    return rounds * tokens * max(token + kernels * KERNEL_SECONDS, 6 * kernels * rates.launch)
 
 
 def graphed(shape: Shape, way: Way, rates: Rates) -> bool:

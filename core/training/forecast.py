@@ -75,7 +75,8 @@ def of_outcome(
     """The forecast of a plan that was chosen. :param free: bytes; None means what is free now"""
     sizes = shape.shape(config)
     free = plan.free_bytes() if free is None else free
-    total = total_steps(config, rows) * found.step_seconds
+    seconds = found.step_seconds + _answering(config, sizes, found.plan)
+    total = total_steps(config, rows) * seconds
     saved = 1 + config.training.keep_checkpoints
     if config.training.best_at_end:
         saved += 1 + config.training.keep_checkpoints  # see core.training.stopping
@@ -85,7 +86,7 @@ def of_outcome(
     return Forecast(
         peak_gib=(found.peak_bytes + _beside()) / GIB,
         free_gib=free / GIB,
-        seconds_per_step=found.step_seconds,
+        seconds_per_step=seconds,
         total_seconds=total,
         disk_gib=disk / GIB,
         cost=_cost(config, total),
@@ -93,6 +94,16 @@ def of_outcome(
         plan=found.plan,
         problem=problem,
     )
+
+
+def _answering(config: RunConfig, sizes: shape.Shape, chosen: Plan) -> float:
+    """Seconds of a step in which answers are tried; 0 where none are."""
+    if config.method.name != "grpo":
+        return 0.0
+    rates = cost.rates(hardware.device().value, hardware.compute_dtype(config).value)
+    answers = -(-config.training.effective_batch // chosen.processes) * config.method.answers
+    at_once = config.evaluation.batch * config.method.answers
+    return cost.answering_seconds(sizes, rates, answers, at_once, config.evaluation.max_new_tokens)
 
 
 def _beside() -> int:
@@ -109,7 +120,8 @@ def sharpened(
     :param peak_bytes: of two steps at the worst length
     :param time_factor: measured time of the probe's steps over what was forecast for them
     """
-    seconds = before.seconds_per_step * time_factor
+    answering = _answering(config, shape.shape(config), before.plan)  # a probe tries no answers
+    seconds = (before.seconds_per_step - answering) * time_factor + answering
     total = total_steps(config, rows) * seconds
     return replace(
         before,

@@ -1,5 +1,6 @@
 """The held-out loss of a run, through the engine that trains it: in smaller packs when memory runs out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,58 +11,51 @@ from core.evaluation.loss import HeldOutLoss, weighted
 from core.jobs.worker import Job
 from core.training import memory
 from core.training.engine import Engine
-from core.training.packing import pack, split
+from core.training.packing import Packer, pack, split
 from core.training.world import current
 
 
 @dataclass
 class HeldOut:
     """:param sources: the dataset of each row
-    :param limit: tokens of a pack, so that it takes no more memory than a step does
+    :param packer: of the steps: a pack here takes no more memory than one of theirs
     """
 
     rows: list[Encoded]
     sources: list[str]
     engine: Engine
-    limit: int
+    packer: Packer
+    check_stop: Callable[[], None]
     job: Job
     device: Any
 
     def __post_init__(self) -> None:
-        # From there halving makes packs smaller.
-        self.limit = min(self.limit, max(1, sum(len(row.input_ids) for row in self.rows)))
+        limit = min(self.packer.limit, sum(len(row.input_ids) for row in self.rows))
+        any_of, retries = current().any, not self.packer.even
+        self.at_once = memory.Halving(limit, "tokens", self.job.event, any_of, retries)
 
     def loss(self, step: int) -> HeldOutLoss:
         """:param step: that the weights are of
         :raises StopRequested: when the user pressed Stop
         """
-        longest = max(len(row.input_ids) for row in self.rows)
-        while True:
-            try:
-                return self.loss_within(self.limit)
-            except Exception as error:
-                if not memory.ran_out(error) or self.limit <= longest:
-                    raise
-            # Here the exception is gone, and with it what its frames held.
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            before, self.limit = self.limit, self.limit // 2
-            self.job.event(
-                f"the evaluation at step {step} ran out of memory with {before:,} tokens at once "
-                f"and goes on with {self.limit:,}",
-                "warning",
-            )
+        lengths = [len(row.input_ids) for row in self.rows]
+        doing = f"the evaluation at step {step}"
+        sums = self.at_once.run(doing, self.sums_within, max(lengths), sum(lengths))
+        if current().size > 1:
+            total = torch.tensor([sums[name] for name in sorted(sums)], dtype=torch.float64)
+            sums = dict(zip(sorted(sums), current().sum(total).tolist(), strict=True))
+        return weighted(sums)
 
-    def loss_within(self, limit: int) -> HeldOutLoss:
-        """In packs of at most so many tokens."""
+    def sums_within(self, limit: int) -> dict[str, list[float]]:
+        """In packs of at most so many tokens: this process's summed losses and their tokens, by source."""
         rows = [(row, source) for row, source in zip(self.rows, self.sources, strict=True) if row.supervised]
-        sums = {source: [0.0, 0] for _, source in rows}
+        sums = {source: [0.0, 0.0] for _, source in rows}
         lengths = [len(row.input_ids) for row, _ in rows]
         bins = split(lengths, limit)
         # A sharded base is gathered by all processes at once: each computes as many packs.
         rounds = -(-len(bins) // current().size) * current().size
         for number in range(current().rank, rounds, current().size):
-            self.job.check_stop()
+            self.check_stop()
             some = [rows[place] for place in bins[min(number, len(bins) - 1)]]
             held = pack([{"input_ids": row.input_ids, "labels": row.labels} for row, _ in some])
             held = held.to(self.device)
@@ -73,7 +67,4 @@ class HeldOut:
             for (row, source), loss in zip(some, of_rows, strict=True):
                 sums[source][0] += loss
                 sums[source][1] += row.supervised
-        if current().size > 1:
-            total = torch.tensor([sums[name] for name in sorted(sums)], device=self.device).double()
-            sums = dict(zip(sorted(sums), current().sum(total).tolist(), strict=True))
-        return weighted(sums)
+        return sums

@@ -110,7 +110,9 @@ def workload(config: RunConfig, lengths: Any, supervised: int) -> Workload:
     """
     rows = numpy.asarray(lengths)
     batch = config.training.effective_batch
-    share = supervised / max(1, int(rows.sum()))
+    if config.method.name == "grpo":  # what is learned is tried answers, not those that rows bring
+        supervised = config.evaluation.max_new_tokens * len(rows)
+    share = min(1.0, supervised / max(1, int(rows.sum())))
     per_epoch = -(-len(rows) // batch)
     total = min(total_steps(config, len(rows)), EPOCHS * per_epoch)
     if config.method.name == "grpo":

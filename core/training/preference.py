@@ -6,10 +6,10 @@ computes all of them, without padding and without a second copy of the model.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy
 import torch
@@ -19,11 +19,15 @@ from core.data.xray import Encoded
 from core.errors import StudioError
 from core.method import MethodSection
 from core.training.head import Weigh
-from core.training.packing import Pack, Packer, Step, pack, split
+from core.training.judged import Judged, JudgedStep, lengths_of
+from core.training.memory import Halving
+from core.training.packing import Pack, Packer
 from core.training.prepare import Prepared
 from core.training.trainer import Trainer
+from core.training.world import current
 
 REFERENCE = "reference.npz"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -78,47 +82,12 @@ def kto(answers: Any, references: Any, good: Any, method: MethodSection, drift: 
     return weight * (1 - torch.sigmoid(method.beta * gained)), torch.where(good, 1, -1) * method.beta * ratio
 
 
-class Judged(Packer):
-    """Collates numbers of rows into packs in which the two answers of a pair stand side by side.
-
-    :param others: for each row its worse answer, or for KTO its prompt with another row's answer
-    :param paired: both answers of a row go into its pack, else only its own
-    """
-
-    def __init__(self, packer: Packer, rows: list[Encoded], others: list[Encoded], paired: bool) -> None:
-        super().__init__(packer.limit, packer.multiple)
-        self.rows, self.others, self.paired = rows, others, paired
-
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Step]:
-        return {"step": self.step([int(row["number"]) for row in rows])}
-
-    def step(self, numbers: Sequence[int]) -> Step:
-        """These rows as packs, each with the numbers of its rows."""
-        sides = [self.rows, self.others] if self.paired else [self.rows]
-        return self._packed(numbers, sides, self.multiple)
-
-    def others_alone(self, numbers: Sequence[int]) -> Step:
-        """The other answers of these rows."""
-        return self._packed(numbers, [self.others], 1)
-
-    def rows_alone(self, numbers: Sequence[int]) -> Step:
-        """These rows' own answers."""
-        return self._packed(numbers, [self.rows], 1)
-
-    def _packed(self, numbers: Sequence[int], sides: list[list[Encoded]], multiple: int) -> Step:
-        lengths = [sum(len(side[number].input_ids) for side in sides) for number in numbers]
-        packs, held = [], []
-        for bin_ in split(lengths, self.limit, full=multiple > 1):
-            unit = tuple(numbers[place] for place in bin_)
-            lines = [_line(side[number]) for number in unit for side in sides]
-            packs.append(pack(lines, multiple, self.limit))
-            held.append(unit)
-        supervised = sum(len(one.targets) for one in packs)
-        return Step(tuple(packs), sum(lengths), supervised, tuple(held))
-
-
-def _line(row: Encoded) -> dict[str, Any]:
-    return {"input_ids": row.input_ids, "labels": row.labels}
+def _stored(file: Path) -> dict[str, Any]:
+    """What was measured before; empty when there is nothing."""
+    if not file.exists():
+        return {}
+    with numpy.load(file) as stored:
+        return dict(stored)
 
 
 class PreferenceTrainer(Trainer):
@@ -133,6 +102,7 @@ class PreferenceTrainer(Trainer):
         self.good = {"train": prepared.good, "held_out": prepared.held_good}
         self.references: dict[str, Any] = {}
         super().__init__(packer=rows, held_out=prepared.held_out, **kwargs)
+        self.at_once = Halving(packer.limit, "tokens", self.job.event, current().any, not packer.even)
 
     def measure_references(self) -> None:
         """What the model that nothing was learned yet by gives to every answer; kept beside the run.
@@ -142,20 +112,19 @@ class PreferenceTrainer(Trainer):
         if self.references or self.method.name == "orpo":
             return
         file = Path(str(self.args.output_dir)).parent / REFERENCE
-        if self.job.payload.get("resume") and file.exists():
-            with numpy.load(file) as stored:
-                self.references = dict(stored)
+        if self.job.payload.get("resume"):
+            self.references = current().from_first(_stored(file) if current().first else {})
+        if self.references:
             return
         if self.state.global_step:
             raise StudioError(file.name, "is missing", "It cannot be measured again: start the run anew.")
         self.job.report("measuring the reference on every answer")
         for name, part in self.parts.items():
-            every = range(len(part.rows))
-            sides = [self._sums(part.rows_alone(every)), self._sums(part.others_alone(every))]
-            self.references[name] = numpy.stack(sides, axis=1)
-        staged = file.with_suffix(".new.npz")
-        numpy.savez(staged, **self.references)
-        os.replace(staged, file)
+            self.references[name] = self._reference(part)
+        if current().first:
+            staged = file.with_suffix(".new.npz")
+            numpy.savez(staged, **self.references)
+            os.replace(staged, file)
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -163,9 +132,9 @@ class PreferenceTrainer(Trainer):
         """One optimizer step: gradients of the method's mean loss over its pairs or rows."""
         self.measure_references()
         step = self._begun(model, inputs)
-        numbers = [number for unit in step.rows for number in unit]
-        scale, factor = self._scale("train", numbers), self._loss_scale()
-        judged: list[tuple[Any, Any]] = []
+        assert isinstance(step, JudgedStep)
+        scale, factor = self._scale("train", step.numbers), self._loss_scale()
+        margins: list[torch.Tensor] = []
 
         def weigh(held: Pack, unit: Sequence[int]) -> Weigh:
             def by_token(losses: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -174,17 +143,22 @@ class PreferenceTrainer(Trainer):
                     each, margin = self._judge("train", leaf, held, unit, scale)
                     total = each.sum() / scale.pairs
                 (weights,) = torch.autograd.grad(total, leaf)
-                judged.append((each.detach(), margin.detach()))
+                margins.append(margin.detach())
                 return total.detach(), weights * factor
 
             return by_token
 
         losses = [
-            self.engine.step(one, weigh(one, unit)) for one, unit in zip(step.packs, step.rows, strict=True)
+            self.engine.step(one, weigh(one, unit) if unit else 0.0)
+            for one, unit in zip(step.packs, step.rows, strict=True)
         ]
+        loss = torch.stack(losses).sum() if losses else torch.zeros((), device=self.args.device)
+        if current().size > 1:
+            current().sum_all(self.engine.gradients())
+            current().sum(loss)
         self.mask_gradients()
-        self.extra = self._rewards(torch.cat([margin for _, margin in judged]))
-        return torch.stack(losses).sum()
+        self.extra = self._rewards(step.joined(margins, self.args.device))
+        return loss
 
     def _judge(
         self, part: str, losses: torch.Tensor, held: Pack, unit: Sequence[int], scale: Scale
@@ -208,31 +182,47 @@ class PreferenceTrainer(Trainer):
         odds, margin = orpo(chosen / tokens[:, 0], rejected / tokens[:, 1], self.method.beta)
         return odds - chosen * (scale.pairs / scale.tokens), margin
 
-    def _scale(self, part: str, numbers: Sequence[int]) -> Scale:
-        rows = self.parts[part]
-        tokens = sum(rows.rows[number].supervised for number in numbers)
+    def _scale(self, name: str, numbers: Sequence[int]) -> Scale:
+        part = self.parts[name]
+        tokens = sum(part.rows[number].supervised for number in numbers)
         drift: Any = 0.0
         if self.method.name == "kto":
-            other = rows.others_alone(numbers)
-            sums = torch.cat([self._of_rows(one, unit) for one, unit in self._on_device(other)])
-            order = [number for unit in other.rows for number in unit]
-            known = torch.from_numpy(self.references[part][order, 1]).to(sums.device)
+            step, found = self._of_packs(part, numbers, [part.others], 1, self._of_rows)
+            sums = step.joined(found, self.args.device)
+            known = torch.from_numpy(self.references[name][list(step.numbers), 1]).to(sums.device)
             drift = (sums - known).mean().clamp(min=0)
         return Scale(len(numbers), tokens, drift)
 
     def _of_rows(self, held: Pack, unit: Sequence[int]) -> torch.Tensor:
         return row_log_probabilities(self.engine.losses(held), held)[: len(unit)]
 
-    def _on_device(self, step: Step) -> Iterator[tuple[Pack, Sequence[int]]]:
-        for one, unit in zip(step.packs, step.rows, strict=True):
-            self.job.check_stop()
-            yield one.to(self.args.device), unit
+    def _of_packs(
+        self,
+        part: Judged,
+        numbers: Sequence[int],
+        sides: list[list[Encoded]],
+        multiple: int,
+        find: Callable[[Pack, Sequence[int]], T],
+    ) -> tuple[JudgedStep, list[T]]:
+        """What is found in each pack of some rows, in smaller packs when memory runs out."""
 
-    def _sums(self, step: Step) -> Any:
-        """Log-probabilities of a step's rows, in their order, (rows,)."""
-        found = numpy.zeros(sum(len(unit) for unit in step.rows), numpy.float32)
-        for one, unit in self._on_device(step):
-            found[list(unit)] = self._of_rows(one, unit).cpu().numpy()
+        def within(limit: int) -> tuple[JudgedStep, list[T]]:
+            step, found = part.shared(numbers, sides, limit, multiple), []
+            for one, unit in zip(step.packs, step.rows, strict=True):
+                self.check_stop()
+                found.append(find(one.to(self.args.device), unit))
+            return step, found
+
+        lengths = lengths_of(numbers, sides)
+        return self.at_once.run(f"judging answers {self.where}", within, max(lengths), sum(lengths))
+
+    def _reference(self, part: Judged) -> Any:
+        """Log-probabilities of both answers of every row, (rows, 2)."""
+        every = range(len(part.rows))
+        found = numpy.zeros((len(part.rows), 2), numpy.float32)
+        for column, side in enumerate((part.rows, part.others)):
+            step, sums = self._of_packs(part, every, [side], 1, self._of_rows)
+            found[list(step.numbers), column] = step.joined(sums, self.args.device).cpu().numpy()
         return found
 
     def _rewards(self, margin: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -243,10 +233,16 @@ class PreferenceTrainer(Trainer):
         part = self.parts["held_out"]
         every = range(len(part.rows))
         scale = self._scale("held_out", every)
+
+        def judged(held: Pack, unit: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+            losses = self.engine.losses(held)
+            return self._judge("held_out", losses, held, unit, scale) if unit else (losses, losses)
+
+        step, found = self._of_packs(part, every, part.sides, part.multiple, judged)
         each = numpy.zeros((len(part.rows), 2))
-        for one, unit in self._on_device(part.step(every)):
-            judged = self._judge("held_out", self.engine.losses(one), one, unit, scale)
-            each[list(unit)] = torch.stack(judged, dim=1).cpu().numpy()
+        for column in (0, 1):
+            values = step.joined([both[column] for both in found], self.args.device)
+            each[list(step.numbers), column] = values.cpu().numpy()
         metrics = {f"{prefix}_loss": float(each[:, 0].mean())}
         by_source: dict[str, list[float]] = {}
         for source, loss in zip(self.sources, each[:, 0], strict=True):

@@ -6,6 +6,7 @@ for one step only, so there is no ratio to clip, and no second model.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,11 +15,14 @@ import torch
 
 from core.config import RunConfig
 from core.data.xray import IGNORED
+from core.errors import StudioError
 from core.evaluation.checks import check_of
-from core.evaluation.generate import sampled
+from core.evaluation.generate import Draw, sampled
+from core.training.memory import Halving
 from core.training.packing import Pack, Packer, Step, pack, split
 from core.training.prepare import Prepared, Question
 from core.training.trainer import Trainer
+from core.training.world import current
 
 EPSILON = 1e-4  # beside a group's standard deviation
 
@@ -44,40 +48,65 @@ class Numbers(Packer):
 
 
 class RewardTrainer(Trainer):
-    """A Trainer whose answers are its own. Its held-out loss is the share of answers that fail."""
+    """A Trainer whose answers are its own. Its held-out loss is the share of answers that fail.
+
+    :raises StudioError: when the base is spread over several processes
+    """
 
     def __init__(self, *, config: RunConfig, prepared: Prepared, packer: Packer, **kwargs: Any) -> None:
+        if packer.even:  # transformers answers, which knows nothing of weights that are gathered
+            raise StudioError("machines.sharding", "is not for answers that are tried", "Set it to none.")
         self.method, self.evaluation = config.method, config.evaluation
         self.questions, self.held_questions = prepared.questions, prepared.held_questions
         self.check = check_of(config.method)
         numbers = Numbers(packer.limit, packer.multiple)
         super().__init__(packer=numbers, held_out=prepared.held_out, **kwargs)
+        batch = self.evaluation.batch
+        self.at_once = Halving(batch * self.method.answers, "answers", self.job.event)
+        self.held_at_once = Halving(batch, "answers", self.job.event)
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
         """One optimizer step: answers are drawn, checked and compared."""
-        asked = [self.questions[number] for number in inputs["numbers"] for _ in range(self.method.answers)]
-        replies = self._replies(asked, self.method.temperature)
+        answers = self.method.answers
+        mine = self._share(self.questions, inputs["numbers"])
+        asked = [self.questions[number] for number in mine for _ in range(answers)]
+        replies = self._replies(asked, self._draw(mine))
         rewards = self._rewards(asked, replies)
-        compared = advantages(rewards.reshape(-1, self.method.answers)).reshape(-1)
+        compared = advantages(rewards.reshape(len(mine), answers)).flatten()
         prompts = [prompt for prompt, _ in asked]
         loss = self.learn(model, prompts, replies, compared)
         self.mask_gradients()
-        self.extra = {
-            "reward": torch.tensor(rewards.mean(), device=loss.device),
-            "answer_tokens": torch.tensor(numpy.mean([len(reply) for reply in replies]), device=loss.device),
-        }
+        sums = torch.tensor([rewards.sum(), sum(map(len, replies))], dtype=torch.float64)
+        means = current().sum(sums) / (len(inputs["numbers"]) * answers)
+        self.extra = dict(zip(("reward", "answer_tokens"), means.to(loss.device), strict=True))
         return loss
+
+    def _draw(self, numbers: Sequence[int]) -> Draw:
+        """A question's answers are drawn with numbers that its own number and the step make.
+
+        So they are the same whatever is answered beside it, and whichever process answers it.
+        """
+        seeds = [(self.args.seed, self.state.global_step, number) for number in numbers]
+        shape = self.method.answers, self.evaluation.max_new_tokens
+        drawn = [numpy.random.default_rng(seed).random(shape) for seed in seeds]
+        return Draw(self.method.temperature, numpy.concatenate([numpy.zeros((0, shape[1])), *drawn]))
 
     def learn(
         self, model: Any, prompts: list[list[int]], replies: list[list[int]], compared: Any
     ) -> torch.Tensor:
-        """Gradients of the mean over all tokens of -advantage * log-probability."""
-        total, factor = sum(len(reply) for reply in replies), self._loss_scale()
+        """Gradients of the mean over all tokens of -advantage * log-probability, and that mean.
+
+        :param replies: of this process; the mean is over those of all
+        :param compared: the advantage of each
+        """
         # An answer no better and no worse than the others of its question teaches nothing.
         kept = [number for number in range(len(replies)) if compared[number]]
-        step = self._begun(model, {"step": self._packed(prompts, replies, kept)})
+        mine = self._packed(prompts, replies, kept)
+        total, tokens, supervised = _sums(sum(map(len, replies)), mine.tokens, mine.supervised)
+        whole = replace(mine, tokens=int(tokens), supervised=int(supervised))
+        step, factor = self._begun(model, {"step": whole}), self._loss_scale()
         loss = torch.zeros((), device=self.args.device)
         for one, numbers in zip(step.packs, step.rows, strict=True):
             of_rows = numpy.zeros(len(one.lengths), numpy.float32)
@@ -86,6 +115,10 @@ class RewardTrainer(Trainer):
             place = torch.bucketize(one.learned, one.boundaries[1:].long(), right=True)
             weights = values[place] / total
             loss += self.engine.step(one, partial(_weighed, weights, factor))
+        # Where no process learned anything there is no gradient, and the optimizer is to see none.
+        if current().size > 1 and step.tokens:
+            current().sum_all(self.engine.gradients())
+            current().sum(loss)
         return loss
 
     def _packed(self, prompts: list[list[int]], replies: list[list[int]], kept: list[int]) -> Step:
@@ -105,37 +138,43 @@ class RewardTrainer(Trainer):
             packs.append(pack([lines[number] for number in rows[-1]], multiple, limit))
         return Step(tuple(packs), sum(lengths), sum(len(one.targets) for one in packs), tuple(rows))
 
-    def _replies(self, asked: list[Question], temperature: float | None) -> list[list[int]]:
+    def _share(self, questions: list[Question], numbers: Sequence[int]) -> list[int]:
+        """Of these questions, the ones that this process answers."""
+        shares = current().shares([len(questions[number][0]) for number in numbers])
+        return [numbers[place] for place in shares[current().rank]]
+
+    def _replies(self, asked: list[Question], draw: Draw | None) -> list[list[int]]:
         """Answers, in the order of their questions; prompts of like length are answered together."""
-        order = sorted(range(len(asked)), key=lambda number: len(asked[number][0]))
-        replies: list[list[int]] = [[] for _ in asked]
-        size = self.evaluation.batch * (self.method.answers if temperature else 1)
         was_training = self.model.training
         self.model.eval()
         try:
-            for start in range(0, len(order), size):
-                self.job.check_stop()
-                some = order[start : start + size]
-                found = sampled(
-                    self.model,
-                    self.processing_class,
-                    [asked[number][0] for number in some],
-                    self.evaluation.max_new_tokens,
-                    temperature,
-                )
-                for number, reply in zip(some, found, strict=True):
-                    replies[number] = reply
+            return sampled(
+                self.model,
+                self.processing_class,
+                [prompt for prompt, _ in asked],
+                self.evaluation.max_new_tokens,
+                self.at_once if draw else self.held_at_once,
+                f"trying answers {self.where}",
+                draw,
+                lambda done: self.job.check_stop(),
+            )
         finally:
             self.model.train(was_training)
-        return replies
 
     def _rewards(self, asked: list[Question], replies: list[list[int]]) -> Any:
-        texts = self.processing_class.batch_decode(replies, skip_special_tokens=True)
+        # Of no replies transformers would make one empty text.
+        texts = self.processing_class.batch_decode(replies, skip_special_tokens=True) if replies else []
         return numpy.array(
             [self.check(text.strip(), answer) for text, (_, answer) in zip(texts, asked, strict=True)]
         )
 
     def _held_out_metrics(self, prefix: str) -> dict[str, float]:
-        replies = self._replies(self.held_questions, None)
-        passed = float(self._rewards(self.held_questions, replies).mean())
-        return {f"{prefix}_loss": 1 - passed, f"{prefix}_reward": passed}
+        count = len(self.held_questions)
+        asked = [self.held_questions[number] for number in self._share(self.held_questions, range(count))]
+        (passed,) = _sums(self._rewards(asked, self._replies(asked, None)).sum())
+        return {f"{prefix}_loss": 1 - passed / count, f"{prefix}_reward": passed / count}
+
+
+def _sums(*values: float) -> list[float]:
+    """Each summed over all processes."""
+    return current().sum(torch.tensor(values, dtype=torch.float64)).tolist()

@@ -13,6 +13,7 @@ from transformers.trainer_callback import TrainerState
 from trl import SFTTrainer
 
 from core.data.xray import Encoded
+from core.errors import StopRequested
 from core.jobs.worker import Job
 from core.models import adapters
 from core.training import checkpoints, determinism, guard, saving
@@ -72,7 +73,9 @@ class Trainer(SFTTrainer):
         self.engine = engine(self.model)
         self.deterministic = deterministic
         self.mask_gradients: Callable[[], None] = lambda: None
-        self.held_out = HeldOut(held_out, sources, self.engine, packer.limit, job, self.args.device)
+        self.held_out = HeldOut(
+            held_out, sources, self.engine, packer, self.check_stop, job, self.args.device
+        )
         self.tokens = 0
         self.extra: dict[str, torch.Tensor] = {}  # logged beside the loss of a step
         self.pending: Measured | None = None
@@ -92,6 +95,16 @@ class Trainer(SFTTrainer):
         self.doing, before = doing, self.doing
         yield
         self.doing = before  # after an exception it stays, to be told
+
+    def check_stop(self) -> None:
+        """Where several processes gather a base together, all of them stop at the same place.
+
+        :raises StopRequested: when the user pressed Stop, or Plumbline is ended
+        """
+        if not self.packer.even:
+            self.job.check_stop()
+        elif current().first_says(self.job.stop_requested()):
+            raise StopRequested()
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         with determinism.deterministic(self.deterministic):

@@ -215,7 +215,7 @@ def test_f18_memory_that_runs_out_in_a_save_keeps_the_checkpoint_before(
 def test_f18_an_evaluation_that_does_not_fit_is_tried_in_halves(
     tiny: Workspace, monkeypatch: pytest.MonkeyPatch, fits: bool
 ) -> None:
-    honest, limits = HeldOut.loss_within, []
+    honest, limits = HeldOut.sums_within, []
 
     def out(held_out: HeldOut, limit: int) -> Any:
         limits.append(limit)
@@ -223,7 +223,7 @@ def test_f18_an_evaluation_that_does_not_fit_is_tried_in_halves(
             raise torch.OutOfMemoryError(TORCH_SAYS)
         return honest(held_out, limit)
 
-    monkeypatch.setattr(HeldOut, "loss_within", out)
+    monkeypatch.setattr(HeldOut, "sums_within", out)
     run_id, _ = tiny.add()
     job = do("train", run_id)
     told = [event["text"] for event in runs.events(run_id) if "ran out of memory" in event["text"]]
@@ -278,9 +278,9 @@ PHASES = {
     "reading data": (prepare, "encode_all", 1, "stopped"),
     "model load": (load, "base_model", 1, "stopped"),
     "first step": (Trainer, "training_step", 1, "stopped"),
-    "evaluation of the base": (HeldOut, "loss_within", 1, "stopped"),
-    "evaluation": (HeldOut, "loss_within", 2, "stopped"),
-    "last evaluation": (HeldOut, "loss_within", 4, "stopped"),
+    "evaluation of the base": (HeldOut, "sums_within", 1, "stopped"),
+    "evaluation": (HeldOut, "sums_within", 2, "stopped"),
+    "last evaluation": (HeldOut, "sums_within", 4, "stopped"),
     "save": (checkpoints, "publish", 1, "stopped"),
     "final save": (outputs, "write", 1, "completed"),
 }

@@ -6,13 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy
 import pytest
 import torch
 
 from core import api
 from core import config as schema
-from core.data import pairs
+from core.data import overview, pairs
 from core.data.xray import IGNORED, Encoded
 from core.errors import StudioError
 from core.home import run_folder
@@ -21,9 +20,12 @@ from core.method import MethodSection
 from core.store import datasets, runs
 from core.training import decoder, preference
 from core.training.autograd import AutogradEngine
+from core.training.judged import Judged
+from core.training.memory import Halving
 from core.training.packing import Packer
-from core.training.preference import Judged, PreferenceTrainer
+from core.training.preference import PreferenceTrainer
 from core.training.prepare import Prepared, prepare, windows
+from core.training.world import World
 from tests import tiny
 from tests.runs import do, recipe
 
@@ -114,12 +116,58 @@ def test_a_resumed_run_goes_on_with_the_references_of_its_start(judged: str) -> 
     assert "cannot be measured again" in do("train", cut, resume=True)["error"]
 
 
+def test_f18_judged_rows_that_do_not_fit_are_measured_in_smaller_packs(
+    judged: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = SHORT | {"max_steps": 2, "eval_steps": 2}
+    whole, halved = (_run(judged, "dpo", training=short) for _ in range(2))
+    assert do("train", whole)["error"] is None
+    honest = preference.row_log_probabilities
+
+    def out(losses: torch.Tensor, held: Any) -> torch.Tensor:
+        if held.tokens > 300:  # more than a step has
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
+        return honest(losses, held)
+
+    monkeypatch.setattr(preference, "row_log_probabilities", out)
+    assert do("train", halved)["error"] is None
+    told = [event["text"] for event in runs.events(halved) if "ran out of memory" in event["text"]]
+    assert told[0].startswith("judging answers in the evaluation at step 0 ran out of memory with ")
+    found, wanted = (
+        [p["eval_loss"] for p in runs.metrics(each) if p["eval_loss"]] for each in (halved, whole)
+    )
+    assert found == pytest.approx(wanted, rel=1e-2)
+
+
 @pytest.mark.parametrize("method", ["dpo", "orpo", "kto", "pretraining"])
 def test_rows_that_a_method_cannot_learn_from_are_refused(samples: Path, method: str) -> None:
     run_id = _run("cited-answers", method)
     error = do("train", run_id)["error"]
     assert "method.name" in error and method in error and "cited-answers" in error
     assert queue.latest(run_id, "train")["state"] == "failed"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("length", [1024, 24])
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_a_forecast_counts_both_answers_as_a_run_has_them(
+    judged: str, verdicts: str, method: str, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("core.training.forecast.forecast", lambda *given: asked.append(given))
+    dataset = judged if method == "dpo" else verdicts
+    config = recipe(
+        data={"dataset": dataset, "max_rows": None}, method={"name": method}, training={"max_length": length}
+    )
+    with pytest.raises(AttributeError):  # there is no forecast to show
+        overview.outlook(config)
+    ((_, count, lengths, supervised),) = asked
+    prepared = prepare(config)
+    if method == "dpo":
+        assert count == len(prepared.train) and sorted(lengths) == sorted(prepared.lengths)
+        assert supervised == pytest.approx(prepared.supervised, rel=0.01)  # held-out rows count in the sample
+    else:  # the other answer is another row's
+        assert sum(lengths) == pytest.approx(sum(prepared.lengths), rel=0.1)
+        assert supervised == pytest.approx(prepared.supervised, rel=0.1)
 
 
 def test_long_texts_become_windows_and_no_token_is_lost() -> None:
@@ -191,18 +239,38 @@ class _Steps(PreferenceTrainer):
         self.args = SimpleNamespace(device=torch.device("cpu"))
         self.job = SimpleNamespace(check_stop=lambda: None, report=lambda text: None, payload={})
         self.accelerator = SimpleNamespace(scaler=None)
-        self.state = SimpleNamespace(log_history=[])
+        self.state = SimpleNamespace(log_history=[], global_step=0)
+        self.at_once = Halving(limit, "tokens", lambda text, level: None)
         self.mask_gradients = lambda: None
-        self.tokens = 0
+        self.tokens, self.doing = 0, ""
 
     def measure(self) -> None:
-        part, every = self.parts["train"], range(4)
-        sides = [self._sums(part.rows_alone(every)), self._sums(part.others_alone(every))]
-        self.references["train"] = numpy.stack(sides, axis=1)
+        self.references["train"] = self._reference(self.parts["train"])
 
     def loss(self, model: Any) -> float:
         rows = [{"number": number} for number in range(4)]
         return float(self.training_step(model, self.parts["train"](rows)))
+
+
+def test_on_resume_all_processes_have_the_references_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: dict[str, Any] = {"train": "as the first has them"}
+
+    class Second(World):
+        def from_first(self, value: Any) -> Any:
+            assert value == {}  # its own folder has none
+            return kept
+
+    monkeypatch.setattr(preference, "current", lambda: Second(1, 2))
+    steps = _Steps(MethodSection(name="dpo"), None, 64)
+    steps.args.output_dir, steps.state.global_step = tmp_path / "checkpoints", 2
+    steps.job.payload = {"resume": True}
+    steps.measure_references()
+    assert steps.references is kept and not list(tmp_path.iterdir())
+    steps.references, kept = {}, {}
+    with pytest.raises(StudioError, match="cannot be measured again"):
+        steps.measure_references()
 
 
 def _padded(rows: list[Encoded]) -> dict[str, Any]:
@@ -295,10 +363,8 @@ def test_the_odds_ratio_is_trls() -> None:
 
 
 def test_a_method_is_refused_before_start(samples: Path) -> None:
-    from core.data.overview import outlook
-
-    found = outlook(recipe(method={"name": "dpo"}))
+    found = overview.outlook(recipe(method={"name": "dpo"}))
     assert found.blocked and any("better and a worse" in check.text for check in found.checks)
-    assert not outlook(recipe()).blocked
+    assert not overview.outlook(recipe()).blocked
     with pytest.raises(StudioError):
         schema.validated({"method": {"name": "ppo"}})

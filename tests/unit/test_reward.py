@@ -11,15 +11,23 @@ import torch
 
 from core import api
 from core import config as schema
+from core.data import overview
 from core.errors import RecipeError
+from core.evaluation import generate
 from core.evaluation.checks import check_of
+from core.evaluation.generate import Draw
 from core.home import run_folder
 from core.method import MethodSection
+from core.models import load
 from core.store import runs
-from core.training import decoder
+from core.training import cost, decoder
 from core.training.autograd import AutogradEngine
+from core.training.cost import Rates
+from core.training.memory import Halving
 from core.training.packing import Packer
+from core.training.prepare import prepare
 from core.training.reward import RewardTrainer, advantages
+from core.training.shape import shape
 from tests import tiny
 from tests.runs import do, recipe
 
@@ -138,6 +146,56 @@ def _run(dataset: int, **training: Any) -> int:
     return runs.add(config, dataset)
 
 
+def test_a_token_is_drawn_as_often_as_it_is_likely() -> None:
+    logits, even = torch.tensor([1.0, 0.0, -torch.inf, 2.0]), (numpy.arange(1000) + 0.5) / 1000
+    left = generate._drawing(0.5, even[:, None])(None, logits.repeat(1000, 1))
+    assert (left > -torch.inf).sum() == 1000  # all the others are out
+    counts = torch.bincount(left.argmax(dim=1), minlength=4)
+    assert torch.allclose(counts / 1000, torch.softmax(logits / 0.5, dim=0), atol=1.5e-3)
+
+
+def test_an_answer_does_not_turn_on_what_is_answered_beside_it(samples: Path) -> None:
+    model, tokenizer = (
+        load.base_model(recipe(quantisation={"compute_dtype": "float32"})),
+        load.tokenizer("starter"),
+    )
+    prompts = [tokenizer(text)["input_ids"] for text in ("Who was it?", "And?", "Where is the road now?")]
+    draw = Draw(1.0, numpy.random.default_rng(0).random((3, 8)))
+
+    def tried(some: list[int], at_once: int) -> list[list[int]]:
+        numbers = Draw(draw.temperature, draw.numbers[some])
+        halving = Halving(at_once, "answers", lambda text, level: None)
+        return generate.sampled(model, tokenizer, [prompts[n] for n in some], 8, halving, "", numbers)
+
+    together = tried([0, 1, 2], 3)
+    assert together == tried([0, 1, 2], 1) == [tried([number], 1)[0] for number in range(3)]
+    assert together != generate.sampled(
+        model, tokenizer, prompts, 8, Halving(3, "answers", lambda text, level: None), ""
+    )
+
+
+def test_f18_answers_that_do_not_fit_are_tried_fewer_at_once(
+    asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, tried = generate._continued, []
+
+    def out(model: Any, tokenizer: Any, prompts: list[list[int]], *given: Any) -> Any:
+        tried.append(len(prompts))
+        if len(prompts) > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
+        return honest(model, tokenizer, prompts, *given)
+
+    monkeypatch.setattr(generate, "_continued", out)
+    run_id = _run(asked, max_steps=2, eval_steps=2)
+    assert do("train", run_id)["error"] is None
+    told = [event["text"] for event in runs.events(run_id) if "ran out of memory" in event["text"]]
+    assert told == [
+        f"trying answers at step 1 ran out of memory with {size} answers at once and goes on with {half}"
+        for size, half in ((32, 16), (16, 8))
+    ]
+    assert tried == [2, 32, 16, 8, 8, 8, 8, 8, 8, 8, 8, 2]  # it stays with what fits
+
+
 def test_a_resumed_run_draws_the_answers_of_the_uninterrupted_one(asked: int) -> None:
     whole, cut = (_run(asked, max_steps=4, save_steps=2, eval_steps=4) for _ in range(2))
     for run_id in (whole, cut):
@@ -147,6 +205,29 @@ def test_a_resumed_run_draws_the_answers_of_the_uninterrupted_one(asked: int) ->
     assert do("train", cut, resume=True)["error"] is None
     losses = [[point["loss"] for point in runs.metrics(run_id)] for run_id in (whole, cut)]
     assert losses[0] == losses[1] and len(losses[0]) == 5
+
+
+def test_a_forecast_counts_what_is_asked_and_what_may_be_answered(
+    asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr("core.training.forecast.forecast", lambda *args: given.append(args))
+    config = runs.recipe(_run(asked))
+    with pytest.raises(AttributeError):  # there is no forecast to show
+        overview.outlook(config)
+    ((_, _, lengths, _),) = given
+    assert sorted(lengths) == sorted(prepare(config).lengths)
+
+
+def test_trying_answers_takes_as_long_as_its_tokens_one_after_the_other() -> None:
+    sizes = shape(recipe())
+    rates = Rates(1e14, 1e12, 3e-6, cuda=True)
+    once = cost.answering_seconds(sizes, rates, 32, 32, 10)
+    # Bound by launches.
+    assert once == pytest.approx(10 * sizes.layers * cost.ANSWERING_KERNELS * 6 * 3e-6)
+    assert cost.answering_seconds(sizes, rates, 33, 32, 20) == pytest.approx(4 * once)
+    slow = Rates(1e14, 1e6, 3e-6, cuda=True)
+    assert cost.answering_seconds(sizes, slow, 32, 32, 10) > 10 * 2 * sizes.linear_weights / 1e6
 
 
 def test_a_run_learns_what_passes_the_check(asked: int) -> None:
