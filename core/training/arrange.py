@@ -7,7 +7,7 @@ from core.config import RunConfig
 from core.errors import StudioError
 from core.jobs import mode
 from core.models import gpus, hardware
-from core.models.hardware import Choice
+from core.models.hardware import GIB, Choice
 from core.training import plan, shape, world
 from core.training.cost import Rates
 from core.training.plan import Outcome, Workload
@@ -15,6 +15,7 @@ from core.training.shape import Shape
 
 STARTING_SECONDS = 40.0  # until other processes have loaded the base: a short run is quicker without
 WORTH = 1.1  # how much quicker more GPUs must be
+BETWEEN_BYTES = 0.9 * GIB  # that NCCL takes on each GPU, as seen on four of them
 BYTES_A_SECOND = 10e9  # that gradients travel with between GPUs; NVLink is far quicker
 
 
@@ -148,7 +149,8 @@ def _sharded(
             raise failure
         raise StudioError("machines.sharding", f"cannot be full: {why_not}", "Take auto or none.")
     held = replace(sizes, base_bytes=shape.sharded_bytes(sizes, there.most))
-    alone = plan.choose(config, held, load.shared(there.most), rates, free_bytes)
+    between = BETWEEN_BYTES if rates.cuda else 0.0
+    alone = plan.choose(config, held, load.shared(there.most), rates, free_bytes - between)
     # What is gathered between layers is not recorded in graphs.
     alone = replace(alone, plan=replace(alone.plan, graphs=False))
     why = "set in the recipe" if config.machines.sharding == "full" else "no GPU here holds all of it"
@@ -161,8 +163,10 @@ def _never_sharded(config: RunConfig, sizes: Shape, there: Processes) -> str:
     """Why a base cannot be spread; empty when it can."""
     if there.most == 1:
         return "there is one GPU to hold the base" if there.fixed else f"there is one GPU ({there.why})"
-    if config.quantisation.method not in ("nf4", "fp4"):
-        return f"only a 4-bit base is spread, and quantisation.method is {config.quantisation.method}"
+    if sizes.refusal:
+        return f"only the hand-written decoder does it, and {sizes.refusal}"
+    if not sizes.packed_bytes:
+        return f"only a 4-bit base is spread, and quantisation is {sizes.quantisation} here"
     if config.method.name == "grpo":
         return "grpo tries answers, each GPU on its own"
-    return f"only the hand-written decoder does it, and {sizes.refusal}" if sizes.refusal else ""
+    return ""

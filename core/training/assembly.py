@@ -29,8 +29,16 @@ def arranged(config: RunConfig, prepared: Prepared) -> Plan:
 def planned(config: RunConfig, prepared: Prepared, before: Plan) -> Outcome:
     """The plan for the memory that is free now that the base is loaded.
 
+    The first process makes it for all of them: what they see differs a little, what they do must not.
+
     :param before: what `arranged` gave
     """
+    free = current().least(plan.free_bytes())
+    chosen = _planned(config, prepared, before, free) if current().first else None
+    return current().from_first(chosen)
+
+
+def _planned(config: RunConfig, prepared: Prepared, before: Plan, free: float) -> Outcome:
     sizes = shape.shape(config)
     if before.sharded:
         sizes = replace(sizes, base_bytes=hardware.allocated_bytes())
@@ -38,8 +46,7 @@ def planned(config: RunConfig, prepared: Prepared, before: Plan) -> Outcome:
     # The base has taken its memory already.
     cuda = hardware.device().value == "cuda"
     held = hardware.allocated_bytes() if cuda else sizes.base_bytes
-    free = current().least(plan.free_bytes() + held)
-    found = plan.choose(config, sizes, work, _rates(config), free)
+    found = plan.choose(config, sizes, work, _rates(config), free + held)
     kept = {name: choice for name, choice in before.choices.items() if name in ("GPUs", "processes", "base")}
     chosen = replace(
         found.plan,
@@ -48,8 +55,7 @@ def planned(config: RunConfig, prepared: Prepared, before: Plan) -> Outcome:
         graphs=found.plan.graphs and not before.sharded,
         choices=kept | found.plan.choices,
     )
-    # Processes whose rates differ a little must compute in the same way.
-    return current().from_first(replace(found, plan=chosen))
+    return replace(found, plan=chosen)
 
 
 def _rates(config: RunConfig) -> cost.Rates:

@@ -12,9 +12,11 @@ from core.models import gpus, hardware
 from core.models.hardware import Choice
 from core.training import arrange, world
 from core.training.plan import Outcome, Workload
-from tests.unit.test_plan import AMPLE, GPU, LENGTHS, SHAPE, config, load
+from tests.unit.test_plan import AMPLE, GPU, LAYERS, LENGTHS, LINEAR, SHAPE, config, load
 
 MANY = 1000  # steps
+HELD = replace(SHAPE, packed_bytes=(LINEAR // 2 // LAYERS,) * LAYERS)
+TIGHT = HELD.base_bytes + 0.6 * arrange.BETWEEN_BYTES  # a GPU holds the base, and has no room to train
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +31,7 @@ def eight(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def chosen(free: float = AMPLE, steps: int = MANY, batch: int = 64, **machines: Any) -> Outcome:
     asked = config(effective_batch=batch).model_copy(update={"machines": schema.MachinesSection(**machines)})
-    return arrange.choose(asked, SHAPE, load(asked, LENGTHS), GPU, free, steps)
+    return arrange.choose(asked, HELD, load(asked, LENGTHS), GPU, free, steps)
 
 
 def test_a_long_run_takes_all_idle_gpus_and_a_short_one_takes_one() -> None:
@@ -72,21 +74,20 @@ def test_launched_processes_all_take_part(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_base_is_spread_only_when_no_gpu_holds_it_or_when_the_recipe_says_so() -> None:
-    tight = SHAPE.base_bytes * 0.95
-    found = chosen(tight, steps=1)
+    found = chosen(TIGHT, steps=1)
     assert found.plan.sharded and found.plan.processes == 6 and not found.plan.graphs
-    assert found.peak_bytes < tight
+    assert found.peak_bytes < HELD.base_bytes
     assert "no GPU here holds all of it" in found.plan.choices["base"].why
-    assert not chosen(SHAPE.base_bytes * 3, steps=1).plan.sharded
+    assert not chosen(HELD.base_bytes * 3, steps=1).plan.sharded
     asked = chosen(sharding="full")
     assert asked.plan.sharded and "set in the recipe" in asked.plan.choices["base"].why
 
 
 def test_a_base_that_may_not_be_spread_says_what_it_needs_as_ever() -> None:
     with pytest.raises(StudioError, match="^memory: .* is the least for these settings"):
-        chosen(SHAPE.base_bytes * 0.95, sharding="none")
+        chosen(TIGHT, sharding="none")
     with pytest.raises(StudioError, match="^memory: .* is the least"):
-        chosen(SHAPE.base_bytes * 0.95, gpus=1)
+        chosen(TIGHT, gpus=1)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_a_base_that_may_not_be_spread_says_what_it_needs_as_ever() -> None:
     [
         ({"machines": {"gpus": 1}}, SHAPE, "one GPU"),
         ({"quantisation": {"method": "int8"}}, SHAPE, "only a 4-bit base"),
-        ({}, replace(SHAPE, refusal="its norms are odd"), "its norms are odd"),
+        ({}, replace(HELD, refusal="its norms are odd"), "its norms are odd"),
     ],
 )
 def test_sharding_that_cannot_be_names_the_reason(change: Any, shape: Any, said: str) -> None:
