@@ -26,7 +26,9 @@ class StudioError(Exception):
     @property
     def text(self) -> str:
         sentence = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{sentence}. {self.fix}" if self.fix else f"{sentence}."
+        if not sentence.endswith((".", "?", "!")):  # another error's text is a sentence already
+            sentence += "."
+        return f"{sentence} {self.fix}" if self.fix else sentence
 
 
 class RecipeError(StudioError):

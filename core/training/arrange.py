@@ -10,7 +10,7 @@ from core.models import gpus, hardware
 from core.models.hardware import GIB, Choice
 from core.training import plan, shape, world
 from core.training.cost import Rates
-from core.training.plan import Outcome, Workload
+from core.training.plan import Outcome, Plan, Workload
 from core.training.shape import Shape
 
 STARTING_SECONDS = 40.0  # until other processes have loaded the base: a short run is quicker without
@@ -151,12 +151,21 @@ def _sharded(
     held = replace(sizes, base_bytes=shape.sharded_bytes(sizes, there.most))
     between = BETWEEN_BYTES if rates.cuda else 0.0
     alone = plan.choose(config, held, load.shared(there.most), rates, free_bytes - between)
-    # What is gathered between layers is not recorded in graphs.
-    alone = replace(alone, plan=replace(alone.plan, graphs=False))
+    alone = replace(alone, plan=spread(alone.plan))
     why = "set in the recipe" if config.machines.sharding == "full" else "no GPU here holds all of it"
     return _told(
         _on(alone, there.most, True, sizes), there.why, f"each GPU holds a part of every layer: {why}"
     )
+
+
+def spread(chosen: Plan) -> Plan:
+    """A plan whose base is spread: what is gathered between layers is not recorded in graphs."""
+    if not chosen.graphs:
+        return replace(chosen, sharded=True)
+    path = {
+        "training path": Choice(chosen.choices["training path"].value, "layers are gathered as they come")
+    }
+    return replace(chosen, sharded=True, graphs=False, choices=chosen.choices | path)
 
 
 def _never_sharded(config: RunConfig, sizes: Shape, there: Processes) -> str:

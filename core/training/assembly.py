@@ -48,13 +48,8 @@ def _planned(config: RunConfig, prepared: Prepared, before: Plan, free: float) -
     held = hardware.allocated_bytes() if cuda else sizes.base_bytes
     found = plan.choose(config, sizes, work, _rates(config), free + held)
     kept = {name: choice for name, choice in before.choices.items() if name in ("GPUs", "processes", "base")}
-    chosen = replace(
-        found.plan,
-        processes=before.processes,
-        sharded=before.sharded,
-        graphs=found.plan.graphs and not before.sharded,
-        choices=kept | found.plan.choices,
-    )
+    chosen = arrange.spread(found.plan) if before.sharded else found.plan
+    chosen = replace(chosen, processes=before.processes, choices=kept | chosen.choices)
     return replace(found, plan=chosen)
 
 

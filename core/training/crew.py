@@ -84,6 +84,8 @@ class Crew:
     def close(self) -> None:
         self.closing.set()
         for one in self.others:
+            one.kill()  # all at once: none is to complain of another's end
+        for one in self.others:
             one.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
