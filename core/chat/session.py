@@ -15,7 +15,7 @@ from core.evaluation.compare import only, refuse_without_adapter
 from core.evaluation.loss import autocast
 from core.home import run_folder
 from core.jobs import queue
-from core.models import adapters, hardware, load
+from core.models import adapter_check, adapters, hardware, load
 from core.store import runs
 from core.training.artifact import refuse_other_tokenizer
 
@@ -86,6 +86,7 @@ def opened(run_id: int) -> Loaded:
         config = runs.recipe(run_id)
         tokenizer = load.tokenizer(config.model.base, config.model.revision)
         refuse_other_tokenizer(folder, tokenizer)
+        adapter_check.refuse_other_base(folder, config.model.base, config.model.revision)
         model = adapters.opened(load.base_model(config), folder)
         _loaded = Loaded(run_id, stamp, model, tokenizer)
         return _loaded

@@ -16,7 +16,7 @@ from core.evaluation.loss import held_out_loss
 from core.evaluation.score import exact_match, paired_difference, token_f1
 from core.home import run_folder
 from core.jobs.worker import Job
-from core.models import adapters, load
+from core.models import adapter_check, adapters, load
 from core.store import evaluations, runs
 from core.training.artifact import refuse_other_tokenizer
 
@@ -37,6 +37,7 @@ def evaluate(job: Job) -> dict[str, Any]:
     job.report("loading base and adapter", 0.0)
     artifact = run_folder(job.run_id) / "artifact"
     refuse_other_tokenizer(artifact, tokenizer)
+    adapter_check.refuse_other_base(artifact, config.model.base, config.model.revision)
     model = adapters.opened(load.base_model(config), artifact)
     job.running()
     encoded = list(encode_all(held_out, tokenizer, config.training.max_length))

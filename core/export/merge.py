@@ -17,7 +17,7 @@ from core.errors import StudioError
 from core.evaluation.compare import question_and_answer, refuse_without_adapter
 from core.home import export_folder, run_folder
 from core.jobs.worker import Job
-from core.models import adapters, load
+from core.models import adapter_check, adapters, load
 from core.store import runs
 from core.training.artifact import refuse_other_tokenizer
 from core.training.checkpoints import sha256_of
@@ -42,6 +42,7 @@ def merge(job: Job) -> dict[str, Any]:
     tokenizer = load.tokenizer(config.model.base, config.model.revision)
     artifact = run_folder(job.run_id) / "artifact"
     refuse_other_tokenizer(artifact, tokenizer)
+    adapter_check.refuse_other_base(artifact, config.model.base, config.model.revision)
     model = adapters.opened(load.base_model(sixteen_bit), artifact)
     _refuse_full_disk(model, export_folder(job.id))
     job.check_stop()

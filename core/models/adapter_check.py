@@ -84,21 +84,14 @@ def is_own(folder: Path) -> bool:
     return (folder / CHECKSUMS).exists() or (folder / "metadata.json").exists()
 
 
-def refuse_other_base(folder: Path, base: str, revision: str | None, other_base: bool = False) -> str:
-    """Compare the base that an adapter was trained on with the one that it is to be put beside.
-
-    :param other_base: go on all the same; the caller records what is returned
-    :returns: how they differ, or nothing
-    :raises StudioError: when they differ, and that was not asked for
-    """
+def refuse_other_base(folder: Path, base: str, revision: str | None) -> None:
+    """:raises StudioError: when an adapter was trained on another base than it is to be put beside"""
     given = _object(folder / CONFIG)
     then = str(given.get("base_model_name_or_path") or "unknown"), given.get("revision")
     if then[0] == base and (then[1] == revision or revision is None or then[1] is None):
-        return ""
+        return
     said = f"was trained on {then[0][:100]} ({then[1] or 'main'}), not on {base} ({revision or 'main'})"
-    if not other_base:
-        raise _refusal(CONFIG, said, "Choose that base, or agree to the other one.")
-    return said
+    raise _refusal(CONFIG, said, "Choose that base.")
 
 
 def _refuse_changed(folder: Path) -> None:

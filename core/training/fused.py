@@ -49,13 +49,6 @@ def fuse(model: Any) -> Fusion:
     return result
 
 
-def undo(model: Any) -> None:
-    """Give every layer its own forward back."""
-    for module in model.modules():
-        if getattr(module.__dict__.get("forward"), "__func__", None) is _forward:
-            del module.forward
-
-
 def _refusal(module: Any) -> str | None:
     """Why a LoRA layer stays with peft; None when it can be fused."""
     import bitsandbytes as bnb

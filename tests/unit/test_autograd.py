@@ -8,7 +8,7 @@ import torch
 from core.config import RunConfig
 from core.data.xray import IGNORED, Encoded
 from core.evaluation.loss import autocast, held_out_loss
-from core.training import attention, autograd, fused
+from core.training import attention, autograd
 from core.training.autograd import AutogradEngine
 from core.training.packing import Pack, pack
 from tests import tiny
@@ -230,5 +230,5 @@ def test_the_engine_is_exact_without_fused_layers_too() -> None:
     model, packed = adapted("llama"), tiny.packed(LENGTHS)
     engine = AutogradEngine(model, RECIPE, "none")
     ours = stepped(engine, [packed])
-    fused.undo(model)
+    tiny.unfuse(model)
     assert tiny.distance(stepped(engine, [packed])[1], ours[1]) < 1e-6

@@ -166,7 +166,7 @@ def test_merged_and_further_adapters_are_left_to_peft() -> None:
     model.add_adapter("second", LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False))
     model.base_model.set_adapter(["default", "second"])
     both = logits(model)
-    fused.undo(model)
+    tiny.unfuse(model)
     assert torch.equal(logits(model), both) and tiny.distance(both, plain) > 0.01
 
 
@@ -181,11 +181,3 @@ def test_other_adapters_are_left_to_peft_with_a_reason(changes: dict[str, Any], 
     assert fusion.fused == 0 and fusion.left.total() == 14
     assert fusion.choice.value == "0 of 14" and reason in fusion.choice.why
     assert torch.equal(logits(model), before)
-
-
-def test_undo_gives_layers_their_own_forward_back() -> None:
-    model, (layer, _) = layers_of("none")
-    fused.fuse(model)
-    assert "forward" in layer.__dict__
-    fused.undo(model)
-    assert not any("forward" in module.__dict__ for module in tiny.linear_layers(model))
