@@ -86,7 +86,7 @@ def choose(
             except StudioError as error:
                 failure = failure or error
             else:
-                found[count] = _on(alone, count, False, sizes)
+                found[count] = _on(alone, count, config, sizes, rates)
     if found:
         best = _worth_it(found, steps)
         why = there.why
@@ -96,7 +96,7 @@ def choose(
                 if best > 1
                 else "a run as short is as quick on one"
             )
-        return _told(found[best], why, "each GPU holds all of it")
+        return _told(found[best], why, "each holds all of it")
     return _sharded(config, sizes, load, rates, free_bytes, there, failure)
 
 
@@ -104,14 +104,12 @@ def _counts(most: int) -> list[int]:
     return sorted({most, *(2**power for power in range(most.bit_length()) if 2**power <= most)})
 
 
-def _on(alone: Outcome, count: int, sharded: bool, sizes: Shape) -> Outcome:
+def _on(alone: Outcome, count: int, config: RunConfig, sizes: Shape, rates: Rates) -> Outcome:
     """An outcome of one process's share as that of all: gradients travel once a step."""
     travel = 0.0 if count == 1 else 8 * sizes.adapter_parameters * (count - 1) / count / BYTES_A_SECOND
-    return replace(
-        alone,
-        plan=replace(alone.plan, processes=count, sharded=sharded),
-        step_seconds=alone.step_seconds + travel,
-    )
+    # Processes of one machine share its processor.
+    each = alone.step_seconds if rates.cuda else alone.step_seconds * max(1, count // config.machines.hosts)
+    return replace(alone, plan=replace(alone.plan, processes=count), step_seconds=each + travel)
 
 
 def _worth_it(found: dict[int, Outcome], steps: int) -> int:
@@ -153,9 +151,8 @@ def _sharded(
     alone = plan.choose(config, held, load.shared(there.most), rates, free_bytes - between)
     alone = replace(alone, plan=spread(alone.plan))
     why = "set in the recipe" if config.machines.sharding == "full" else "no GPU here holds all of it"
-    return _told(
-        _on(alone, there.most, True, sizes), there.why, f"each GPU holds a part of every layer: {why}"
-    )
+    whole = _on(alone, there.most, config, sizes, rates)
+    return _told(whole, there.why, f"each holds a part of every layer: {why}")
 
 
 def spread(chosen: Plan) -> Plan:

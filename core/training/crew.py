@@ -27,20 +27,30 @@ NOTICE_SECONDS = 5.0  # for the first process to notice by itself that another h
 
 
 class Crew:
-    """The processes beside the first; none where a launcher has started them.
+    """The processes beside the first; none until `start`, nor where a launcher has started them."""
 
-    :param devices: names for CUDA_VISIBLE_DEVICES, the first process's own first; empty without GPUs
-    """
-
-    def __init__(self, job: Job, size: int, devices: list[str]) -> None:
+    def __init__(self, job: Job, size: int) -> None:
         self.job, self.size = job, size
         self.on_memory: Callable[[], str] = lambda: ""  # suggests smaller settings, and says so
+        self.others: list[Process] = []
+        self.folder: Path | None = None
+        self.closing = threading.Event()
+
+    def start(self, devices: list[str]) -> None:
+        """Start the others, and watch them.
+
+        :param devices: names for CUDA_VISIBLE_DEVICES, the first process's own first; empty without GPUs
+        :raises StudioError: when the system starts no more processes
+        """
         self.folder = Path(tempfile.mkdtemp(prefix="plumbline-"))
         self.meeting = self.folder / "meeting"
-        self.others = [Process("core.training.follow", self._told(rank, devices)) for rank in range(1, size)]
-        self.closing = threading.Event()
-        self.watcher = threading.Thread(target=self._watch, name="plumbline-crew", daemon=True)
-        self.watcher.start()
+        try:
+            for rank in range(1, self.size):
+                self.others.append(Process("core.training.follow", self._told(rank, devices)))
+        except OSError as error:
+            what = f"the system started no more processes: {error.strerror or error}"
+            raise StudioError("machines.gpus", what, "Lower it.") from error
+        threading.Thread(target=self._watch, name="plumbline-crew", daemon=True).start()
 
     def _told(self, rank: int, devices: list[str]) -> dict[str, str]:
         told = {name: value for name, value in os.environ.items() if name != "PLUMBLINE_AUTH"}
@@ -87,7 +97,8 @@ class Crew:
             one.kill()  # all at once: none is to complain of another's end
         for one in self.others:
             one.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @contextmanager
@@ -99,12 +110,13 @@ def formed(job: Job, plan: Plan) -> Iterator[Crew]:
     _, launched = world.place()
     if launched > 1 or plan.processes == 1:
         with _launched(job):
-            yield Crew(job, 1, [])
+            yield Crew(job, 1)
         return
     devices = gpus.chosen(plan.processes)
     job.report(f"starting {plan.processes - 1} more process{'es' if plan.processes > 2 else ''}")
-    crew = Crew(job, plan.processes, devices)
+    crew = Crew(job, plan.processes)
     try:
+        crew.start(devices)
         world.meet(str(crew.meeting), 0, plan.processes)
         yield crew
     except (StudioError, StopRequested):
