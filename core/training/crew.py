@@ -139,7 +139,11 @@ def _launched(job: Job) -> Iterator[None]:
     joined: World = world.join()
     try:
         yield
-    except BaseException:
-        if joined.size > 1:
-            world.abandon()
+    except BaseException as error:
+        if joined.size == 1:
+            raise
+        world.abandon()
+        if isinstance(error, RuntimeError) and any(name in str(error).lower() for name in ("gloo", "nccl")):
+            fix = "Its own terminal says why. Launch all of them again with `plumbline resume`."
+            raise StudioError("the launched processes", "one of them has ended", fix) from error
         raise

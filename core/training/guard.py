@@ -1,13 +1,30 @@
-"""Guard rails: numbers that are not finite end a run, a loss that leaps is told."""
+"""Guard rails: what is not finite, or differs between processes, ends a run; a loss that leaps is told."""
 
 import math
 from collections import deque
 from typing import Any
 
 from core.errors import StudioError
+from core.training.world import current
 
 LEAP = 100  # times the median of the losses before
 REMEMBERED, ENOUGH = 25, 3  # losses
+
+
+def refuse_drift(model: Any, step: int) -> None:
+    """Of several processes each has an adapter of its own, and all of them must be the same.
+
+    :raises StudioError: when they are not
+    """
+    if current().size == 1:
+        return
+    import torch
+
+    sums = [p.detach().double().sum() for p in model.parameters() if p.requires_grad]
+    mine = torch.stack(sums).tolist()
+    if any(other != mine for other in current().everyone(mine)):
+        what = f"is not the same in all processes at step {step}"
+        raise StudioError("the adapter", what, "Please report this; do not use the adapter.")
 
 
 def refuse_unfinite(step: int, values: dict[str, float]) -> None:

@@ -220,6 +220,7 @@ class Trainer(SFTTrainer):
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         with determinism.deterministic(self.deterministic), self._at("in the evaluation"):
+            guard.refuse_drift(self.model, self.state.global_step)
             metrics = self._held_out_metrics(metric_key_prefix)
         self.log(metrics)
         guard.refuse_unfinite(self.state.global_step, {"held-out loss": metrics[f"{metric_key_prefix}_loss"]})

@@ -6,11 +6,15 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
 import pytest
+import torch
 
+from core.errors import StudioError
+from core.training import guard
 from core.training.packing import Packer
 from core.training.world import World
 
@@ -76,3 +80,14 @@ def test_a_process_without_rows_still_computes_as_many_packs(monkeypatch: pytest
         step = Packer(64, even=True)(rows)["step"]
         assert [len(one.targets) for one in step.packs] == [learned]
         assert (step.tokens, step.supervised) == (40, 39)
+
+
+def test_adapters_that_drift_apart_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Linear(3, 2)
+    others = [[float(p.double().sum()) for p in model.parameters()]]
+    together = SimpleNamespace(size=2, everyone=lambda mine: [mine, *others])
+    monkeypatch.setattr(guard, "current", lambda: together)
+    guard.refuse_drift(model, 4)
+    others[0][1] += 1e-9
+    with pytest.raises(StudioError, match="the adapter: is not the same in all processes at step 4"):
+        guard.refuse_drift(model, 4)
