@@ -91,7 +91,11 @@ def loss(
                 x=[best_step],
                 y=[values[steps.index(best_step)]],
                 name="best",
-                mode="markers",
+                # Said at the star: a third entry would not fit above a narrow plot.
+                mode="markers+text",
+                text=["best"],
+                textposition="top center",
+                showlegend=False,
                 marker={"color": GOOD, "size": 14, "symbol": "star"},
             )
         )
