@@ -85,7 +85,8 @@ def is_own(folder: Path) -> bool:
 
 
 def refuse_other_base(folder: Path, base: str, revision: str | None) -> None:
-    """:raises StudioError: when an adapter was trained on another base than it is to be put beside"""
+    """:raises StudioError: when an adapter is not whole, or was trained on another base than this one"""
+    _refuse_changed(folder)
     given = _object(folder / CONFIG)
     then = str(given.get("base_model_name_or_path") or "unknown"), given.get("revision")
     if then[0] == base and (then[1] == revision or revision is None or then[1] is None):

@@ -234,7 +234,7 @@ class _Steps(PreferenceTrainer):
         prepared = _prepared()
         paired = method.name != "kto"
         part = Judged(Packer(limit), prepared.train, prepared.others, paired)
-        self.method, self.engine, self.parts = method, engine, {"train": part}
+        self.method, self.engine, self.packer, self.parts = method, engine, part, {"train": part}
         self.good, self.references = {"train": prepared.good}, {}
         self.args = SimpleNamespace(device=torch.device("cpu"))
         self.job = SimpleNamespace(check_stop=lambda: None, report=lambda text: None, payload={})
