@@ -123,15 +123,18 @@ def install(python: Path, requirements: Path) -> None:
 
 
 def test(python: Path, arguments: list[str]) -> int:
-    """Install what the tests need, find or fetch a browser, run pytest.
+    """Install what the tests need, find or fetch a browser, run pytest on two cores.
 
-    ``--all`` includes the slow tests; other arguments go to pytest.
+    ``--all`` includes the slow tests; other arguments go to pytest, so ``-n 0`` runs them one by one.
     """
     install(python, TEST_REQUIREMENTS)
     environment = {**os.environ, "PLUMBLINE_CHROMIUM": browser(python)}
     marks = "not gpu" if "--all" in arguments else "not gpu and not slow"
     rest = [argument for argument in arguments if argument != "--all"]
-    return subprocess.call([str(python), "-m", "pytest", "-m", marks, *rest], cwd=ROOT, env=environment)
+    # Tests of a file share a model; two workers with one each take about 6 GiB.
+    workers = ["-n", "2", "--dist", "loadfile"] if (os.cpu_count() or 1) > 1 else []
+    command = [str(python), "-m", "pytest", "-m", marks, *workers, *rest]
+    return subprocess.call(command, cwd=ROOT, env=environment)
 
 
 def browser(python: Path) -> str:
