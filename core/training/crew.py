@@ -21,7 +21,7 @@ from core.training import world
 from core.training.plan import Plan
 from core.training.world import World
 
-OUT_OF_MEMORY = 72  # the exit code of a process whose memory ran out
+FAILED, OUT_OF_MEMORY = 71, 72  # exit codes of a process that said why, and of one whose memory ran out
 POLL_SECONDS = 0.2
 NOTICE_SECONDS = 5.0  # for the first process to notice by itself that another has gone
 
@@ -54,11 +54,11 @@ class Crew:
 
     def _told(self, rank: int, devices: list[str]) -> dict[str, str]:
         told = {name: value for name, value in os.environ.items() if name != "PLUMBLINE_AUTH"}
-        told |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.size)}
+        told |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(self.size)}
         told[world.MEETING] = str(self.meeting)
         told.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (2 * self.size))))
         if devices:
-            told["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+            told["CUDA_VISIBLE_DEVICES"] = devices[rank]  # from its first import on it sees no other
         return told
 
     def fallen(self) -> tuple[int, Process] | None:
@@ -81,6 +81,9 @@ class Crew:
             fix = self.on_memory() or "Lower training.micro_batch_tokens or training.max_length."
             return StudioError(where, "ran out of memory", fix)
         fix = "What was saved before is intact, so it can be resumed; log.txt has its last words."
+        if one.process.returncode == FAILED:
+            said = one.printed().rstrip().splitlines()[-1:]
+            return StudioError(where, f"failed: {' '.join(said)[:300]}", fix)
         return StudioError(where, how_it_ended(one.process.returncode), fix)
 
     def _watch(self) -> None:

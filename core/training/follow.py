@@ -18,7 +18,7 @@ from core.jobs import process
 from core.jobs.worker import Job
 from core.models import stack
 from core.training import world
-from core.training.crew import OUT_OF_MEMORY
+from core.training.crew import FAILED, OUT_OF_MEMORY
 from core.training.plan import Plan
 from core.training.prepare import Prepared
 
@@ -101,7 +101,7 @@ def serve() -> int:
 
         traceback.print_exc()
         print(message_of(error), flush=True)
-        return OUT_OF_MEMORY if memory.ran_out(error) else 1
+        return OUT_OF_MEMORY if memory.ran_out(error) else FAILED
     world.leave()
     return 0
 
