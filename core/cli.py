@@ -309,7 +309,7 @@ def _do(kind: Any, run_id: int) -> str:
     return str(watch(queue.enqueue(kind, run_id))["state"])
 
 
-_TRAINING = ("train", "resume", "branch", "reproduce")
+_TRAINING = ("quickstart", "train", "resume", "branch", "reproduce")
 _VERBS: dict[str, Callable[[argparse.Namespace, Serve], int]] = {
     "studio": _studio,
     "quickstart": _quickstart,

@@ -44,7 +44,13 @@ class MachinesSection(Section):
     address: str = setting(
         "", "Address", "Name or IP of the first machine, as the others reach it", max_length=254
     )
-    port: int = setting(29500, "Port", "On the first machine, open to the others", ge=1024, le=65535)
+    port: int = setting(
+        29500,
+        "Port",
+        "On the first machine, where all meet; they also need other ports of each other",
+        ge=1024,
+        le=65535,
+    )
 
     @field_validator("address")
     @classmethod

@@ -145,8 +145,8 @@ def expected(config: RunConfig, found: list[Share] | None = None) -> Forecast:
     if kept is None:
         return quick
     measured = Forecast.from_json(kept)
-    if measured.peak_gib > quick.free_gib:
-        return quick  # there was more memory when it was measured
+    if measured.peak_gib > quick.free_gib or measured.plan.processes != quick.plan.processes:
+        return quick  # there was more memory when it was measured, or there were other GPUs
     price = config.training.price_per_hour
     cost = None if price is None else price * measured.total_seconds / 3600
     return dataclasses.replace(measured, free_gib=quick.free_gib, cost=cost)

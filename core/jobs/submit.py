@@ -111,6 +111,7 @@ def slurm(run_id: int, changes: dict[str, Any] | None = None, time: str = "", pa
         "# The run that did not end goes on with: sbatch job.sh resume 1",
         "set -euo pipefail",
         f'export PLUMBLINE_HOME="$PWD/{WORKSPACE}"',
+        f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={NOTICE}  # until a launcher ends what saves a checkpoint",
         'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"  # srun no longer takes it from sbatch',
         "if [ $# -eq 0 ]; then",
         *_imports(found),

@@ -17,18 +17,19 @@ def visible() -> list[str]:
 
 
 def idle() -> list[str]:
-    """Those of `visible` that may be joined: the first, which a run uses in any case, and idle ones."""
+    """Those of `visible` that may be joined: the first, which a run uses anyway, and idle ones like it."""
     names = visible()
     if len(names) < 2:
         return names
     import torch
 
     used = _used_shares()
-    ids = [str(torch.cuda.get_device_properties(number).uuid) for number in range(len(names))]
+    about = [torch.cuda.get_device_properties(number) for number in range(len(names))]
+    alike = [(one.name, one.total_memory) == (about[0].name, about[0].total_memory) for one in about]
     return [
         name
-        for number, (name, id_) in enumerate(zip(names, ids, strict=True))
-        if number == 0 or used.get(id_, 0.0) <= IDLE_SHARE
+        for number, name in enumerate(names)
+        if number == 0 or (alike[number] and used.get(str(about[number].uuid), 0.0) <= IDLE_SHARE)
     ]
 
 

@@ -8,7 +8,7 @@ from core.errors import StudioError
 from core.jobs import mode
 from core.models import gpus, hardware
 from core.models.hardware import GIB, Choice
-from core.training import plan, shape, world
+from core.training import cost, plan, shape, world
 from core.training.cost import Rates
 from core.training.plan import Outcome, Plan, Workload
 from core.training.shape import Shape
@@ -58,12 +58,22 @@ def possible(config: RunConfig) -> Processes:
             raise StudioError(
                 "machines.gpus", f"asks for {machines.gpus}, there are {there} here", "Lower it."
             )
+        if cuda and not _can_talk():
+            raise StudioError("machines.gpus", "must be 1 where torch has no NCCL", "Leave it empty.")
         return Processes(machines.gpus, "set in the recipe")
     if not cuda:
         return Processes(1, "there is no GPU")
     there, found = len(gpus.visible()), len(gpus.idle())
-    others = f", {there - found} in use by others" if found < there else ""
+    if there > 1 and not _can_talk():
+        return Processes(1, "torch has no NCCL here, through which several would talk")
+    others = f", {there - found} in use or of another kind" if found < there else ""
     return Processes(found, f"{found} idle{others}" if there > 1 else "there is one", fixed=False)
+
+
+def _can_talk() -> bool:
+    import torch
+
+    return torch.distributed.is_available() and torch.distributed.is_nccl_available()
 
 
 def choose(
@@ -82,22 +92,34 @@ def choose(
     if config.machines.sharding != "full":
         for count in counts:
             try:
-                alone = plan.choose(config, sizes, load.shared(count), rates, free_bytes)
+                free = free_bytes - between_bytes(count, rates)
+                alone = plan.choose(config, sizes, load.shared(count), rates, free)
             except StudioError as error:
                 failure = failure or error
             else:
                 found[count] = _on(alone, count, config, sizes, rates)
     if found:
-        best = _worth_it(found, steps)
+        tried = {count: answering(config, sizes, rates, count) for count in found}
+        best = _worth_it({count: one.step_seconds + tried[count] for count, one in found.items()}, steps)
         why = there.why
         if best < there.most and not there.fixed:
-            why = (
-                f"{there.most} would not be notably quicker"
-                if best > 1
-                else "a run as short is as quick on one"
-            )
+            why = f"{there.most} would not be notably quicker"
         return _told(found[best], why, "each holds all of it")
     return _sharded(config, sizes, load, rates, free_bytes, there, failure)
+
+
+def between_bytes(count: int, rates: Rates) -> float:
+    """What so many processes take of each GPU to talk."""
+    return BETWEEN_BYTES if count > 1 and rates.cuda else 0.0
+
+
+def answering(config: RunConfig, sizes: Shape, rates: Rates, processes: int) -> float:
+    """Seconds of a step in which answers are tried, shared by so many processes; 0 where none are."""
+    if config.method.name != "grpo":
+        return 0.0
+    answers = -(-config.training.effective_batch // processes) * config.method.answers
+    at_once = config.evaluation.batch * config.method.answers
+    return cost.answering_seconds(sizes, rates, answers, at_once, config.evaluation.max_new_tokens)
 
 
 def _counts(most: int) -> list[int]:
@@ -112,11 +134,13 @@ def _on(alone: Outcome, count: int, config: RunConfig, sizes: Shape, rates: Rate
     return replace(alone, plan=replace(alone.plan, processes=count), step_seconds=each + travel)
 
 
-def _worth_it(found: dict[int, Outcome], steps: int) -> int:
-    """The fewest processes that are about as quick as any number, their start counted."""
+def _worth_it(found: dict[int, float], steps: int) -> int:
+    """The fewest processes that are about as quick as any number, their start counted.
+
+    :param found: seconds of a step
+    """
     seconds = {
-        count: one.step_seconds * steps + (STARTING_SECONDS if count > 1 else 0.0)
-        for count, one in found.items()
+        count: each * steps + (STARTING_SECONDS if count > 1 else 0.0) for count, each in found.items()
     }
     least = min(seconds.values())
     return min(count for count, taken in seconds.items() if taken <= WORTH * least)
@@ -147,8 +171,8 @@ def _sharded(
             raise failure
         raise StudioError("machines.sharding", f"cannot be full: {why_not}", "Take auto or none.")
     held = replace(sizes, base_bytes=shape.sharded_bytes(sizes, there.most))
-    between = BETWEEN_BYTES if rates.cuda else 0.0
-    alone = plan.choose(config, held, load.shared(there.most), rates, free_bytes - between)
+    free = free_bytes - between_bytes(there.most, rates)
+    alone = plan.choose(config, held, load.shared(there.most), rates, free)
     alone = replace(alone, plan=spread(alone.plan))
     why = "set in the recipe" if config.machines.sharding == "full" else "no GPU here holds all of it"
     whole = _on(alone, there.most, config, sizes, rates)

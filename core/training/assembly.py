@@ -33,7 +33,9 @@ def planned(config: RunConfig, prepared: Prepared, before: Plan) -> Outcome:
 
     :param before: what `arranged` gave
     """
-    free = current().least(plan.free_bytes())
+    # A base that is spread has been gathered already; where each holds all of it, nothing was sent yet.
+    between = 0.0 if before.sharded else arrange.between_bytes(before.processes, _rates(config))
+    free = current().least(plan.free_bytes()) - between
     chosen = _planned(config, prepared, before, free) if current().first else None
     return current().from_first(chosen)
 
@@ -59,7 +61,8 @@ def _rates(config: RunConfig) -> cost.Rates:
 
 def expected(config: RunConfig, prepared: Prepared, outcome: Outcome) -> str:
     """What is held against the outcome: the measured forecast of this recipe, or the counted one."""
-    if known := probe.known(config):
+    known = probe.known(config)
+    if known and forecast.Forecast.from_json(known).plan.processes == outcome.plan.processes:
         return known
     return forecast.of_outcome(config, len(prepared.train), outcome).to_json()
 

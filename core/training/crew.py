@@ -34,6 +34,7 @@ class Crew:
         self.on_memory: Callable[[], str] = lambda: ""  # suggests smaller settings, and says so
         self.others: list[Process] = []
         self.folder: Path | None = None
+        self.in_step = False  # all of them have done what there was to do
         self.closing = threading.Event()
 
     def start(self, devices: list[str]) -> None:
@@ -55,7 +56,7 @@ class Crew:
     def _told(self, rank: int, devices: list[str]) -> dict[str, str]:
         told = {name: value for name, value in os.environ.items() if name != "PLUMBLINE_AUTH"}
         told |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(self.size)}
-        told[world.MEETING] = str(self.meeting)
+        told |= {world.MEETING: str(self.meeting), "TMPDIR": str(self.folder)}
         told.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // (2 * self.size))))
         if devices:
             told["CUDA_VISIBLE_DEVICES"] = devices[rank]  # from its first import on it sees no other
@@ -66,10 +67,6 @@ class Crew:
         ended = ((rank, one) for rank, one in enumerate(self.others, 1) if one.process.poll() is not None)
         return next(ended, None)
 
-    def out_of_memory(self) -> bool:
-        found = self.fallen()
-        return found is not None and found[1].process.returncode == OUT_OF_MEMORY
-
     def explained(self) -> StudioError:
         """What happened to the one that has ended."""
         found = self.fallen()
@@ -78,7 +75,7 @@ class Crew:
         self.job.log(f"process {rank + 1} of {self.size}:\n{one.printed().rstrip()}\n")
         where = f"process {rank + 1} of {self.size}"
         if one.process.returncode == OUT_OF_MEMORY:
-            fix = self.on_memory() or "Lower training.micro_batch_tokens or training.max_length."
+            fix = self.on_memory() or "Lower training.micro_batch_tokens, or set machines.gpus to 1."
             return StudioError(where, "ran out of memory", fix)
         fix = "What was saved before is intact, so it can be resumed; log.txt has its last words."
         if one.process.returncode == FAILED:
@@ -90,9 +87,16 @@ class Crew:
         while not self.closing.wait(POLL_SECONDS):
             if self.fallen() is not None:
                 if not self.closing.wait(NOTICE_SECONDS):
-                    worker.record_failure(self.job, self.explained().text)
-                    os._exit(1)
+                    try:
+                        worker.record_failure(self.job, self.explained().text)
+                        self._clear()
+                    finally:  # whatever else goes wrong, nobody must wait for it
+                        os._exit(1)
                 return
+
+    def _clear(self) -> None:
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def close(self) -> None:
         self.closing.set()
@@ -100,8 +104,7 @@ class Crew:
             one.kill()  # all at once: none is to complain of another's end
         for one in self.others:
             one.close()
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        self._clear()
 
 
 @contextmanager
@@ -112,8 +115,9 @@ def formed(job: Job, plan: Plan) -> Iterator[Crew]:
     """
     _, launched = world.place()
     if launched > 1 or plan.processes == 1:
-        with _launched(job):
-            yield Crew(job, 1)
+        crew = Crew(job, 1)
+        with _launched(crew):
+            yield crew
         return
     devices = gpus.chosen(plan.processes)
     job.report(f"starting {plan.processes - 1} more process{'es' if plan.processes > 2 else ''}")
@@ -137,13 +141,13 @@ def formed(job: Job, plan: Plan) -> Iterator[Crew]:
 
 
 @contextmanager
-def _launched(job: Job) -> Iterator[None]:
+def _launched(crew: Crew) -> Iterator[None]:
     """In a world of a launcher's, which the next run can use when this one has ended well."""
     joined: World = world.join()
     try:
         yield
     except BaseException as error:
-        if joined.size == 1:
+        if joined.size == 1 or crew.in_step:
             raise
         world.abandon()
         if isinstance(error, RuntimeError) and any(name in str(error).lower() for name in ("gloo", "nccl")):

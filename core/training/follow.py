@@ -8,14 +8,14 @@ import os
 import sys
 import tempfile
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from core.config import RunConfig
 from core.errors import StopRequested, message_of
 from core.jobs import process
-from core.jobs.worker import Job
+from core.jobs.worker import Job, release_memory
 from core.models import stack
 from core.training import world
 from core.training.crew import FAILED, OUT_OF_MEMORY
@@ -39,10 +39,17 @@ class Order:
     def of(cls, config: RunConfig, prepared: Prepared, plan: Plan, checkpoint: Path | None) -> "Order":
         files = None
         if checkpoint is not None and plan.processes > 1:
-            found = (path for path in checkpoint.rglob("*") if path.is_file())
+            # What was drawn was drawn by the first process: the others draw numbers of their own.
+            found = (
+                path for path in checkpoint.rglob("*") if path.is_file() and "rng_state" not in path.name
+            )
             files = {path.relative_to(checkpoint).as_posix(): path.read_bytes() for path in found}
             files["step"] = checkpoint.name.encode()
         return cls(config, prepared, plan, files)
+
+    def begun(self) -> "Order":
+        """Without the checkpoint, once it is where it is needed."""
+        return replace(self, checkpoint=None)
 
     def unpacked(self, folder: Path) -> Path | None:
         """The checkpoint in a folder of this process's own."""
@@ -91,11 +98,14 @@ def main() -> None:
 
 def serve() -> int:
     """Follow until the first process has nothing more to do. :returns: the exit code"""
+    world.place()  # before anything asks for a GPU
     stack.ready()
     joined = world.join()
     try:
         while (order := joined.from_first(None)) is not None:
             _follow(order)
+            del order
+            release_memory()
     except Exception as error:
         from core.training import memory
 
@@ -107,17 +117,17 @@ def serve() -> int:
 
 
 def _follow(order: Order) -> None:
-    from core.training import proof, run
+    from core.training import run
 
     with tempfile.TemporaryDirectory(prefix="plumbline-") as folder:
         job, checkpoint = Following(order), order.unpacked(Path(folder))
-        built = run.build(job, order, Path(folder), checkpoint, _silent())
+        built = run.build(job, order.begun(), Path(folder), checkpoint, _silent())
         run.begin_alike(built.model)
         try:
             run.steps(built.trainer, job, checkpoint)
         except StopRequested:
             return  # before a first step: the first process ends this one
-        proof.base_digest(built.model)
+        run.agreed_digest(built.model)
 
 
 def _silent() -> Any:

@@ -75,7 +75,8 @@ def of_outcome(
     """The forecast of a plan that was chosen. :param free: bytes; None means what is free now"""
     sizes = shape.shape(config)
     free = plan.free_bytes() if free is None else free
-    seconds = found.step_seconds + _answering(config, sizes, found.plan)
+    rates = cost.rates(hardware.device().value, hardware.compute_dtype(config).value)
+    seconds = found.step_seconds + arrange.answering(config, sizes, rates, found.plan.processes)
     total = total_steps(config, rows) * seconds
     saved = 1 + config.training.keep_checkpoints
     if config.training.best_at_end:
@@ -96,16 +97,6 @@ def of_outcome(
     )
 
 
-def _answering(config: RunConfig, sizes: shape.Shape, chosen: Plan) -> float:
-    """Seconds of a step in which answers are tried; 0 where none are."""
-    if config.method.name != "grpo":
-        return 0.0
-    rates = cost.rates(hardware.device().value, hardware.compute_dtype(config).value)
-    answers = -(-config.training.effective_batch // chosen.processes) * config.method.answers
-    at_once = config.evaluation.batch * config.method.answers
-    return cost.answering_seconds(sizes, rates, answers, at_once, config.evaluation.max_new_tokens)
-
-
 def _beside() -> int:
     """Bytes that count beside torch's tensors: on a CPU the process, and what it will import to train."""
     held = hardware.process_bytes()
@@ -120,7 +111,9 @@ def sharpened(
     :param peak_bytes: of two steps at the worst length
     :param time_factor: measured time of the probe's steps over what was forecast for them
     """
-    answering = _answering(config, shape.shape(config), before.plan)  # a probe tries no answers
+    rates = cost.rates(hardware.device().value, hardware.compute_dtype(config).value)
+    # A probe tries no answers.
+    answering = arrange.answering(config, shape.shape(config), rates, before.plan.processes)
     seconds = (before.seconds_per_step - answering) * time_factor + answering
     total = total_steps(config, rows) * seconds
     return replace(

@@ -112,8 +112,9 @@ class PreferenceTrainer(Trainer):
         if self.references or self.method.name == "orpo":
             return
         file = Path(str(self.args.output_dir)).parent / REFERENCE
-        if self.job.payload.get("resume"):
-            self.references = current().from_first(_stored(file) if current().first else {})
+        # Only the first process knows whether it goes on, and has what was kept.
+        kept = _stored(file) if current().first and self.job.payload.get("resume") else {}
+        self.references = current().from_first(kept)
         if self.references:
             return
         if self.state.global_step:

@@ -86,7 +86,7 @@ def _train(job: Job, folder: Path) -> dict[str, Any]:
     with crew.formed(job, arranged) as together:
         order = Order.of(config, prepared, arranged, checkpoint)
         current().from_first(order)
-        return _computed(job, order, folder, checkpoint, together, began)
+        return _computed(job, order.begun(), folder, checkpoint, together, began)
 
 
 def _computed(
@@ -125,7 +125,7 @@ def _computed(
         raise Interrupted()
 
     job.report("checking that the base is unchanged")
-    after = proof.base_digest(built.model)
+    after = agreed_digest(built.model)
     if after["sha256"] != built.digest["sha256"]:
         raise StudioError(
             "base weights", "changed during training", "Please report this; do not use the adapter."
@@ -134,6 +134,7 @@ def _computed(
     outputs.write(folder, config, job, trainer, prepared, summary)
     outcome = outputs.outcome(trainer, folder, summary)
     runs.update(job.run_id, summary=json.dumps(summary), outcome=json.dumps(outcome), seconds_left=0.0)
+    together.in_step = True
     if stopped:
         raise StopRequested()
     return summary
@@ -171,6 +172,11 @@ def build(
     from transformers import set_seed
 
     config = order.config
+    kinds = current().everyone((hardware.device().value, hardware.compute_dtype(config).value))
+    for rank, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            what = f"has {' and '.join(kind)}, the first one {' and '.join(kinds[0])}"
+            raise StudioError(f"process {rank + 1}", what, "Give every process a GPU of the same kind.")
     set_seed(config.training.seed)
     hardware.forget_peak()
     job.report("loading the base model")
@@ -182,17 +188,26 @@ def build(
         base = load.base_model(config, job.report, job.check_stop)
     job.check_stop()
     job.report("taking the base's checksum")
-    digest = proof.base_digest(base)
-    for rank, other in enumerate(current().everyone(digest["sha256"])):
-        if other != digest["sha256"]:
-            what = f"is not the same in process {rank + 1} of {current().size}"
-            raise StudioError("the base", what, "Give every machine the same files.")
+    digest = agreed_digest(base)
     identity = note(digest)
     model = adapters.attach(base, config)
     adapters.refuse_other_trainables(model)
     planned = assembly.planned(_with_its_optimizer(config, checkpoint), order.prepared, order.plan)
     trainer, decisions = assembly.trainer(config, job, model, order.prepared, folder, planned.plan, record)
     return Built(model, trainer, planned, digest, identity, decisions)
+
+
+def agreed_digest(model: Any) -> dict[str, Any]:
+    """The digest of the base, which all processes take together.
+
+    :raises StudioError: when it is not the same in all of them
+    """
+    found = proof.base_digest(model)
+    for rank, other in enumerate(current().everyone(found["sha256"])):
+        if other != found["sha256"]:
+            what = f"is not the same in process {rank + 1} of {current().size}"
+            raise StudioError("the base", what, "Give every machine the same files.")
+    return found
 
 
 def begin_alike(model: Any) -> None:
@@ -261,14 +276,15 @@ def steps(trainer: Any, job: Job, checkpoint: Path | None) -> bool:
             job.report("measuring the base on the held-out rows")
             trainer.evaluate()
             hardware.forget_peak()
-        if checkpoint is not None and checkpoints.step_of(checkpoint) >= trainer.args.max_steps:
-            trainer.take_up(checkpoint)
-        else:
+        complete = checkpoint is not None and trainer.take_up(checkpoint)
+        if not complete:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if trainer.state.global_step < trainer.state.max_steps:
             return True
         if not trainer.evaluated():
             trainer.evaluate()
+        if complete:
+            trainer.finish()
     except StopRequested:
         # Stop came during an evaluation: the weights of the last step are whole, keep them.
         if trainer.state.global_step > 0 and trainer.optimizer is not None:

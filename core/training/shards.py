@@ -67,14 +67,6 @@ class ShardedBase:
         if (number := self.numbers.get(id(weight))) is not None:
             self.load(number, -1)
 
-    def agreed(self, value: Any) -> Any:
-        """The first process's value, unless another one's is different: then that, for all of them."""
-        if self.world.size == 1:
-            return value
-        found: list[Any] = [None] * self.world.size
-        torch.distributed.all_gather_object(found, value)
-        return next((other for other in found if other != found[0]), found[0])
-
     def _load_for_forward(self, number: int) -> None:
         """For a forward that is transformers' own; its backward would find other layers' weights."""
         if torch.is_grad_enabled():

@@ -65,11 +65,15 @@ class Ending(TrainerCallback):
         metric = config.training.best_metric
         self.metric = f"eval_loss/{metric}" if metric else "eval_loss"
         self.adapter_step: int | None = None
+        self.begun = False  # a step was made
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for path in self._kept():
             if _step(path) > state.global_step:  # the steps that it came after are gone through again
                 path.unlink()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begun = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.global_step:
@@ -81,7 +85,9 @@ class Ending(TrainerCallback):
             self._keep(state.global_step)
         waited = without_improvement(losses, self.training.min_improvement)
         patience = self.training.early_stopping
-        if patience is not None and waited >= patience and state.global_step < state.max_steps:
+        # An evaluation that is made up for before a first step is too late to end there.
+        ended = patience is not None and waited >= patience and self.begun
+        if ended and state.global_step < state.max_steps:
             text = (
                 f"stopped early after step {state.global_step} of {state.max_steps}: "
                 f"{waited} evaluations without improvement"

@@ -258,8 +258,19 @@ class Trainer(SFTTrainer):
         if not made or checkpoints.step_of(made[-1]) != self.state.global_step:
             self._save_checkpoint(self.model, None)
 
-    def take_up(self, checkpoint: Path) -> None:
-        """The weights and the state of a run that has made all of its steps: there is nothing to train."""
+    def take_up(self, checkpoint: Path) -> bool:
+        """Where a run has made all of its steps, its weights and its state: there is nothing to train.
+
+        :returns: whether it has; one that stopped early ends there
+        """
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step < min(state.max_steps, self.args.max_steps):
+            return False
         self._load_from_checkpoint(str(checkpoint))
-        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self.state = state
         self.control = self.callback_handler.on_train_begin(self.args, self.state, self.control)
+        return True
+
+    def finish(self) -> None:
+        """What comes after the last step of a run that was taken up, such as going back to the best one."""
+        self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)

@@ -142,7 +142,13 @@ def place() -> tuple[int, int]:
         _place = {name: os.environ.pop(name) for name in TOLD if name in os.environ}
         if (local := _place.get("LOCAL_RANK")) is not None and _size() > 1:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[int(local)] if visible else local
+            names = visible.split(",") if visible else []
+            if visible is None:
+                os.environ["CUDA_VISIBLE_DEVICES"] = local
+            elif len(names) > int(local):  # else they are hidden, or too few: see core.training.run.build
+                os.environ["CUDA_VISIBLE_DEVICES"] = names[int(local)]
+            elif names != ["-1"]:
+                os.environ["CUDA_VISIBLE_DEVICES"] = ""
     return int(_place.get("RANK", "0")), _size()
 
 

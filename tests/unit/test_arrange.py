@@ -1,9 +1,12 @@
 """How many GPUs a run is given, how the base is held there, and why."""
 
+import os
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from core import config as schema
 from core.errors import StudioError
@@ -27,6 +30,7 @@ def eight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "idle", lambda: ["0", "1", "2", "3", "6", "7"])
     monkeypatch.setattr(mode, "_used", "process")
     monkeypatch.setattr(world, "_place", {})
+    monkeypatch.setattr(arrange, "_can_talk", lambda: True)
 
 
 def chosen(free: float = AMPLE, steps: int = MANY, batch: int = 64, **machines: Any) -> Outcome:
@@ -37,8 +41,8 @@ def chosen(free: float = AMPLE, steps: int = MANY, batch: int = 64, **machines: 
 def test_a_long_run_takes_all_idle_gpus_and_a_short_one_takes_one() -> None:
     long, short = chosen(), chosen(steps=3)
     assert (long.plan.processes, short.plan.processes) == (6, 1) and not long.plan.sharded
-    assert long.plan.choices["GPUs"] == Choice("6", "6 idle, 2 in use by others")
-    assert "short" in short.plan.choices["GPUs"].why
+    assert long.plan.choices["GPUs"] == Choice("6", "6 idle, 2 in use or of another kind")
+    assert short.plan.choices["GPUs"].why == "6 would not be notably quicker"
     assert long.step_seconds < short.step_seconds / 4
 
 
@@ -124,3 +128,47 @@ def test_memory_of_a_gpu_in_use_is_read_from_its_driver(monkeypatch: pytest.Monk
     monkeypatch.setattr(gpus.subprocess, "run", run)
     shares = gpus._used_shares()
     assert shares["a"] < gpus.IDLE_SHARE < shares["b"] and gpus.count_without_torch() == 2
+
+
+def test_a_run_without_what_gpus_talk_through_takes_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrange, "_can_talk", lambda: False)
+    plan = chosen().plan
+    assert plan.processes == 1 and "NCCL" in plan.choices["GPUs"].why
+    with pytest.raises(StudioError, match=r"machines\.gpus: must be 1 where torch has no NCCL"):
+        chosen(gpus=2)
+
+
+def test_only_idle_gpus_like_the_first_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    about = [("A", 80), ("A", 80), ("B", 8), ("A", 80)]
+    kinds = [
+        SimpleNamespace(name=name, total_memory=size, uuid=str(n)) for n, (name, size) in enumerate(about)
+    ]
+    monkeypatch.setattr(gpus, "visible", lambda: ["0", "1", "2", "3"])
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: kinds[number])
+    monkeypatch.setattr(gpus, "_used_shares", lambda: {"0": 0.9, "1": 0.0, "2": 0.0, "3": 0.5})
+    assert gpus.idle() == ["0", "1"] and gpus.chosen(4) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "local", "seen"),
+    [
+        (None, "1", "1"),
+        ("4,5,6", "1", "5"),
+        ("GPU-a,GPU-b", "0", "GPU-a"),
+        ("", "1", ""),
+        ("-1", "1", "-1"),
+        ("3", "1", ""),
+    ],
+)
+def test_a_launched_process_sees_the_gpu_that_is_its_own_and_no_hidden_one(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, local: str, seen: str
+) -> None:
+    monkeypatch.setattr(world, "_place", None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name, value in {"RANK": local, "LOCAL_RANK": local, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert world.place() == (int(local), 2)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == seen and "WORLD_SIZE" not in os.environ

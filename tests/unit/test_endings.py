@@ -9,10 +9,11 @@ import torch
 
 from core.data import overview
 from core.home import run_folder
+from core.jobs import queue
 from core.jobs.worker import Job
 from core.models import load
 from core.store import runs
-from core.training import record, stopping
+from core.training import outputs, record, stopping
 from core.training.trainer import Trainer
 from tests.runs import add, do, recipe
 
@@ -97,6 +98,60 @@ def test_a_run_that_was_stopped_after_its_best_step_still_ends_with_it(
     best = weights[2]
     assert do("train", run_id, resume=True)["error"] is None
     assert same(written(run_id), best) and runs.get(run_id)["best_step"] == 2
+
+
+def broken_off_in(monkeypatch: pytest.MonkeyPatch, run_id: int, step: int) -> None:
+    """Train a run until the user presses Stop in the evaluation of a step."""
+    honest = Trainer._held_out_metrics
+
+    def metrics(trainer: Any, prefix: str) -> dict[str, float]:
+        if trainer.state.global_step == step:
+            queue.stop(trainer.job.id)
+            trainer.job.check_stop()
+        return honest(trainer, prefix)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_held_out_metrics", metrics)
+        assert do("train", run_id)["state"] == "stopped"
+
+
+def test_a_run_that_was_stopped_in_its_last_evaluation_still_ends_with_the_best(
+    samples: Path, weights: dict[int, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = add(recipe(training=SHORT | {"best_at_end": True}))
+    broken_off_in(monkeypatch, run_id, 6)
+    assert do("train", run_id, resume=True)["error"] is None
+    assert same(written(run_id), weights[2]) and not same(written(run_id), weights[6])
+    artifact = run_folder(run_id) / "artifact"
+    assert json.loads((artifact / "metadata.json").read_text())["step"] == 2
+
+
+def test_an_evaluation_that_is_made_up_for_ends_a_run_no_step_too_late(
+    samples: Path, weights: dict[int, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = add(recipe(training=SHORT | {"early_stopping": 2, "best_at_end": True}))
+    broken_off_in(monkeypatch, run_id, 4)
+    assert do("train", run_id, resume=True)["error"] is None
+    run = runs.get(run_id)
+    # The next evaluation decides: no step is trained beyond what the run says it has.
+    assert (run["step"], run["total_steps"], run["best_step"]) == (5, 5, 2)
+    assert same(written(run_id), weights[2])
+
+
+def test_a_run_that_stopped_early_is_not_trained_on_when_it_is_resumed(
+    samples: Path, weights: dict[int, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = add(recipe(training=SHORT | {"early_stopping": 2, "best_at_end": True}))
+
+    def full(*given: Any, **named: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outputs, "write", full)
+        assert do("train", run_id)["state"] == "failed"
+    assert do("train", run_id, resume=True)["error"] is None
+    run = runs.get(run_id)
+    assert (run["step"], run["total_steps"]) == (4, 4) and same(written(run_id), weights[2])
 
 
 def test_the_best_by_one_dataset_of_a_mix(samples: Path, weights: dict[int, dict[str, torch.Tensor]]) -> None:
