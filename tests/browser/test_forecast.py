@@ -22,7 +22,9 @@ def train(page: Page, studio: Studio) -> Page:
 def fill(page: Page, setting: str, value: str) -> None:
     """Type into a field of the form and leave it."""
     field = page.locator(f"#set-{setting}").locator("input, textarea").first
-    field.fill(value)
+    # The last letter by itself: a page under load may not listen yet when the field appears.
+    field.fill(value[:-1])
+    field.press_sequentially(value[-1:])
     field.blur()
 
 
