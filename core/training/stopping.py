@@ -57,14 +57,12 @@ class Ending(TrainerCallback):
     """Stops early, keeps the adapter of the best evaluation, and puts it back at the end.
 
     :param folder: where the best adapters are kept
-    :ivar adapter_step: the step that the adapter is of, once training has ended; None for the last
     """
 
     def __init__(self, config: RunConfig, job: Job, model: Any, folder: Path) -> None:
         self.training, self.job, self.model, self.folder = config.training, job, model, folder
         metric = config.training.best_metric
         self.metric = f"eval_loss/{metric}" if metric else "eval_loss"
-        self.adapter_step: int | None = None
         self.begun = False  # a step was made
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -108,7 +106,7 @@ class Ending(TrainerCallback):
             return
         best = min(kept, key=lambda path: (losses[_step(path)], -_step(path)))
         self._load(best)
-        self.adapter_step = step = _step(best)
+        step = _step(best)
         loss = dict(evaluated(state.log_history, "eval_loss"))[step]
         runs.update(self.job.run_id, eval_loss=loss, best_eval_loss=loss, best_step=step)
         text = f"the adapter is that of step {step}, the best by {self.metric} ({losses[step]:.4g})"
