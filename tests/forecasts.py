@@ -21,6 +21,7 @@ class Plan:
     layers: int = 8
     offload: bool = False
     optimizer: str = "adamw_torch"
+    processes: int = 1
     choices: dict[str, Choice] = field(
         default_factory=lambda: {"micro-batch": Choice("4,096 tokens", "they fit with <all> activations")}
     )
