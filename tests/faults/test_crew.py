@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +15,10 @@ import pytest
 from core import config as schema
 from core.home import run_folder
 from core.jobs import process, queue
-from core.jobs.worker import Worker
 from core.store import runs
 from core.training import crew
 from tests.faults.test_world import _free_port
-from tests.faults.waiting import until
+from tests.faults.waiting import ended, until, working
 from tests.runs import add, recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,22 +30,6 @@ def two(**sections: Any) -> schema.RunConfig:
     training = {"max_steps": STEPS, "effective_batch": 6, "micro_batch_tokens": 256}
     training |= {"eval_steps": 4, "save_steps": 3} | sections.pop("training", {})
     return recipe(training=training, machines=TWO, **sections)
-
-
-@contextmanager
-def working() -> Iterator[Worker]:
-    made = Worker("process", poll_seconds=0.01)
-    made.start()
-    try:
-        yield made
-    finally:
-        made.end(5)
-        made.join(30)
-
-
-def ended(job_id: int) -> dict[str, Any]:
-    until(lambda: queue.get(job_id)["state"] in queue.ENDED)
-    return queue.get(job_id)
 
 
 def processes(module: str) -> list[psutil.Process]:

@@ -3,8 +3,7 @@
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +14,10 @@ import pytest
 from core.chat import session
 from core.config import preset
 from core.jobs import life, process, queue, supervisor, worker
-from core.jobs.worker import Job, Worker
+from core.jobs.worker import Job
 from core.store import runs
 from tests import tiny
-from tests.faults.waiting import until
+from tests.faults.waiting import ended, until, working
 from tests.runs import add, recipe
 
 MIB = 1024**2
@@ -47,22 +46,6 @@ def child_does(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         monkeypatch.setattr(process, "START", harness)
 
     return patch
-
-
-@contextmanager
-def working(mode: str = "process") -> Iterator[Worker]:
-    made = Worker(mode, poll_seconds=0.01)
-    made.start()
-    try:
-        yield made
-    finally:
-        made.end(5)
-        made.join(30)
-
-
-def ended(job_id: int) -> dict[str, Any]:
-    until(lambda: queue.get(job_id)["state"] in queue.ENDED)
-    return queue.get(job_id)
 
 
 def children(*flags: str) -> list[psutil.Process]:

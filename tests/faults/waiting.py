@@ -2,7 +2,12 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from core.jobs import queue
+from core.jobs.worker import Worker
 
 
 def until(true: Callable[[], object], seconds: float = 120) -> None:
@@ -11,3 +16,21 @@ def until(true: Callable[[], object], seconds: float = 120) -> None:
     while not true():
         assert time.monotonic() < deadline, "it never came true"
         threading.Event().wait(0.02)
+
+
+@contextmanager
+def working(mode: str = "process") -> Iterator[Worker]:
+    """A worker that does the queue's jobs meanwhile."""
+    made = Worker(mode, poll_seconds=0.01)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.end(5)
+        made.join(30)
+
+
+def ended(job_id: int) -> dict[str, Any]:
+    """A job, once it has ended."""
+    until(lambda: queue.get(job_id)["state"] in queue.ENDED)
+    return queue.get(job_id)
