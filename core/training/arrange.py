@@ -1,5 +1,6 @@
 """How many processes compute a run, each on a GPU of its own, and whether they share the base."""
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,6 +59,9 @@ def possible(config: RunConfig) -> Processes:
             raise StudioError(
                 "machines.gpus", f"asks for {machines.gpus}, there are {there} here", "Lower it."
             )
+        if not cuda and machines.gpus > (cores := os.cpu_count() or 1):
+            what = f"asks for {machines.gpus} processes, but there is no GPU and {cores} cores"
+            raise StudioError("machines.gpus", what, "Leave it empty.")
         if cuda and not _can_talk():
             raise StudioError("machines.gpus", "must be 1 where torch has no NCCL", "Leave it empty.")
         return Processes(machines.gpus, "set in the recipe")

@@ -62,6 +62,14 @@ def test_more_gpus_than_there_are_are_refused() -> None:
         chosen(gpus=9)
 
 
+def test_without_a_gpu_there_are_no_more_processes_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "device", lambda: Choice("cpu", "no CUDA device was found"))
+    monkeypatch.setattr(arrange.os, "cpu_count", lambda: 2)
+    assert chosen(gpus=2).plan.processes == 2
+    with pytest.raises(StudioError, match="asks for 3 processes, but there is no GPU and 2 cores"):
+        chosen(gpus=3)
+
+
 def test_a_thread_of_the_studio_has_no_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mode, "_used", "thread")
     plan = chosen().plan
