@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from core.errors import StudioError
-from core.models.inspect import INDEX, OPENED_TO_16_BITS, Inspected
+from core.models.inspect import INDEX, OPENED, Inspected
 
 FLOATS = ("BF16", "F16", "F32", "F64")
 _PACKED = re.compile(r"_(blocks|scales)$")  # how MXFP4 names the halves of a weight
@@ -79,7 +79,7 @@ def refuse_misfit(base: str, model: Any, config: dict[str, Any], tensors: dict[s
     :param model: it without weights, on torch's meta device
     :raises StudioError: when a weight is not there, or has another shape or type
     """
-    packed = (config.get("quantization_config") or {}).get("quant_method") == OPENED_TO_16_BITS
+    packed = (config.get("quantization_config") or {}).get("quant_method") == OPENED
     wanted = model.state_dict()
     rename, converters = renaming(model)
     there = set()

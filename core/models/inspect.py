@@ -20,7 +20,7 @@ LARGEST_CONFIG = 10 * 1024**2  # bytes
 LARGEST_JSON = 256 * 1024**2
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 ATTENTION = ("eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3")
-OPENED_TO_16_BITS = "mxfp4"
+OPENED = "mxfp4"
 # Config keys that say how much is built, and the most that any model has of it.
 LAYERS, MANY, VOCABULARY = 2_000, 100_000_000, 10_000_000
 _COUNTS = re.compile(
@@ -158,22 +158,22 @@ def _refuse_attention(base: str, config: dict[str, Any]) -> None:
 
 
 def _refuse_quantised(base: str, config: dict[str, Any]) -> list[str]:
-    """:returns: a note where the weights are opened to 16 bits"""
+    """:returns: a note where the weights are opened to the compute type"""
     for key, value in _entries(config):
         if key not in ("quantization_config", "compression_config") or not value:
             continue
         method = str(
             value.get("quant_method", "a method without a name") if isinstance(value, dict) else value
         )
-        if method != OPENED_TO_16_BITS:
+        if method != OPENED:
             raise _refusal(
                 f"{base}/config.json: its weights are already quantised ({method[:40]}), and would be "
                 "rounded a second time",
                 "Name the 16-bit model that it was made from; the recipe quantises it.",
             )
         return [
-            "its MXFP4 weights are opened to 16 bits: the base takes four times its download, and the "
-            "recipe's own quantisation is left out"
+            "its MXFP4 weights are opened to the compute type: in 16 bits the base takes four times its "
+            "download, and the recipe's own quantisation is left out"
         ]
     return []
 

@@ -19,7 +19,7 @@ from core.data.progress import Report
 from core.errors import StudioError
 from core.home import assets
 from core.models import download, hardware, headers, inspect, stack
-from core.models.inspect import OPENED_TO_16_BITS, Inspected
+from core.models.inspect import OPENED, Inspected
 
 STARTER = "starter"
 GENERATION = "generation_config.json"
@@ -208,7 +208,7 @@ def quantisation(config: RunConfig, found: Inspected, dtype: Any) -> Any:
     from transformers.utils.quantization_config import Mxfp4Config
 
     method = quantised_by(config, found)
-    if method == OPENED_TO_16_BITS:
+    if method == OPENED:
         # Its kernels have no gradient, and its experts are not the linear layers that bitsandbytes knows.
         return Mxfp4Config(dequantize=True)
     if method == "none":
@@ -227,7 +227,7 @@ def quantisation(config: RunConfig, found: Inspected, dtype: Any) -> Any:
 def quantised_by(config: RunConfig, found: Inspected) -> str:
     """The recipe's method, or that of the base's own files where the recipe's is left out."""
     own = (found.config.get("quantization_config") or {}).get("quant_method")
-    return own if own == OPENED_TO_16_BITS else config.quantisation.method
+    return own if own == OPENED else config.quantisation.method
 
 
 def skeleton(base: str, revision: str | None, dtype: Any = None) -> Any:

@@ -78,21 +78,24 @@ def _help(name: str) -> str:
 
 
 def _place(chosen: list[str], names: list[str], *values: Any) -> list[Any]:
-    """A line for every chosen dataset; what was set for one stays with it when others come and go."""
+    """A line for every chosen dataset; what was set for one stays with it when others come and go.
+
+    A line that keeps its dataset is sent no values: one may be typed while this is on its way.
+    """
     weights, prefixes = values[:SLOTS], values[SLOTS:]
     known = {name: (weights[n], prefixes[n]) for n, name in enumerate(names[:SLOTS])}
-    kept = [known.get(name, (1, "")) for name in chosen]
-    free = [(1, "")] * (SLOTS - len(chosen))
-    lines = [*kept, *free]
     titles = [*chosen, *[""] * (SLOTS - len(chosen))]
+    were = [*names, *[""] * (SLOTS - len(names))]
+    kept = [gr.skip() if title == before else None for title, before in zip(titles, were, strict=True)]
+    lines = [known.get(title, (1, "")) for title in titles]
     return [
         chosen,
         *(gr.Row(visible=bool(title)) for title in titles),
         *(
-            gr.Number(value=weight, label=f"{title}: weight")
-            for title, (weight, _) in zip(titles, lines, strict=True)
+            same or gr.Number(value=weight, label=f"{title}: weight")
+            for same, title, (weight, _) in zip(kept, titles, lines, strict=True)
         ),
-        *(gr.Textbox(value=prefix) for _, prefix in lines),
+        *(same or gr.Textbox(value=prefix) for same, (_, prefix) in zip(kept, lines, strict=True)),
     ]
 
 

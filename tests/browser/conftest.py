@@ -47,7 +47,7 @@ def page(browser: Browser, studio: Studio) -> Iterator[Page]:
     troubles = watch(shown)
     yield shown
     context.close()
-    assert troubles == []
+    assert troubles == [], "the studio printed:\n" + "".join(studio.printed)
 
 
 def watch(page: Page) -> list[str]:
@@ -58,6 +58,11 @@ def watch(page: Page) -> list[str]:
         if message.type == "error":  # type: ignore[attr-defined]
             troubles.append(f"console: {message.text}")  # type: ignore[attr-defined]
 
+    def response(got: object) -> None:
+        if got.status >= 500:  # type: ignore[attr-defined]
+            sent = got.request  # type: ignore[attr-defined]
+            troubles.append(f"{got.status} for {sent.method} {sent.url} {sent.post_data}")  # type: ignore[attr-defined]
+
     def request(sent: object) -> None:
         url = sent.url  # type: ignore[attr-defined]
         if not url.startswith(("http://127.0.0.1", "data:", "blob:")):
@@ -65,6 +70,7 @@ def watch(page: Page) -> list[str]:
 
     page.on("console", console)
     page.on("request", request)
+    page.on("response", response)
     page.on("pageerror", lambda error: troubles.append(f"page error: {error}"))
     return troubles
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from core.data import overview
 from core.home import run_folder
-from core.models import adapters, headers, load
+from core.models import adapters, hardware, headers, load
 from core.store import runs
 from tests import tiny
 from tests.runs import add, do, recipe
@@ -75,14 +75,16 @@ def test_a_family_trains_in_4_bits_and_its_adapter_opens_again(
     assert path == ("hand-written decoder" if family in DECODER else "autograd")
 
 
-def test_gpt_oss_in_mxfp4_is_opened_to_16_bits_and_trains(samples: Path, tmp_path: Path) -> None:
+def test_gpt_oss_in_mxfp4_is_opened_to_the_compute_type_and_trains(samples: Path, tmp_path: Path) -> None:
     base = packed(Path(tiny.saved(tmp_path / "base", "gpt_oss")))
     (note,) = load.inspected(base).notes
-    assert "MXFP4 weights are opened to 16 bits" in note and "quantisation is left out" in note
+    assert "MXFP4 weights are opened to the compute type" in note and "quantisation is left out" in note
     seen = overview.outlook(recipe(model={"base": base}, lora={"target_modules": SEVEN[:4]}))
     assert [check.text for check in seen.checks if note in check.text] and not seen.blocked
     run_id, config = trained(base, LAYERS["gpt_oss"])
-    assert load.base_model(config).model.layers[0].mlp.experts.down_proj.dtype == torch.bfloat16
+    assert load.base_model(config).model.layers[0].mlp.experts.down_proj.dtype == getattr(
+        torch, hardware.compute_dtype(config).value
+    )
     agrees_with_peft(run_id, config)
 
 
