@@ -41,7 +41,7 @@ def offered(run_id: int) -> SmallerPlan | None:
 def start(run_id: int) -> int:
     """Queue a run again with its smaller plan. :returns: its id, or that of the run in its place
 
-    A second click gets the run of the first.
+    The later stages of a rank schedule come after it. A second click gets the run of the first.
 
     :raises StudioError: when it has no smaller plan
     """
@@ -59,10 +59,29 @@ def start(run_id: int) -> int:
         if plan.step is not None:
             runs.update(run_id, recipe=schema.dumps(config))
             queue.enqueue("train", run_id, token, resume=True)
+            _queue_later_stages(run_id)
             return run_id
         new = _in_its_place(runs.get(run_id), config, plan.settings)
         queue.enqueue("train", new, token)
+        for stage in _later_stages(run_id):
+            runs.update(stage["id"], parent=new)
+        _queue_later_stages(new)
         return new
+
+
+def _later_stages(run_id: int) -> list[dict[str, Any]]:
+    """The runs of a rank schedule that wait for a run, or failed because it did."""
+    return [stage for stage in runs.children(run_id) if stage["relation"] == "rank" and not stage["step"]]
+
+
+def _queue_later_stages(run_id: int) -> None:
+    """Queue them, and those that wait for them, behind the run that they wait for."""
+    for stage in _later_stages(run_id):
+        job = queue.latest(stage["id"], "train")
+        if job is not None and job["state"] == "queued":
+            queue.stop(job["id"])
+        queue.enqueue("train", stage["id"])
+        _queue_later_stages(stage["id"])
 
 
 def _in_its_place(run: dict[str, Any], config: schema.RunConfig, settings: dict[str, Any]) -> int:

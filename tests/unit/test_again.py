@@ -144,6 +144,28 @@ def test_a_new_run_with_the_smaller_plan_begins_where_the_failed_one_did(samples
     assert (row["parent"], row["relation"]) == (None, None), "a shorter one is no reproduction"
 
 
+@pytest.mark.parametrize(
+    ("settings", "steps"), [({"training.max_length": 64}, ()), ({"training.micro_batch_tokens": 256}, (2,))]
+)
+@pytest.mark.parametrize("second", ["queued", "failed"])
+def test_the_later_stages_of_a_rank_schedule_come_after_the_smaller_plan(
+    samples: Path, settings: dict[str, Any], steps: tuple[int, ...], second: str
+) -> None:
+    first = out_of_memory(settings, *steps)
+    waits, last = (runs.add(recipe(), 1, first + n, None, "rank") for n in (0, 1))
+    for stage, state in ((waits, second), (last, "queued")):
+        job_id = queue.enqueue("train", stage)
+        if state != "queued":
+            queue.set_state(job_id, state)
+    other = runs.add(recipe(), 1, first, None, "reproduction")
+    new = again.start(first)
+    assert [runs.get(each)["parent"] for each in (waits, last, other)] == [new, waits, first]
+    waiting = database().table("jobs").rows_where("state = 'queued'", order_by="id")
+    assert [job["run_id"] for job in waiting] == [new, waits, last]
+    assert again.start(first) == new
+    assert database().table("jobs").count_where("state = 'queued'") == 3
+
+
 def test_a_run_without_a_smaller_plan_has_none(samples: Path) -> None:
     assert again.offered(add(recipe())) is None
     run_id = finished("failed")
