@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from core.errors import StopRequested, StudioError
-from core.home import folder
 from core.jobs import worker
 from core.jobs.process import Process, how_it_ended
 from core.jobs.worker import Job
@@ -44,8 +43,7 @@ class Crew:
         :param devices: names for CUDA_VISIBLE_DEVICES, the first process's own first; empty without GPUs
         :raises StudioError: when the system starts no more processes
         """
-        # A studio clears old ones away: this process may be killed before it can.
-        self.folder = Path(tempfile.mkdtemp(prefix="crew-", dir=folder("staging")))
+        self.folder = Path(tempfile.mkdtemp(prefix="plumbline-"))
         self.meeting = self.folder / "meeting"
         try:
             for rank in range(1, self.size):
