@@ -14,6 +14,7 @@ print(api.merge(run))
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from core.config import RunConfig
 from core.data import datasets, hub, importing, overview
@@ -154,8 +155,8 @@ def train(recipe: RunConfig, data: int | Files | None = None) -> int:
     :raises StudioError: when a run does not complete
     """
     stored = add(recipe, data)
-    for run_id in stored:
-        _finish(queue.enqueue("train", run_id))
+    for job_id in start.queued(stored):
+        _finish(job_id)
     return stored[-1]
 
 
@@ -183,15 +184,15 @@ def branch(run_id: int, step: int | None = None, changes: dict[str, Any] | None 
     :param changes: settings by key, like ``{"training.learning_rate": 1e-4}``
     :raises StudioError: when there is no such step, or the run does not complete
     """
-    child = lineage.branch(run_id, step, changes)
-    _finish(queue.enqueue("train", child))
+    child = start.branch(run_id, step, changes or {}, uuid4().hex)
+    _finish_training(child)
     return child
 
 
 def reproduce(run_id: int) -> "lineage.Agreement":
     """Train a run's recipe again, and say whether the curves agree."""
-    again = lineage.reproduce(run_id)
-    _finish(queue.enqueue("train", again))
+    again = start.reproduce(run_id, uuid4().hex)
+    _finish_training(again)
     return lineage.agreement(again)
 
 
@@ -235,6 +236,12 @@ def _finish(job_id: int) -> dict[str, Any]:
     if job["state"] != "completed":
         raise StudioError(f"{job['kind']} of {_owner(job)}", job["error"] or f"was {job['state']}")
     return job
+
+
+def _finish_training(run_id: int) -> None:
+    job = queue.latest(run_id, "train")
+    assert job is not None
+    _finish(job["id"])
 
 
 def _owner(job: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from core import cli_data, cli_forecast, cli_settings, cli_submit
 from core import config as schema
@@ -173,32 +174,36 @@ def _print_result(evaluation: dict[str, Any]) -> None:
 
 def _train(arguments: argparse.Namespace, serve: Serve) -> int:
     from core import api
+    from core.jobs import start
     from core.store import runs
 
     recipe = cli_settings.recipe(arguments)
-    for run_id in api.add(recipe, arguments.data, arguments.leave_bad_rows_out):
+    stored = api.add(recipe, arguments.data, arguments.leave_bad_rows_out)
+    for run_id, job_id in zip(stored, start.queued(stored), strict=True):
         say(f"Run {run_id}: {runs.get(run_id)['name']}")
-        if _do("train", run_id) != "completed":
+        if watch(job_id)["state"] != "completed":
             return 1
     return 0
 
 
 def _branch(arguments: argparse.Namespace, serve: Serve) -> int:
+    from core.jobs import start
     from core.store import runs
-    from core.training import lineage
 
-    run_id = lineage.branch(arguments.run, arguments.step, dict(cli_settings.given(arguments)))
+    changes = dict(cli_settings.given(arguments))
+    run_id = start.branch(arguments.run, arguments.step, changes, uuid4().hex)
     row = runs.get(run_id)
     say(f"Run {run_id}: {row['name']}, from step {row['parent_step']} of run {row['parent']}")
-    return 0 if _do("train", run_id) == "completed" else 1
+    return 0 if _trained(run_id) else 1
 
 
 def _reproduce(arguments: argparse.Namespace, serve: Serve) -> int:
+    from core.jobs import start
     from core.training import lineage
 
-    run_id = lineage.reproduce(arguments.run)
+    run_id = start.reproduce(arguments.run, uuid4().hex)
     say(f"Run {run_id}: run {arguments.run} again")
-    if _do("train", run_id) != "completed":
+    if not _trained(run_id):
         return 1
     found = lineage.agreement(run_id)
     say(found.sentence)
@@ -301,6 +306,14 @@ def _doctor(arguments: argparse.Namespace, serve: Serve) -> int:
 
 def _test(arguments: argparse.Namespace, serve: Serve) -> int:
     raise StudioError("test", "needs a checkout of the source", "Run python launch.py test there.")
+
+
+def _trained(run_id: int) -> bool:
+    """Watch the training of a run that was queued. :returns: whether it completed"""
+    from core.jobs import queue
+
+    job = queue.latest(run_id, "train")
+    return job is not None and watch(job["id"])["state"] == "completed"
 
 
 def _do(kind: Any, run_id: int) -> str:

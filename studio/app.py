@@ -5,10 +5,9 @@ from typing import Any
 import gradio as gr
 
 from core.data import datasets
-from core.errors import StudioError
 from core.jobs import queue
 from core.store import runs
-from studio.live import RESIZE, Page, View
+from studio.live import RESIZE, Page, View, trouble
 from studio.status import strip
 from studio.tabs import chat, data, evaluate, export, train
 from studio.tabs import runs as runs_tab
@@ -38,6 +37,7 @@ def build() -> gr.Blocks:
         seen = gr.State([])
         gr.HTML('<div class="pl-brand"><b>Plumbline</b><span>fine-tuning that shows its work</span></div>')
         status = gr.HTML(strip, elem_id="strip")
+        told = gr.HTML(visible=False, elem_id="trouble")
         with gr.Tabs(selected="train", elem_id="tabs") as tabs:
             page = Page(blocks, run, tabs)
             page.views.append(View([status], lambda run_id: strip(), lambda run_id: [strip()]))
@@ -61,11 +61,13 @@ def build() -> gr.Blocks:
                         gr.Dropdown([], label="Run", interactive=True, elem_id=f"run-{title.lower()}")
                     )
                     build_tab(page)
-        _follow(page, run, seen, chosen, status)
+        _follow(page, run, seen, chosen, status, told)
     return blocks.queue(max_size=64)
 
 
-def _follow(page: Page, run: gr.State, seen: gr.State, chosen: list[gr.Dropdown], status: gr.HTML) -> None:
+def _follow(
+    page: Page, run: gr.State, seen: gr.State, chosen: list[gr.Dropdown], status: gr.HTML, told: gr.HTML
+) -> None:
     """Wire the views: drawn on load, when another run is chosen, and on every tick."""
     quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     # A State's change event fires only after handlers that went through the queue.
@@ -74,14 +76,13 @@ def _follow(page: Page, run: gr.State, seen: gr.State, chosen: list[gr.Dropdown]
 
     def tick(run_id: int | None, shown: list[str], paused: bool) -> list[Any]:
         drawn = run_id
-        try:
-            signatures, updates = page.draw(drawn, shown, paused)
-        except StudioError:
-            if run_id is None or runs.exists(run_id):
-                raise
+        signatures, updates = page.draw(drawn, shown, paused)
+        if run_id is not None and not runs.exists(run_id):
             drawn = _newest()  # it was deleted, perhaps on another page
             signatures, updates = page.draw(drawn, shown, paused)
-        return [gr.skip() if drawn == run_id else drawn, signatures, *updates]
+        text = trouble(signatures)
+        told_now = gr.HTML(text, visible=bool(text))
+        return [gr.skip() if drawn == run_id else drawn, signatures, told_now, *updates]
 
     def arrive(request: gr.Request) -> tuple[int | None, Any]:
         wanted = request.query_params.get("run", "")
@@ -99,7 +100,7 @@ def _follow(page: Page, run: gr.State, seen: gr.State, chosen: list[gr.Dropdown]
             return run_id, gr.Tabs(selected="train")
         return (job["run_id"] if job else run_id), gr.Tabs(selected="runs")
 
-    live = [run, seen, *page.outputs]
+    live = [run, seen, told, *page.outputs]
     # In two steps: where to go is known at once, what is there takes longer to draw.
     arrived = page.blocks.load(arrive, None, [run, page.tabs], **quiet)
     arrived.then(tick, [run, seen, page.paused], live, **quiet)

@@ -4,14 +4,20 @@ One timer serves the whole page. A view never keeps anything between ticks but i
 so a reload, a second tab or a restart shows the same truth.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
 
+from core.errors import StudioError
+from studio.messages import box
+
+log = logging.getLogger("plumbline")
 # Charts that were drawn while their tab was hidden have not measured their box.
 RESIZE = "() => { setTimeout(() => window.dispatchEvent(new Event('resize')), 100); }"
+FAILED = "failed: "  # begins the signature of a view that could not be drawn
 Signature = Callable[[int | None], Any]
 Render = Callable[[int | None], list[Any]]
 
@@ -20,7 +26,7 @@ Render = Callable[[int | None], list[Any]]
 class View:
     """Some components, when to draw them, and how. Both functions get the chosen run's id.
 
-    :param pausable: kept still while "Pause live updates" is ticked
+    :param pausable: kept still while "Pause live updates" is ticked; its signature begins with the run's id
     """
 
     outputs: list[Any]
@@ -52,12 +58,31 @@ class Page:
     def draw(self, run_id: int | None, seen: list[str], paused: bool = False) -> tuple[list[str], list[Any]]:
         """Updates for `outputs`, and the signatures that they show.
 
+        A view that cannot be drawn stays as it is and is tried again at the next tick; the others go on.
+
         :param seen: what the page shows now; empty draws everything
         """
         signatures, updates = [], []
         for number, view in enumerate(self.views):
-            old = seen[number] if number < len(seen) else None
-            new = repr(view.signature(run_id)) if not (paused and view.pausable and old) else old
+            old = seen[number] if number < len(seen) else ""
+            still = paused and view.pausable and old.startswith(f"({run_id},")
+            drawn = [gr.skip() for _ in view.outputs]
+            try:
+                new = old if still else repr(view.signature(run_id))
+                if new != old:
+                    drawn = view.render(run_id)
+            except Exception as error:
+                new = FAILED + (error.text if isinstance(error, StudioError) else repr(error))
+                if new != old:
+                    log.warning("a part of the page could not be drawn", exc_info=error)
             signatures.append(new)
-            updates += [gr.skip() for _ in view.outputs] if new == old else view.render(run_id)
+            updates += drawn
         return signatures, updates
+
+
+def trouble(signatures: list[str]) -> str:
+    """What to tell of the views that could not be drawn; empty when there is none."""
+    failed = {signature.removeprefix(FAILED) for signature in signatures if signature.startswith(FAILED)}
+    if not failed:
+        return ""
+    return box("warning", f"A part of this page could not be drawn: {'; '.join(sorted(failed))}")

@@ -202,4 +202,5 @@ def examples(run_id: int, count: int = 3) -> list[str]:
     chosen = mix.choose(runs.recipe(run_id).data)
     rows = [row for _, row in mix.held_out_rows(chosen, count)]
     tasks = [task for row in rows if (task := question_and_answer(row))]
-    return [question[-1]["content"] for question, _ in tasks]
+    # A turn that only calls a tool has no content.
+    return [question[-1]["content"] or "" for question, _ in tasks]

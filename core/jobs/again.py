@@ -70,8 +70,9 @@ def start(run_id: int) -> int:
 
 
 def _later_stages(run_id: int) -> list[dict[str, Any]]:
-    """The runs of a rank schedule that wait for a run, or failed because it did."""
-    return [stage for stage in runs.children(run_id) if stage["relation"] == "rank" and not stage["step"]]
+    """The runs of a rank schedule that wait for a run, or failed because it did; not those taken back."""
+    stages = (stage for stage in runs.children(run_id) if stage["relation"] == "rank")
+    return [stage for stage in stages if not stage["step"] and stage["state"] in ("queued", "failed")]
 
 
 def _queue_later_stages(run_id: int) -> None:

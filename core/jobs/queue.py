@@ -162,7 +162,7 @@ def claim(job_id: int) -> bool:
 
 
 def set_state(job_id: int, state: str, error: str | None = None, result: Any = None) -> None:
-    """Move a job, and its run when it is a training job, to another state in one transaction."""
+    """Move a job to another state in one transaction, and its run when no newer job trains that."""
     change: dict[str, Any] = {"state": state}
     if state == "preparing":
         change["started_at"] = time.time()
@@ -172,10 +172,16 @@ def set_state(job_id: int, state: str, error: str | None = None, result: Any = N
         job = db.table("jobs").get(job_id)
         more = {"error": error} | ({"result": json.dumps(result)} if result is not None else {})
         db.table("jobs").update(job_id, change | (more if state in ENDED else {}))
-        if job["kind"] == "train":
+        if job["kind"] == "train" and job_id == _newest_training(job["run_id"]):
             if state == "preparing" and db.table("runs").get(job["run_id"])["started_at"]:
                 change.pop("started_at")
             db.table("runs").update(job["run_id"], change | ({"error": error} if state in ENDED else {}))
+
+
+def _newest_training(run_id: int) -> int:
+    """The id of a run's newest training job: a run may be queued again while an older one still ends."""
+    query = "select max(id) from jobs where run_id = ? and kind = 'train'"
+    return database().execute(query, [run_id]).fetchone()[0]
 
 
 def set_progress(job_id: int, phase: str, progress: float | None = None) -> None:
@@ -282,12 +288,22 @@ def stop_run(run_id: int) -> None:
 
 def resume_run(run_id: int) -> int:
     """Queue a run again from its newest checkpoint. :raises StudioError: when it is not resumable"""
-    run = runs.get(run_id)
-    if run["state"] not in ("stopped", "interrupted", "failed"):
-        raise StudioError(
-            f"run {run_id}", f"is {run['state']}", "Only a stopped, interrupted or failed run resumes."
-        )
-    return enqueue("train", run_id, resume=True)
+    with writing():
+        run = runs.get(run_id)
+        if run["state"] not in ("stopped", "interrupted", "failed"):
+            raise StudioError(
+                f"run {run_id}", f"is {run['state']}", "Only a stopped, interrupted or failed run resumes."
+            )
+        return enqueue("train", run_id, resume=True)
+
+
+def enqueue_once(kind: Kind, run_id: int) -> int:
+    """Put a job in the queue unless one of its kind waits or is worked on for the run. :returns: its id"""
+    with writing():
+        job = latest(run_id, kind)
+        if job is not None and job["state"] not in ENDED:
+            return job["id"]
+        return enqueue(kind, run_id)
 
 
 def mark_orphans() -> list[int]:

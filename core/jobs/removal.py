@@ -8,6 +8,7 @@ import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from core.errors import StudioError
 from core.home import export_folder, home, run_folder
@@ -77,7 +78,7 @@ def remove(run_id: int) -> None:
     with writing():
         runs.get(run_id)
         job_ids = queue.forget(run_id)
-        for child in runs.children(run_id):
+        for child in _beginning_with(run_id):
             if child["state"] != "completed" and not lineage.steps(child["id"]):
                 what = f"is needed by run {child['id']}, which has saved nothing of its own yet"
                 fix = f"Delete run {child['id']} first, or train it."
@@ -85,6 +86,14 @@ def remove(run_id: int) -> None:
         runs.remove(run_id, job_ids)
     _let_go_of_chat(run_id)
     clear()
+
+
+def _beginning_with(run_id: int) -> list[dict[str, Any]]:
+    """The runs that come from one, and those that train these again: they begin as these do."""
+    found = runs.children(run_id)
+    for child in found:  # grows: a reproduction may be trained again too
+        found += [again for again in runs.children(child["id"]) if again["relation"] == "reproduction"]
+    return found
 
 
 def clear() -> None:

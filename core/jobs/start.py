@@ -40,12 +40,12 @@ def branch(run_id: int, step: int | None, changes: dict[str, Any], token: str) -
     :raises StudioError: when it cannot be, or would not fit; nothing is stored then
     """
 
-    def stored() -> list[int]:
-        child = lineage.branch(run_id, step, changes)
-        fit.refuse_unfit(runs.recipe(child))
-        return [child]
-
-    return _once(token, stored)
+    for job in queue.with_token(token):
+        return job["run_id"]
+    # Looked at before the transaction: it takes seconds, in which nobody else could write.
+    found = lineage.branch(run_id, step, changes)
+    fit.refuse_unfit(found.config)
+    return _once(token, lambda: [found.store()])
 
 
 def reproduce(run_id: int, token: str) -> int:
@@ -57,6 +57,12 @@ def reproduce(run_id: int, token: str) -> int:
         return [lineage.reproduce(run_id)]
 
     return _once(token, stored)
+
+
+def queued(run_ids: list[int]) -> list[int]:
+    """Queue stored runs, all or none, in their order. :returns: the ids of their jobs"""
+    with writing():
+        return [queue.enqueue("train", run_id) for run_id in run_ids]
 
 
 def _once(token: str, stored: Callable[[], list[int]]) -> int:

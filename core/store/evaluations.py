@@ -4,12 +4,11 @@ import json
 import time
 from typing import Any
 
-from core.store.database import database, insert
+from core.store.database import database, insert, writing
 
 
 def add(run_id: int, dataset_id: int, job_id: int, result: dict[str, Any], rows: list[dict[str, Any]]) -> int:
-    db = database()
-    with db.atomic():
+    with writing() as db:
         evaluation_id = insert(
             "evaluations",
             {

@@ -101,6 +101,12 @@ def children(run_id: int) -> list[dict[str, Any]]:
     return list(database().table("runs").rows_where("parent = ?", [run_id], order_by="id"))
 
 
+def awaited_steps(run_id: int) -> set[int]:
+    """The steps of a run that branches have yet to begin with."""
+    waiting = (child for child in children(run_id) if child["state"] != "completed" and not child["step"])
+    return {child["parent_step"] for child in waiting if child["parent_step"] is not None}
+
+
 def remove(run_id: int, job_ids: list[int]) -> None:
     """Delete a run's rows but its jobs', which are the queue's. Call inside of a transaction.
 

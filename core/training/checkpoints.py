@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -192,9 +193,14 @@ def quarantined(folder: Path) -> list[Path]:
     return listed(folder / QUARANTINE)
 
 
-def rotate(folder: Path, keep: int) -> None:
-    """Delete the oldest checkpoints by step, never by clock."""
+def rotate(folder: Path, keep: int, spared: Container[int] = ()) -> None:
+    """Delete the oldest checkpoints by step, never by clock.
+
+    :param spared: steps that stay beside the newest
+    """
     for checkpoint in listed(folder)[:-keep]:
+        if step_of(checkpoint) in spared:
+            continue
         gone = checkpoint.with_name(checkpoint.name + GONE)
         os.replace(checkpoint, gone)
         shutil.rmtree(gone)

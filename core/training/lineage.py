@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from core import config as schema
+from core.data import mix
 from core.errors import StudioError
 from core.home import run_folder
 from core.store import datasets, runs
@@ -30,12 +31,26 @@ def steps(run_id: int) -> list[int]:
     return sorted(found)
 
 
-def branch(run_id: int, step: int | None = None, changes: dict[str, Any] | None = None) -> int:
-    """Store a run that goes on from a step of another one with some settings changed. :returns: its id
+@dataclass(frozen=True)
+class Branch:
+    """A run to be: it goes on from a step of another one with some settings changed."""
+
+    run_id: int
+    step: int
+    config: schema.RunConfig
+
+    def store(self) -> int:
+        """:returns: the id of the new run"""
+        dataset = datasets.by_name(self.config.data.parts[0].dataset)
+        return runs.add(self.config, dataset["id"], self.run_id, self.step, "branch")
+
+
+def branch(run_id: int, step: int | None = None, changes: dict[str, Any] | None = None) -> Branch:
+    """What a branch would be; nothing is stored yet.
 
     :param step: one of `steps`; None means the last
     :param changes: settings by key, like ``{"training.learning_rate": 1e-4}``
-    :raises StudioError: when there is no such step, or the changes do not go with its adapter
+    :raises StudioError: when there is no such step, or the changes do not go with its adapter or its data
     """
     known = steps(run_id)
     if not known:
@@ -55,8 +70,8 @@ def branch(run_id: int, step: int | None = None, changes: dict[str, Any] | None 
         raise StudioError("lora.rank_schedule", "is not for a branch", "Give lora.r the next rank.")
     if not changes or "name" not in changes:
         config = config.model_copy(update={"name": f"{parent.display_name} from {step}"[:80]})
-    dataset = datasets.by_name(config.data.parts[0].dataset)
-    return runs.add(config, dataset["id"], run_id, step, "branch")
+    mix.choose(config.data)
+    return Branch(run_id, step, config)
 
 
 def reproduce(run_id: int) -> int:
@@ -81,6 +96,14 @@ def origin(run: dict[str, Any], known: Container[int]) -> str:
     return f"{parent} again" if run["relation"] == "reproduction" else ""
 
 
+def refuse_too_early(run_id: int) -> None:
+    """:raises StudioError: for a stage of a rank schedule while the one before it has not completed"""
+    run = runs.get(run_id)
+    if run["relation"] == "rank" and (state := runs.get(run["parent"])["state"]) != "completed":
+        what = f"was {state}, and this run begins with what it learns"
+        raise StudioError(f"run {run['parent']}", what, "Resume it, then this one.")
+
+
 def inherit(model: Any, run_id: int) -> str | None:
     """Give a new adapter what its run begins with. :returns: what was done, in words; None for nothing
 
@@ -95,10 +118,6 @@ def inherit(model: Any, run_id: int) -> str | None:
         return None
     from safetensors.torch import load_file
 
-    before_it = runs.get(run["parent"])
-    if run["relation"] == "rank" and before_it["state"] != "completed":
-        what = f"was {before_it['state']}, and this run begins with what it learns"
-        raise StudioError(f"run {run['parent']}", what, "Resume it, then this one.")
     folder = _verified(run["parent"], run["parent_step"])
     stored = load_file(folder / WEIGHTS)
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))

@@ -69,6 +69,7 @@ def train(job: Job) -> dict[str, Any]:
 
 def _train(job: Job, folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
+    lineage.refuse_too_early(job.run_id)
     config = load.pinned(runs.recipe(job.run_id))
     runs.update(job.run_id, recipe=dumps(config))
     checkpoints.write_whole(folder / "recipe.yaml", dumps(config))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from core.store import runs
 from core.training import checkpoints, guard, room
 
 SMALL_FILES = 100_000  # bytes of settings and states beside the tensors
@@ -27,7 +28,7 @@ def save(trainer: Any, write: Callable[[], None]) -> None:
     try:
         write()
         checkpoints.publish(staging / name, folder / name, trainer.identity)
-        checkpoints.rotate(folder, trainer.keep)
+        checkpoints.rotate(folder, trainer.keep, runs.awaited_steps(trainer.job.run_id))
     except Exception as error:
         shutil.rmtree(staging, ignore_errors=True)
         if found := room.explained(error, folder, size):

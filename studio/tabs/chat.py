@@ -173,8 +173,8 @@ def _sample_buttons(run_id: int | None) -> list[Any]:
     buttons = []
     for number in range(3):
         if number < len(prompts):
-            last_line = prompts[number].strip().splitlines()[-1][:70]
-            buttons.append(gr.Button(f"Try: {last_line}", visible=True))
+            lines = prompts[number].strip().splitlines() or ["(an empty question)"]
+            buttons.append(gr.Button(f"Try: {lines[-1][:70]}", visible=True))
         else:
             buttons.append(gr.Button(visible=False))
     return buttons

@@ -49,9 +49,7 @@ def _start(run_id: int | None) -> None:
     if run_id is None:
         return
     refuse_without_adapter(run_id)
-    job = queue.latest(run_id, "evaluate")
-    if job is None or job["state"] in queue.ENDED:
-        queue.enqueue("evaluate", run_id)
+    queue.enqueue_once("evaluate", run_id)
 
 
 def _job(run_id: int | None) -> dict[str, Any] | None:

@@ -58,9 +58,7 @@ def _rung(page: Page, kind: queue.Kind, title: str, about: str, action: str, sni
         if run_id is None:
             return
         refuse_without_adapter(run_id)
-        job = queue.latest(run_id, kind)
-        if job is None or job["state"] in queue.ENDED:
-            queue.enqueue(kind, run_id)
+        queue.enqueue_once(kind, run_id)
 
     def state(run_id: int | None) -> Any:
         if run_id is None:

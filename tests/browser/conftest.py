@@ -40,13 +40,14 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 
 @pytest.fixture
 def page(browser: Browser, studio: Studio) -> Iterator[Page]:
-    """A fresh page that fails its test on console errors and on requests to anywhere else."""
+    """A fresh page that fails its test on console errors, views that fail, and requests to anywhere else."""
     context = browser.new_context(viewport={"width": 1360, "height": 900}, accept_downloads=True)
     context.set_default_timeout(30_000)
     shown = context.new_page()
-    troubles = watch(shown)
+    troubles, before = watch(shown), len(studio.printed)
     yield shown
     context.close()
+    troubles += [line for line in studio.printed[before:] if "could not be drawn" in line]
     assert troubles == [], "the studio printed:\n" + "".join(studio.printed)
 
 

@@ -11,7 +11,7 @@ from core.home import run_folder
 from core.jobs import again, queue, start
 from core.store import runs
 from core.store.database import database
-from core.training import lineage
+from core.training import checkpoints, lineage
 from tests.runs import add, recipe
 
 
@@ -56,6 +56,7 @@ def test_f12_one_click_makes_one_branch(samples: Path) -> None:
         (2, {"training.lr": 1}, "training.lr does not exist"),
         (2, {"data.dataset": "nowhere"}, "dataset 'nowhere': does not exist"),
         (2, {"lora.target_modules": ["k_proj"]}, "lora.target_modules: cannot change in a branch"),
+        (2, {"data.order": "by column", "data.order_column": "nowhere"}, "nowhere"),
     ],
 )
 def test_a_branch_that_cannot_be_leaves_nothing(
@@ -142,6 +143,33 @@ def test_a_new_run_with_the_smaller_plan_begins_where_the_failed_one_did(samples
     runs.update(other, parent=parent, relation="reproduction")
     row = runs.get(again.start(other))
     assert (row["parent"], row["relation"]) == (None, None), "a shorter one is no reproduction"
+
+
+def test_a_step_that_a_branch_waits_for_is_not_rotated_away(samples: Path) -> None:
+    parent = finished("stopped", 2, 4, 6, 8)
+    child = start.branch(parent, 2, {}, "click")
+    checkpoints.rotate(run_folder(parent) / "checkpoints", 2, runs.awaited_steps(parent))
+    assert lineage.steps(parent) == [2, 6, 8]
+    runs.update(child, step=1)  # it has begun
+    checkpoints.rotate(run_folder(parent) / "checkpoints", 2, runs.awaited_steps(parent))
+    assert lineage.steps(parent) == [6, 8]
+
+
+def test_a_stage_that_was_taken_back_is_not_queued_again(samples: Path) -> None:
+    first = out_of_memory({"training.max_length": 64})
+    second = runs.add(recipe(), 1, first, None, "rank")
+    queue.set_state(queue.enqueue("train", second), "stopped")
+    again.start(first)
+    assert runs.get(second)["state"] == "stopped"
+
+
+def test_an_older_job_that_ends_late_does_not_end_a_run_that_was_queued_again(samples: Path) -> None:
+    run_id = add(recipe())
+    older, newer = queue.enqueue("train", run_id), queue.enqueue("train", run_id)
+    queue.set_state(older, "failed", error="came too early")
+    assert (runs.get(run_id)["state"], runs.get(run_id)["error"]) == ("queued", None)
+    queue.set_state(newer, "completed")
+    assert runs.get(run_id)["state"] == "completed"
 
 
 @pytest.mark.parametrize(

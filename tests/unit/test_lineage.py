@@ -29,7 +29,7 @@ def test_a_branch_goes_on_from_a_step_with_other_settings(samples: Path) -> None
     parent = add(recipe(training=SHORT))
     assert do("train", parent)["error"] is None
     assert lineage.steps(parent) == [3, 6]
-    child = lineage.branch(parent, 3, {"training.learning_rate": "1e-4", "training.max_steps": 2})
+    child = lineage.branch(parent, 3, {"training.learning_rate": "1e-4", "training.max_steps": 2}).store()
     row = runs.get(child)
     assert (row["parent"], row["parent_step"], row["relation"]) == (parent, 3, "branch")
     assert runs.recipe(child).training.learning_rate == 1e-4
@@ -59,7 +59,9 @@ def test_a_branch_that_cannot_be_is_refused(finished: Finished) -> None:
 
 
 def test_a_larger_adapter_computes_what_the_smaller_one_did(finished: Finished) -> None:
-    child = lineage.branch(finished.run_id, 20, {"lora.r": 24, "lora.alpha": 20, "lora.use_rslora": True})
+    child = lineage.branch(
+        finished.run_id, 20, {"lora.r": 24, "lora.alpha": 20, "lora.use_rslora": True}
+    ).store()
     config = runs.recipe(child)
     ids = torch.tensor([[1, 40, 41, 300, 500, 7]])
     grown = adapters.attach(load.base_model(config), config)
@@ -118,7 +120,7 @@ def test_a_reproduction_says_whether_the_curves_agree(samples: Path, capsys: pyt
 def test_a_reproduction_of_a_branch_begins_as_the_branch_did(samples: Path) -> None:
     parent = add(recipe(training=SHORT))
     do("train", parent)
-    child = lineage.branch(parent, 3, {"training.max_steps": 2})
+    child = lineage.branch(parent, 3, {"training.max_steps": 2}).store()
     assert do("train", child)["error"] is None
     again = lineage.reproduce(child)
     assert do("train", again)["error"] is None

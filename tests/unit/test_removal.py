@@ -127,6 +127,17 @@ def test_numbers_are_never_given_again(full: tuple[int, int]) -> None:
     assert add(recipe()) == run_id + 2
 
 
+def test_a_run_whose_branch_is_trained_again_stays_until_that_has_begun(full: tuple[int, int]) -> None:
+    run_id, _ = full
+    child = runs.add(recipe(), 1, run_id, 2, "branch")
+    ended(child)
+    again = runs.add(recipe(), 1, child, None, "reproduction")
+    with pytest.raises(StudioError, match=f"is needed by run {again}"):
+        removal.remove(run_id)
+    ended(again)
+    removal.remove(run_id)
+
+
 def test_runs_that_come_from_a_deleted_one_stay_and_say_so(full: tuple[int, int]) -> None:
     run_id, _ = full
     child = runs.add(recipe(), 1, run_id, 2, "branch")
