@@ -5,6 +5,7 @@ from typing import Any
 import gradio as gr
 
 from core.data import datasets
+from core.errors import StudioError
 from core.jobs import queue
 from core.store import runs
 from studio.live import RESIZE, Page, View, trouble
@@ -75,10 +76,12 @@ def _follow(
     page.views.append(View(chosen, _choices, lambda run_id: [_dropdown(run_id) for _ in chosen]))
 
     def tick(run_id: int | None, shown: list[str], paused: bool) -> list[Any]:
-        drawn = run_id
-        signatures, updates = page.draw(drawn, shown, paused)
-        if run_id is not None and not runs.exists(run_id):
-            drawn = _newest()  # it was deleted, perhaps on another page
+        # It may have been deleted, perhaps on another page, perhaps at this moment.
+        drawn = run_id if run_id is None or runs.exists(run_id) else _newest()
+        try:
+            signatures, updates = page.draw(drawn, shown, paused)
+        except StudioError:
+            drawn = _newest()
             signatures, updates = page.draw(drawn, shown, paused)
         text = trouble(signatures)
         told_now = gr.HTML(text, visible=bool(text))

@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from core.errors import StudioError
+from core.store import runs
 from studio.messages import box
 
 log = logging.getLogger("plumbline")
@@ -61,6 +62,7 @@ class Page:
         A view that cannot be drawn stays as it is and is tried again at the next tick; the others go on.
 
         :param seen: what the page shows now; empty draws everything
+        :raises StudioError: when the run was deleted meanwhile
         """
         signatures, updates = [], []
         for number, view in enumerate(self.views):
@@ -72,6 +74,8 @@ class Page:
                 if new != old:
                     drawn = view.render(run_id)
             except Exception as error:
+                if run_id is not None and not runs.exists(run_id):
+                    raise StudioError(f"run {run_id}", "was deleted") from error
                 new = FAILED + (error.text if isinstance(error, StudioError) else repr(error))
                 if new != old:
                     log.warning("a part of the page could not be drawn", exc_info=error)
