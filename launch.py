@@ -132,7 +132,7 @@ def test(python: Path, arguments: list[str]) -> int:
     marks = "not gpu" if "--all" in arguments else "not gpu and not slow"
     rest = [argument for argument in arguments if argument != "--all"]
     # Tests of a file share a model; two workers with one each take about 6 GiB.
-    workers = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"] if (os.cpu_count() or 1) > 1 else []
+    workers = ["-n", "2", "--dist", "loadfile"] if (os.cpu_count() or 1) > 1 else []
     command = [str(python), "-m", "pytest", "-m", marks, *workers, *rest]
     return subprocess.call(command, cwd=ROOT, env=environment)
 

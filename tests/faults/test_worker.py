@@ -276,8 +276,10 @@ def test_a_next_worker_is_ready_before_its_job_where_memory_allows(
         assert spare and ended(queue.enqueue("merge", run_id))["result"] == spare.process.pid
         # One that was killed while it waited costs its successor's start and no job.
         until(lambda: made._supervisor and made._supervisor._spare not in (None, spare))
-        assert made._supervisor._spare
-        made._supervisor._spare.kill()
+        second = made._supervisor._spare
+        assert second
+        second.kill()
+        second.process.wait(60)
         assert ended(queue.enqueue("merge", run_id))["state"] == "completed"
     until(lambda: not children("--now", "--ready"))
 
