@@ -76,6 +76,7 @@ class Page:
             except Exception as error:
                 if run_id is not None and not runs.exists(run_id):
                     raise StudioError(f"run {run_id}", "was deleted") from error
+                # Not message_of: it gives each try a code of its own, and this is tried at every tick.
                 new = FAILED + (error.text if isinstance(error, StudioError) else repr(error))
                 if new != old:
                     log.warning("a part of the page could not be drawn", exc_info=error)

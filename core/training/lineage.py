@@ -40,7 +40,13 @@ class Branch:
     config: schema.RunConfig
 
     def store(self) -> int:
-        """:returns: the id of the new run"""
+        """:returns: the id of the new run
+
+        :raises StudioError: when its run was deleted, or its step was rotated away, since it was looked at
+        """
+        runs.get(self.run_id)
+        if self.step not in steps(self.run_id):
+            raise StudioError(f"step {self.step}", f"of run {self.run_id} is not kept any more")
         dataset = datasets.by_name(self.config.data.parts[0].dataset)
         return runs.add(self.config, dataset["id"], self.run_id, self.step, "branch")
 

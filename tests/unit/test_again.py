@@ -8,7 +8,7 @@ import pytest
 
 from core.errors import RecipeError, StudioError
 from core.home import run_folder
-from core.jobs import again, queue, start
+from core.jobs import again, queue, removal, start
 from core.store import runs
 from core.store.database import database
 from core.training import checkpoints, lineage
@@ -143,6 +143,19 @@ def test_a_new_run_with_the_smaller_plan_begins_where_the_failed_one_did(samples
     runs.update(other, parent=parent, relation="reproduction")
     row = runs.get(again.start(other))
     assert (row["parent"], row["relation"]) == (None, None), "a shorter one is no reproduction"
+
+
+def test_a_branch_whose_run_or_step_goes_while_it_is_looked_at_is_refused(samples: Path) -> None:
+    parent = finished("stopped", 2, 4)
+    found = lineage.branch(parent, 2)
+    checkpoints.rotate(run_folder(parent) / "checkpoints", 1)
+    with pytest.raises(StudioError, match=f"step 2: of run {parent} is not kept any more"):
+        found.store()
+    last = lineage.branch(parent)
+    removal.remove(parent)
+    with pytest.raises(StudioError, match=f"run {parent}: does not exist"):
+        last.store()
+    assert counted() == (0, 0)
 
 
 def test_a_step_that_a_branch_waits_for_is_not_rotated_away(samples: Path) -> None:
