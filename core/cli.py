@@ -162,6 +162,10 @@ def _print_result(evaluation: dict[str, Any]) -> None:
     ):
         if key in base:
             print(f"{label:<28}{form.format(base[key]):>10}{form.format(adapter[key]):>10}")
+    cut = {"base_answer": base.get("cut", []), "adapter_answer": adapter.get("cut", [])}
+    if any(cut.values()):
+        counts = "".join(f"{len(found):>10}" for found in cut.values())
+        print(f"{'answers cut at their limit':<28}{counts}")
     for row in evaluations.answers(evaluation["id"])[:3]:
         say("", f"  {clipped((row['prompt'].splitlines() or [''])[-1], 98)}")
         for name, answer in (
@@ -169,7 +173,8 @@ def _print_result(evaluation: dict[str, Any]) -> None:
             ("base", "base_answer"),
             ("adapter", "adapter_answer"),
         ):
-            say(f"    {name + ':':<11}{clipped(row[answer], 85)}")
+            ended = " (cut)" if row["row"] in cut.get(answer, []) else ""
+            say(f"    {name + ':':<11}{clipped(row[answer], 85 - len(ended))}{ended}")
 
 
 def _train(arguments: argparse.Namespace, serve: Serve) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from core.data.xray import end_tokens, prompt_ids
 from core.errors import StudioError
 from core.evaluation.compare import only, refuse_without_adapter
+from core.evaluation.generate import task_of
 from core.evaluation.loss import autocast
 from core.home import run_folder
 from core.jobs import queue
@@ -197,10 +198,9 @@ class _Stream:
 def examples(run_id: int, count: int = 3) -> list[str]:
     """Prompts from the held-out rows, to click instead of typing."""
     from core.data import mix
-    from core.evaluation.compare import question_and_answer
 
     chosen = mix.choose(runs.recipe(run_id).data)
     rows = [row for _, row in mix.held_out_rows(chosen, count)]
-    tasks = [task for row in rows if (task := question_and_answer(row))]
+    tasks = [task for row in rows if (task := task_of(row))]
     # A turn that only calls a tool has no content.
-    return [question[-1]["content"] or "" for question, _ in tasks]
+    return [task.messages[-1].get("content") or "" for task in tasks]

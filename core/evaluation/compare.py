@@ -11,7 +11,7 @@ from core.config import RunConfig
 from core.data import mix
 from core.data.xray import Encoded, encode_all
 from core.errors import StudioError
-from core.evaluation.generate import answers
+from core.evaluation.generate import Reply, Task, answers, task_of
 from core.evaluation.loss import held_out_loss
 from core.evaluation.score import exact_match, paired_difference, token_f1
 from core.home import run_folder
@@ -19,8 +19,6 @@ from core.jobs.worker import Job
 from core.models import adapter_check, adapters, load
 from core.store import evaluations, runs
 from core.training.artifact import refuse_other_tokenizer
-
-Task = tuple[list[dict[str, str]], str]  # a conversation, and the answer it should get
 
 
 def evaluate(job: Job) -> dict[str, Any]:
@@ -41,7 +39,7 @@ def evaluate(job: Job) -> dict[str, Any]:
     model = adapters.opened(load.base_model(config), artifact)
     job.running()
     encoded = list(encode_all(held_out, tokenizer, config.training.max_length))
-    tasks = [task for row in held_out if (task := question_and_answer(row))]
+    tasks = [task for row in held_out if (task := task_of(row))]
 
     sides = {}
     for turn, side in enumerate(("base", "adapter")):
@@ -79,7 +77,7 @@ def _measure(
     replies = answers(
         model,
         tokenizer,
-        [question for question, _ in tasks],
+        [task.prompt(tokenizer) for task in tasks],
         settings.max_new_tokens,
         settings.batch,
         report("answering", 1.0, len(tasks)),
@@ -92,27 +90,14 @@ def only(model: Any, side: str) -> AbstractContextManager[Any]:
     return adapters.switched_off(model) if side == "base" else nullcontext()
 
 
-def question_and_answer(row: dict[str, Any]) -> Task | None:
-    """A conversation up to its last assistant turn, and that turn; None for plain text."""
-    messages = row.get("messages", [])
-    for number in range(len(messages) - 1, 0, -1):
-        if messages[number]["role"] == "assistant":
-            return messages[:number], messages[number]["content"]
-    return None
-
-
-def _rows(tasks: list[Any], sides: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "prompt": question[-1]["content"],
-            "reference": reference,
-            "base_answer": sides["base"]["answers"][number],
-            "adapter_answer": sides["adapter"]["answers"][number],
-            "base_score": exact_match(sides["base"]["answers"][number], reference),
-            "adapter_score": exact_match(sides["adapter"]["answers"][number], reference),
-        }
-        for number, (question, reference) in enumerate(tasks)
-    ]
+def _rows(tasks: list[Task], sides: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for number, task in enumerate(tasks):
+        said: dict[str, str] = {side: found["answers"][number].text for side, found in sides.items()}
+        row: dict[str, Any] = {"prompt": task.messages[-1].get("content") or "", "reference": task.answer}
+        row |= {f"{side}_answer": text for side, text in said.items()}
+        rows.append(row | {f"{side}_score": exact_match(text, task.answer) for side, text in said.items()})
+    return rows
 
 
 def _result(
@@ -123,9 +108,11 @@ def _result(
     for side, found in sides.items():
         result[side] = {key: found[key] for key in ("loss", "perplexity", "tokens")}
         if rows:
+            replies: list[Reply] = found["answers"]
             result[side]["exact_match"] = sum(row[f"{side}_score"] for row in rows) / len(rows)
-            pairs = zip(found["answers"], (reference for _, reference in tasks), strict=True)
-            result[side]["token_f1"] = sum(token_f1(a, r) for a, r in pairs) / len(rows)
+            pairs = zip(replies, tasks, strict=True)
+            result[side]["token_f1"] = sum(token_f1(r.text, task.answer) for r, task in pairs) / len(rows)
+            result[side]["cut"] = [number for number, reply in enumerate(replies) if reply.cut]
     if rows:
         result["difference"] = paired_difference(
             [row["base_score"] for row in rows], [row["adapter_score"] for row in rows]

@@ -1,6 +1,7 @@
 """Answers to many prompts at once: the likeliest ones to evaluate with, drawn ones to learn from."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,35 +12,75 @@ from core.training.memory import Halving
 WHOLE = 2.0**40  # shares of probability as whole numbers: finer than float32 holds them, and no sum overflows
 
 
+@dataclass(frozen=True)
+class Task:
+    """What a row asks of a model: its conversation up to the last answer, and the answer it should get.
+
+    Evaluation, chat and the check of a merged model all ask a row in this way.
+    """
+
+    messages: list[dict[str, Any]]
+    answer: str
+    tools: list[dict[str, Any]] | None = None
+
+    def prompt(self, tokenizer: Any) -> list[int]:
+        """:raises StudioError: when the template cannot render the conversation"""
+        return prompt_ids(self.messages, tokenizer, self.tools)
+
+
+def task_of(row: dict[str, Any]) -> Task | None:
+    """The task of a row's last assistant turn; None for plain text."""
+    messages = row.get("messages", [])
+    for number in range(len(messages) - 1, 0, -1):
+        if messages[number]["role"] == "assistant":
+            # A turn that only calls a tool has no content.
+            return Task(messages[:number], messages[number].get("content") or "", row.get("tools"))
+    return None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer without its special tokens; ``cut`` when the limit of new tokens ended it, not the model."""
+
+    text: str
+    cut: bool
+
+
 def answers(
     model: Any,
     tokenizer: Any,
-    conversations: list[list[dict[str, str]]],
+    prompts: list[list[int]],
     max_new_tokens: int,
     batch: int,
     each_batch: Callable[[int], None] = lambda done: None,
-) -> list[str]:
-    """The model's greedy reply to each conversation, special tokens removed.
+) -> list[Reply]:
+    """The model's greedy reply to each prompt.
 
+    :param prompts: as tokens
     :param each_batch: called with the number of prompts done, may raise to stop
     """
-    prompts = [prompt_ids(messages, tokenizer) for messages in conversations]
     # Prompts of like length share a batch, which saves padding; replies return in given order.
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    replies = [""] * len(prompts)
+    replies: dict[int, Reply] = {}
     for start in range(0, len(order), batch):
         each_batch(start)
         chosen = order[start : start + batch]
-        for number, text in zip(
-            chosen, _reply(model, tokenizer, [prompts[n] for n in chosen], max_new_tokens), strict=True
-        ):
-            replies[number] = text
-    return replies
+        found = greedy(model, tokenizer, [prompts[number] for number in chosen], max_new_tokens)
+        replies |= dict(zip(chosen, (reply(tokenizer, tokens) for tokens in found), strict=True))
+    return [replies[number] for number in range(len(prompts))]
 
 
-def _reply(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
-    output = _continued(model, tokenizer, prompts, max_new_tokens, [])
-    return [text.strip() for text in tokenizer.batch_decode(output, skip_special_tokens=True)]
+def greedy(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
+    """Tokens of the likeliest reply to each prompt, with the token that ends it, if it ended."""
+    ends = end_tokens(tokenizer)
+    found = _continued(model, tokenizer, prompts, max_new_tokens, [])
+    return [_until(ends, tokens) for tokens in found.tolist()]
+
+
+def reply(tokenizer: Any, tokens: list[int]) -> Reply:
+    """:param tokens: up to the one that ended it, if one did"""
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    return Reply(text, not tokens or tokens[-1] not in end_tokens(tokenizer))
 
 
 @dataclass(frozen=True)
@@ -128,7 +169,7 @@ def _continued(
     for number, prompt in enumerate(prompts):
         ids[number, length - len(prompt) :] = torch.tensor(prompt)
         mask[number, length - len(prompt) :] = 1
-    with torch.no_grad(), autocast(model):
+    with torch.no_grad(), autocast(model), _own_settings_aside(model):
         output = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -142,3 +183,21 @@ def _continued(
             pad_token_id=tokenizer.pad_token_id,
         )
     return output[:, length:]
+
+
+@contextmanager
+def _own_settings_aside(model: Any) -> Iterator[None]:
+    """Within, a base's own generation settings count for nothing.
+
+    Where a call leaves a setting out, transformers takes the base's: a penalty on repetition among them,
+    so the reply would not be the likeliest one.
+    """
+    from peft import PeftModel
+    from transformers import GenerationConfig
+
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    own, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own

@@ -12,9 +12,9 @@ from typing import Any
 
 from core.config import RunConfig
 from core.data import mix
-from core.data.xray import prompt_ids
 from core.errors import StudioError
-from core.evaluation.compare import question_and_answer, refuse_without_adapter
+from core.evaluation.compare import refuse_without_adapter
+from core.evaluation.generate import task_of
 from core.home import export_folder, run_folder
 from core.jobs.worker import Job
 from core.models import adapter_check, adapters, load
@@ -92,8 +92,8 @@ def _prompts(config: RunConfig, tokenizer: Any) -> list[list[int]]:
     length = config.training.max_length
     prompts = []
     for _, row in held_out:
-        task = question_and_answer(row)
-        ids = prompt_ids(task[0], tokenizer) if task else tokenizer(row["text"])["input_ids"]
+        task = task_of(row)
+        ids = task.prompt(tokenizer) if task else tokenizer(row["text"])["input_ids"]
         prompts.append(ids[:length])
     return prompts
 

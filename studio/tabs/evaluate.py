@@ -90,6 +90,12 @@ def _result(run_id: int | None) -> list[Any]:
         for key, label, form in FORMS
         if key in base
     ]
+    # Evaluations of earlier versions did not count them.
+    cut = {side: set(found["result"][side].get("cut", [])) for side in ("base", "adapter")}
+    if any(cut.values()):
+        figures.append(
+            ["answers cut at the longest answer", *(str(len(cut[side])) for side in ("base", "adapter"))]
+        )
     heading = f"{found['rows']} held-out rows"
     html = (
         f'<div class="pl-card"><h3>{escape(sentence(found["result"]))}</h3>'
@@ -102,9 +108,13 @@ def _result(run_id: int | None) -> list[Any]:
             row["reference"],
             row["base_answer"],
             row["adapter_answer"],
-            "yes" if row["base_score"] else "no",
-            "yes" if row["adapter_score"] else "no",
+            *(_right(row, side, cut[side]) for side in ("base", "adapter")),
         ]
         for row in evaluations.answers(found["id"])
     ]
     return [html, answers]
+
+
+def _right(row: dict[str, Any], side: str, cut: set[int]) -> str:
+    """:param cut: rows whose answer was ended by the limit of tokens"""
+    return ("yes" if row[f"{side}_score"] else "no") + (" (cut)" if row["row"] in cut else "")

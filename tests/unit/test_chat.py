@@ -7,6 +7,7 @@ import pytest
 
 from core.chat import session
 from core.chat.session import Generation
+from core.data.xray import prompt_ids
 from core.errors import StudioError
 from core.evaluation.generate import answers
 from core.models import load
@@ -30,13 +31,13 @@ def ask(finished: Finished, prompt: str, settings: Generation = GREEDY) -> dict[
 def test_each_pane_is_answered_by_the_model_it_names(finished: Finished) -> None:
     prompt = session.examples(finished.run_id)[0]
     said = ask(finished, prompt)
-    talk = [[{"role": "user", "content": prompt}]]
     tokenizer = load.tokenizer("starter")
+    talk = [prompt_ids([{"role": "user", "content": prompt}], tokenizer)]
     # A base that never saw the adapter.
     untouched = load.base_model(runs.recipe(finished.run_id)).eval()
-    assert said["base"].strip() == answers(untouched, tokenizer, talk, 12, 1)[0]
+    assert said["base"] == answers(untouched, tokenizer, talk, 12, 1)[0].text
     tuned = session.opened(finished.run_id).model
-    assert said["adapter"].strip() == answers(tuned, tokenizer, talk, 12, 1)[0]
+    assert said["adapter"] == answers(tuned, tokenizer, talk, 12, 1)[0].text
     assert said["base"] != said["adapter"]
 
 

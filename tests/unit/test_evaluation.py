@@ -5,8 +5,9 @@ import random
 
 import pytest
 
-from core.data.xray import IGNORED
+from core.data.xray import IGNORED, prompt_ids
 from core.evaluation import compare
+from core.evaluation.generate import Task, answers, task_of
 from core.evaluation.loss import held_out_loss
 from core.evaluation.score import exact_match, paired_difference, token_f1
 from core.models import load
@@ -98,3 +99,37 @@ def test_the_sentence_says_when_nothing_can_be_told() -> None:
     assert "cannot be told apart" in compare.sentence(result)
     result["difference"] = {"mean": -0.41, "low": -0.46, "high": -0.36}
     assert "The adapter answers 41 points fewer rows exactly (36 to 46)." in compare.sentence(result)
+
+
+def test_an_answer_that_the_limit_ended_is_marked(finished: Finished) -> None:
+    tokenizer = load.tokenizer("starter")
+    model = load.base_model(recipe())
+    prompts = [prompt_ids([{"role": "user", "content": "Hello!"}], tokenizer)]
+    (whole,) = answers(model, tokenizer, prompts, 200, 1)
+    (short,) = answers(model, tokenizer, prompts, 2, 1)
+    assert not whole.cut and short.cut and whole.text.startswith(short.text)
+
+
+def test_a_bases_own_generation_settings_do_not_change_what_is_measured(finished: Finished) -> None:
+    """Published bases bring a penalty on repetition: the greedy answer is the likeliest one all the same."""
+    tokenizer = load.tokenizer("starter")
+    model = load.base_model(recipe())
+    prompts = [prompt_ids([{"role": "user", "content": "Count: one one one one"}], tokenizer)]
+    plain = answers(model, tokenizer, prompts, 40, 1)
+    model.generation_config.repetition_penalty = 2.5
+    assert answers(model, tokenizer, prompts, 40, 1) == plain
+    assert model.generation_config.repetition_penalty == 2.5
+
+
+def test_the_tools_of_a_row_are_part_of_its_prompt() -> None:
+    tools = [{"type": "function", "function": {"name": "weather", "description": "d", "parameters": {}}}]
+    turns = [
+        {"role": "user", "content": "Is it warm?"},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "weather"}}]},
+        {"role": "tool", "content": "20"},
+        {"role": "assistant", "content": "Yes."},
+    ]
+    task = task_of({"messages": turns, "tools": tools})
+    assert task == Task(turns[:3], "Yes.", tools)
+    assert task_of({"messages": turns[:2], "tools": tools}) == Task(turns[:1], "", tools)
+    assert task_of({"text": "No answer."}) is None
