@@ -14,6 +14,7 @@ import yaml
 from pydantic import ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
+from core import outside
 from core.data.mapping import Mapping
 from core.errors import RecipeError, StudioError
 from core.home import assets
@@ -94,12 +95,12 @@ class DataSection(Section):
     @field_validator("mix", "mapping", mode="before")
     @classmethod
     def _from_text(cls, value: Any, info: ValidationInfo) -> Any:
-        """The form gives structured settings as a line of YAML; empty means unset."""
+        """The form gives structured settings as a line of YAML; empty means unset.
+
+        :raises Refused: which is a ValueError, when it is none, or goes past a limit
+        """
         if isinstance(value, str):
-            try:
-                value = yaml.safe_load(value)
-            except yaml.YAMLError:
-                return value
+            value = outside.value_of(value)
         return (value or ()) if info.field_name == "mix" else (value or None)
 
     @property

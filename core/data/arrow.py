@@ -149,14 +149,17 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
     """Names of labels that the Hub's datasets store as numbers, or as lists of numbers, by column."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         return {}
     found = {}
-    for column, feature in features.items():
+    for column, feature in features.items() if isinstance(features, dict) else ():
         feature = feature[0] if isinstance(feature, list) and feature else feature
         for part in (feature, feature.get("feature")) if isinstance(feature, dict) else ():
-            if isinstance(part, dict) and part.get("_type") == "ClassLabel" and "names" in part:
-                found[column] = part["names"]
+            names = (
+                part.get("names") if isinstance(part, dict) and part.get("_type") == "ClassLabel" else None
+            )
+            if isinstance(names, list) and all(isinstance(name, str) for name in names):
+                found[column] = names
     return found
 
 

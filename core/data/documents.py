@@ -7,30 +7,23 @@ from typing import Any, TextIO
 
 import yaml
 
+from core import outside
 from core.data.errors import Problem, kind_of
 from core.data.files import File
 from core.data.jsonread import Record
-from core.data.limits import MAX_LINE
+from core.data.limits import MAX_DEPTH, MAX_LINE
 from core.errors import StudioError
 
 MAX_YAML = 64 * 1024**2
+MAX_YAML_VALUES = 8_000_000  # of a real file of that size; each takes memory, however short it is
 _HELD = 1024**2  # characters of a paragraph that are looked at together
 _HEADING = re.compile(r"#{1,6}\s")
 
 
-class _TextLoader(yaml.BaseLoader):
-    """Every scalar stays the text it is, so ``007``, ``no`` and dates are not converted."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        # An alias can unfold into billions of nodes.
-        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "holds an alias (*)", event.start_mark)
-        return super().compose_node(parent, index)
-
-
 def parse_yaml(file: File) -> Iterator[Record | Problem]:
     """A list of mappings, a mapping that holds one such list, or one mapping a document.
+
+    Every scalar stays the text it is, so ``007``, ``no`` and dates are not converted.
 
     :raises StudioError: when it is not YAML, too large, or holds no list of mappings
     """
@@ -40,28 +33,70 @@ def parse_yaml(file: File) -> Iterator[Record | Problem]:
     if not text.strip():
         return
     _refuse_controls(text, file.name)
-    loader = _TextLoader(text)
     try:
-        documents = []
-        while loader.check_node():
-            documents.append(loader.get_node())
-        for node in _items(documents, file.name):
-            line = node.start_mark.line + 1
-            value = loader.construct_document(node)
-            if isinstance(value, dict):
-                yield Record(line, value)
-            else:
-                yield Problem(line, f"is {kind_of(value)}, expected a mapping")
+        found = _Documents(outside.events(text, MAX_DEPTH, MAX_YAML_VALUES))
+    except outside.Refused as refused:
+        raise refused.at(file.name) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file.name} line {mark.line + 1}" if mark else file.name
-        raise StudioError(
-            place, f"is not valid YAML: {getattr(error, 'problem', error)}", "Mend that line."
-        ) from None
-    except RecursionError:
-        raise StudioError(file.name, "is nested too deeply", "Flatten it.") from None
-    finally:
-        loader.dispose()
+        what = f"is not valid YAML: {getattr(error, 'problem', error)}"
+        raise StudioError(place, what, "Mend that line.") from None
+    for line, value in found.items(file.name):
+        if isinstance(value, dict):
+            yield Record(line, value)
+        else:
+            yield Problem(line, f"is {kind_of(value)}, expected a mapping")
+
+
+class _Documents:
+    """A file's YAML documents as texts, lists and mappings, and the lines that the items of lists are on."""
+
+    def __init__(self, events: Iterator[Any]) -> None:
+        """:raises Refused: at a key that comes twice, or is no text; and as the events do"""
+        self._events = events
+        self._lines: dict[int, list[int]] = {}  # by the list's id, for those in the first two levels
+        self._starts: list[int] = []
+        self._values: list[Any] = []
+        for event in events:
+            if type(event) in (yaml.ScalarEvent, yaml.SequenceStartEvent, yaml.MappingStartEvent):
+                self._starts.append(event.start_mark.line + 1)
+                self._values.append(self._value(event, 0))
+
+    def _value(self, event: Any, depth: int) -> Any:
+        if type(event) is yaml.ScalarEvent:
+            return event.value
+        if type(event) is yaml.SequenceStartEvent:
+            listed: list[Any] = []
+            lines = []
+            while type(event := next(self._events)) is not yaml.SequenceEndEvent:
+                lines.append(event.start_mark.line + 1)
+                listed.append(self._value(event, depth + 1))
+            if depth < 2:
+                self._lines[id(listed)] = lines
+            return listed
+        made: dict[str, Any] = {}
+        while type(key := next(self._events)) is not yaml.MappingEndEvent:
+            line = key.start_mark.line + 1
+            if type(key) is not yaml.ScalarEvent:
+                raise outside.Refused(line, "has a key that is no text", "Write it in quotes.")
+            if key.value in made:
+                raise outside.Refused(line, f"names the key {key.value[:60]!r} twice", "Rename one.")
+            made[key.value] = self._value(next(self._events), depth + 1)
+        return made
+
+    def items(self, name: str) -> Iterator[tuple[int, Any]]:
+        """What the records are, each with its line. :raises StudioError: when there is no list of mappings"""
+        value = self._values[0] if self._values else None
+        if len(self._values) > 1:
+            return zip(self._starts, self._values, strict=True)
+        if isinstance(value, dict):
+            parts = [part for part in value.values() if isinstance(part, list)]
+            lists = [part for part in parts if part and isinstance(part[0], dict)]
+            value = lists[0] if len(lists) == 1 else None
+        if isinstance(value, list):
+            return zip(self._lines[id(value)], value, strict=True)
+        raise StudioError(name, "holds no list of mappings", "Begin every row with a dash.")
 
 
 def _refuse_controls(text: str, name: str) -> None:
@@ -70,25 +105,6 @@ def _refuse_controls(text: str, name: str) -> None:
         line = text.count("\n", 0, found.start()) + 1
         what = f"holds the character U+{ord(found[0]):04X}, which YAML does not allow"
         raise StudioError(f"{name} line {line}", what, "Write it as an escape, or take it out.")
-
-
-def _items(documents: list[Any], name: str) -> list[Any]:
-    if len(documents) > 1:
-        return documents
-    node = documents[0] if documents else None
-    if isinstance(node, yaml.SequenceNode):
-        return node.value
-    if isinstance(node, yaml.MappingNode):
-        lists = [
-            part
-            for _, part in node.value
-            if isinstance(part, yaml.SequenceNode)
-            and part.value
-            and isinstance(part.value[0], yaml.MappingNode)
-        ]
-        if len(lists) == 1:
-            return lists[0].value
-    raise StudioError(name, "holds no list of mappings", "Begin every row with a dash.")
 
 
 def parse_text(file: File) -> Iterator[Record]:

@@ -8,9 +8,9 @@ from collections.abc import Mapping as Pairs
 from pathlib import Path
 from typing import Any, cast, get_args
 
-import yaml
 from pydantic import ValidationError
 
+from core import outside
 from core.data.mapping import MAY, NEEDS, Kind, Mapping, is_whole, places
 from core.errors import StudioError
 from core.store import datasets as store
@@ -62,9 +62,12 @@ def _named(text: str) -> Mapping:
         fix = f"{known} Or write prompt=COLUMN,answer=COLUMN."
         raise StudioError(WHERE, f"{text!r:.80} is neither a file nor a saved mapping", fix)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise StudioError(path.name, "is not valid YAML or JSON", "Check indentation and colons.") from None
+        with open(path, encoding="utf-8") as file:
+            raw = outside.value_of(file.read(outside.LARGEST + 1))
+    except UnicodeDecodeError:
+        raise StudioError(path.name, "is not UTF-8", "Save it as UTF-8.") from None
+    except outside.Refused as refused:
+        raise refused.at(path.name) from None
     if not isinstance(raw, dict):
         raise StudioError(path.name, "must be parts and their columns", parts_of(None))
     inner = raw.get("mapping")

@@ -3,12 +3,12 @@
 Paths and addresses in its config are never followed, and nothing that it names is imported.
 """
 
-import json
 import math
 import re
 from pathlib import Path
 from typing import Any
 
+from core import outside
 from core.config import LoraSection
 from core.errors import StudioError
 from core.models import headers
@@ -112,14 +112,9 @@ def _refuse_changed(folder: Path) -> None:
 
 def _object(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > LARGEST_CONFIG:
-            raise ValueError
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise _refusal(path.name, "is not valid JSON", "Copy it again.") from error
-    if not isinstance(found, dict):
-        raise _refusal(path.name, "is not a JSON object", "Copy it again.")
-    return found
+        return outside.json_object(path, LARGEST_CONFIG)
+    except outside.Refused as refused:
+        raise _refusal(path.name, refused.what, "Copy it again.") from refused
 
 
 def _largest_alpha() -> float:

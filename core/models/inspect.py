@@ -4,13 +4,13 @@ Nothing here opens a pickle, runs or imports code of the model, or asks anybody 
 """
 
 import difflib
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core import outside
 from core.errors import StudioError
 from core.models import stack
 
@@ -92,17 +92,10 @@ def _refusal(what: str, fix: str) -> StudioError:
 
 
 def _object(base: str, folder: Path, name: str, largest: int = LARGEST_JSON) -> dict[str, Any]:
-    path = folder / name
     try:
-        if path.stat().st_size > largest:
-            raise ValueError(f"{path.stat().st_size / 1e6:,.0f} MB")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise _refusal(f"{base}/{name} is not valid JSON{where}", "Copy or download it again.") from error
-    if not isinstance(found, dict):
-        raise _refusal(f"{base}/{name} is not a JSON object", "Copy or download it again.")
-    return found
+        return outside.json_object(folder / name, largest)
+    except outside.Refused as refused:
+        raise _refusal(f"{base}/{name} {refused.what}", "Copy or download it again.") from refused
 
 
 def _refuse_code(base: str, config: dict[str, Any], folder: Path) -> list[str]:

@@ -14,12 +14,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from core import outside
 from core.config import RunConfig
 from core.data.progress import Report
 from core.errors import StudioError
 from core.home import assets
 from core.models import download, hardware, headers, inspect, stack
-from core.models.inspect import OPENED, Inspected
+from core.models.inspect import LARGEST_CONFIG, OPENED, Inspected
 
 STARTER = "starter"
 GENERATION = "generation_config.json"
@@ -122,7 +123,10 @@ def tokenizer(base: str, revision: str | None = None) -> Any:
 def _generation(folder: Path) -> dict[str, Any]:
     """A model's settings for answers; empty when it has none."""
     path = folder / GENERATION
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return outside.json_object(path, LARGEST_CONFIG) if path.exists() else {}
+    except outside.Refused as refused:
+        raise StudioError("model.base", f"its {GENERATION} {refused.what}", "Copy it again.") from refused
 
 
 def _take_end(loaded: Any, settings: dict[str, Any]) -> None:

@@ -307,7 +307,9 @@ def test_d38_half_characters_are_refused_and_controls_counted(tmp_path: Path) ->
     message = refusal(tmp_path, "a.jsonl", content)
     assert "line 2: holds half of a surrogate pair" in message
     assert "line 2" in refusal(tmp_path, "a.json", b'[{"text": "x"},\n' + half + b"]")
-    assert "line 1: holds half" in refusal(tmp_path, "a.yaml", b'- text: "a\\ud83d"\n')
+    assert "line 1: is not valid YAML: found invalid Unicode" in refusal(
+        tmp_path, "a.yaml", b'- text: "a\\ud83d"\n'
+    )
     seen = importing.preview(source(tmp_path, "a.json", b"[" + half + b"]"))
     json.dumps(seen.columns, ensure_ascii=False).encode()
     for name, controls in (

@@ -218,7 +218,7 @@ def test_d49_what_cannot_fit_is_said_with_its_figures_before_start(
             "lora.lora_alpha is not a known setting, did you mean lora.alpha?",
         ),
         ("loras: {}", "loras is not a known setting, did you mean lora?"),
-        ("a: &x [1]\nb: *x", "line 2: has an alias"),
+        ("a: &x [1]\nb: *x", "line 2: holds an alias"),
         ("a: " + "[" * 5000, "is nested deeper than 32"),
         ("seed: " + "9" * 5000, "is not valid YAML"),
         ("when: 2024-99-99", "is not valid YAML"),
