@@ -199,6 +199,8 @@ def _branch(arguments: argparse.Namespace, serve: Serve) -> int:
     run_id = start.branch(arguments.run, arguments.step, changes, uuid4().hex)
     row = runs.get(run_id)
     say(f"Run {run_id}: {row['name']}, from step {row['parent_step']} of run {row['parent']}")
+    if (steps := runs.recipe(run_id).training.max_steps) is not None:
+        say(f"It makes {steps:,} steps.")
     return 0 if _trained(run_id) else 1
 
 

@@ -9,6 +9,14 @@ if TYPE_CHECKING:
     from core.training.forecast import Forecast
 
 COMPARED = ("", "forecast", "outcome", "error")
+# What the time between Start and the end is made of.
+PARTS = {
+    "loading": "loading the base",
+    "base": "measuring the base",
+    "steps": "steps",
+    "evaluations": "evaluations",
+    "saving": "saving",
+}
 
 
 def of_forecast(found: Forecast) -> list[tuple[str, str]]:
@@ -19,6 +27,11 @@ def of_forecast(found: Forecast) -> list[tuple[str, str]]:
         ("Time", f"{about}{duration(found.total_seconds)} ({seconds(found.seconds_per_step)} a step)"),
         ("Disk", f"{gib(found.disk_gib)} GiB"),
     ]
+    if found.parts:
+        told = [
+            f"{name} {duration(found.parts[key])}" for key, name in PARTS.items() if found.parts[key] >= 1
+        ]
+        rows.insert(2, ("· of which", ", ".join(told)))
     return rows if found.cost is None else [*rows, ("Cost", f"{about}{found.cost:,.2f}")]
 
 
@@ -33,12 +46,35 @@ def compared(forecast: dict[str, Any], outcome: dict[str, Any]) -> list[list[str
     :param forecast: a forecast's fields
     :param outcome: the same names, as measured; what is missing was not measured
     """
-    rows = []
-    for name, label, form in _COMPARED:
-        expected, measured = forecast.get(name), outcome.get(name)
-        shown = ["-" if value is None else form(value) for value in (expected, measured)]
-        rows.append([label, *shown, _error(expected, measured)])
-    return rows
+    expected = {name: forecast.get(name) for name, *_ in _COMPARED}
+    measured = {name: outcome.get(name) for name, *_ in _COMPARED}
+    rows: list[list[Any]] = [[label, expected[name], measured[name], form] for name, label, form in _COMPARED]
+    rows[2:3] = _times(forecast, outcome)
+    return [
+        [label, *("-" if value is None else form(value) for value in (before, after)), _error(before, after)]
+        for label, before, after, form in rows
+    ]
+
+
+def _times(forecast: dict[str, Any], outcome: dict[str, Any]) -> list[list[Any]]:
+    """The total time and its parts: of the steps that were made, where a run ended before its last."""
+    before, after = forecast.get("parts"), outcome.get("parts")
+    if not before or not after:  # of an earlier version, which knew the steps' time alone; or not measured
+        steps = after["steps"] if after else outcome.get("total_seconds")
+        return [
+            [
+                "Time of the steps",
+                before["steps"] if before else forecast.get("total_seconds"),
+                steps,
+                duration,
+            ]
+        ]
+    made, planned = outcome["steps"], forecast["steps"]
+    share = min(1.0, made / max(1, planned))
+    lasting = {name: before[name] * (1.0 if name in ("loading", "base") else share) for name in PARTS}
+    label = "Total time" if share == 1 else f"Total time, {made:,} of {planned:,} steps"
+    rows = [[label, sum(lasting.values()), sum(after.values()), duration]]
+    return rows + [[f"· {text}", lasting[name], after[name], seconds] for name, text in PARTS.items()]
 
 
 def _error(expected: float | None, measured: float | None) -> str:

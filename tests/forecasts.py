@@ -38,6 +38,8 @@ class Forecast:
     probed: bool = False
     plan: Plan = field(default_factory=Plan)
     problem: str = ""
+    parts: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -60,7 +62,9 @@ class Fake:
             Forecast(), probed=True, peak_gib=3.5, total_seconds=900.0
         )
 
-    def forecast(self, config: Any, chosen_rows: int, lengths: Any, supervised: int) -> Forecast:
+    def forecast(
+        self, config: Any, chosen_rows: int, lengths: Any, supervised: int, held_out: int
+    ) -> Forecast:
         self.asked.append((config, chosen_rows, lengths, supervised))
         if isinstance(self.says, Exception):
             raise self.says

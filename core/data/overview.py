@@ -140,7 +140,8 @@ def expected(config: RunConfig, found: list[Share] | None = None) -> Forecast:
     lengths = stats.together([(share.lengths, share.rows - share.empty) for share in found])
     # In the loss of the rows that stand for all.
     supervised = sum(share.supervised for share in found) * len(lengths) / max(1, count)
-    quick = forecast(config, count, lengths, round(supervised))
+    held_out = min(config.evaluation.max_rows, sum(len(share.chosen.held_out) for share in found))
+    quick = forecast(config, count, lengths, round(supervised), held_out)
     kept = probe.known(config)
     if kept is None:
         return quick

@@ -24,12 +24,20 @@ def store(config: RunConfig, dataset_id: int) -> list[int]:
     return found
 
 
-def start(config: RunConfig, dataset_id: int, token: str) -> int:
+def start(config: RunConfig, dataset_id: int, token: str, forecast: str | None = None) -> int:
     """Store a recipe's runs, one or with a rank schedule one for every rank, and queue them.
 
+    :param forecast: what was shown for it, as JSON, which the run is held against
     :returns: the id of the first
     """
-    return _once(token, lambda: store(config, dataset_id))
+
+    def stored() -> list[int]:
+        found = store(config, dataset_id)
+        if len(found) == 1:  # a forecast is of one run
+            runs.update(found[0], forecast=forecast)
+        return found
+
+    return _once(token, stored)
 
 
 def branch(run_id: int, step: int | None, changes: dict[str, Any], token: str) -> int:

@@ -108,9 +108,11 @@ tags: [lora, qlora, plumbline]
 ---
 # {config.display_name}
 
-A LoRA adapter for `{config.model.base}`, trained ({config.method.name}) on the dataset
-`{config.data.dataset}`
-({metadata["dataset"]["train_rows"]} rows; {metadata["dataset"]["held_out_rows"]} held out).
+A LoRA adapter for `{config.model.base}`, trained ({config.method.name}) on
+
+| dataset | rows learned | of the loss | rows measured, held out | SHA-256 |
+|---|---|---|---|---|
+{chr(10).join(_dataset(one) for one in metadata["datasets"])}
 
 | | base | adapter |
 |---|---|---|
@@ -125,6 +127,11 @@ learning rate {training.learning_rate:g} ({training.schedule}), effective batch 
 The base's weights are unchanged: {metadata["base"]["sha256_before"]} before and after.
 `checksums.json` lists the SHA-256 of every file here; `training_config.yaml` is the recipe.
 """
+
+
+def _dataset(one: dict[str, Any]) -> str:
+    cells = (f"{one['train_rows']:,}", f"{one['share_of_loss']:.0%}", f"{one['held_out_rows']:,}")
+    return f"| `{one['name']}` | {' | '.join(cells)} | `{one['sha256']}` |"
 
 
 def _figure(value: float | None) -> str:

@@ -64,7 +64,9 @@ def expected(config: RunConfig, prepared: Prepared, outcome: Outcome) -> str:
     known = probe.known(config)
     if known and forecast.Forecast.from_json(known).plan.processes == outcome.plan.processes:
         return known
-    return forecast.of_outcome(config, len(prepared.train), outcome).to_json()
+    work = plan.workload(config, prepared.lengths, prepared.supervised)
+    found = forecast.of_outcome(config, len(prepared.train), outcome, work, len(prepared.held_out))
+    return found.to_json()
 
 
 def trainer(

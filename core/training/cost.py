@@ -6,7 +6,7 @@ were fitted on one H200 (tests/benchmarks/training.py prints forecast beside out
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -28,6 +28,10 @@ ANSWERING_KERNELS = 100
 LIBRARIES = 40 * MIB  # workspaces of the matrix libraries
 ON_CPU_TIME, ON_CPU_LIBRARIES = 1.5, 768 * MIB  # torch in place of kernels; what is imported to train
 AUTOGRAD_MEMORY, AUTOGRAD_TIME = 2.5, 1.6  # against the hand-written decoder, roughly
+FORWARD = 0.4  # of the time of a pass forward and backward in which nothing is computed again
+# Reading and quantising a base, bytes of it as held a second; and what is imported before. Taking its digest.
+LOADING_BYTES, IMPORTING_SECONDS, DIGEST_BYTES = 1.0e9, 4.0, 1.5e9
+ADAPTER_BYTES, WRITING_BYTES, SAVE_SECONDS = 12.0, 4e8, 0.05  # a parameter of a checkpoint; a second; fixed
 STATES = {"adamw_torch": 8.0, "adamw_8bit": 2.1, "paged_adamw_8bit": 0.0}  # bytes a parameter on the GPU
 STEP_NANOSECONDS = {"adamw_torch": 0.02, "adamw_8bit": 1.0, "paged_adamw_8bit": 1.8}  # a parameter
 
@@ -126,6 +130,24 @@ def pack_seconds(
         seconds += shape.layers * (KERNELS + KERNELS_RECOMPUTED * again) * KERNEL_SECONDS
     seconds *= 1.0 if rates.cuda else ON_CPU_TIME
     return seconds * (AUTOGRAD_TIME if shape.refusal else 1.0)
+
+
+def evaluation_seconds(
+    shape: Shape, way: Way, rates: Rates, packs: Sequence[Sequence[int]], supervised_share: float
+) -> float:
+    """Seconds of measuring held-out rows once. :param packs: their lengths, as for `step_seconds`"""
+    once = replace(way, kept=shape.layers)
+    return FORWARD * sum(pack_seconds(shape, once, rates, lengths, supervised_share) for lengths in packs)
+
+
+def loading_seconds(shape: Shape, rates: Rates) -> float:
+    """Seconds until the base is in memory and its digest is taken, which is taken again at the end."""
+    return IMPORTING_SECONDS + shape.base_bytes * (1 / LOADING_BYTES + 2 / DIGEST_BYTES)
+
+
+def saving_seconds(shape: Shape) -> float:
+    """Seconds of one checkpoint."""
+    return SAVE_SECONDS + ADAPTER_BYTES * shape.adapter_parameters / WRITING_BYTES
 
 
 def answering_seconds(shape: Shape, rates: Rates, answers: int, at_once: int, tokens: int) -> float:

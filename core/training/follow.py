@@ -140,6 +140,9 @@ def _silent() -> Any:
             # Dropout and noise of its own: the same for all would count as one drawing.
             torch.manual_seed(args.seed + 1_000_003 * world.current().rank + state.global_step)
 
+        def step_done(self, step: int, tokens: int, seconds: float) -> None:
+            return
+
         def write(self, state: Any = None, sync: bool = False) -> None:
             return
 

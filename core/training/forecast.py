@@ -2,14 +2,14 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from core.config import RunConfig
 from core.errors import StudioError
 from core.models import hardware
 from core.models.hardware import GIB, Choice
-from core.training import arrange, cost, plan, shape
+from core.training import arrange, cost, plan, shape, stopping
 from core.training.plan import Plan
 from core.training.prepare import total_steps
 
@@ -26,6 +26,9 @@ class Forecast:
     :param cost: at the recipe's price per hour; None without one
     :param probed: a probe of this recipe on this device has sharpened it
     :param problem: why it cannot fit, and the nearest plan that does; empty when it fits
+    :param total_seconds: from Start, at an idle studio, to the end
+    :param parts: seconds of what makes it up, by the names of core.figures.PARTS
+    :param steps: optimizer steps that it is the forecast of
     """
 
     peak_gib: float
@@ -37,6 +40,8 @@ class Forecast:
     probed: bool
     plan: Plan
     problem: str = ""
+    parts: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -48,12 +53,13 @@ class Forecast:
         return cls(**raw | {"plan": Plan(**raw["plan"], choices=choices)})
 
 
-def forecast(config: RunConfig, chosen_rows: int, lengths: Any, supervised: int) -> Forecast:
+def forecast(config: RunConfig, chosen_rows: int, lengths: Any, supervised: int, held_out: int) -> Forecast:
     """Quick: counts what `core.training.cost` counts, with the device's measured rates.
 
     :param chosen_rows: training rows of the whole run's data
     :param lengths: tokens of the training rows, or of a sample of them, cut at max_length
     :param supervised: tokens in the loss of those
+    :param held_out: rows that each evaluation measures
     :raises StudioError: when the model's config cannot be had
     """
     load = plan.workload(config, lengths, supervised)
@@ -66,18 +72,30 @@ def forecast(config: RunConfig, chosen_rows: int, lengths: Any, supervised: int)
     except StudioError as error:
         problem = error.text
         found = plan.smallest(config, sizes, load, rates)
-    return of_outcome(config, chosen_rows, found, free, problem)
+    return of_outcome(config, chosen_rows, found, load, held_out, free, problem)
 
 
 def of_outcome(
-    config: RunConfig, rows: int, found: plan.Outcome, free: float | None = None, problem: str = ""
+    config: RunConfig,
+    rows: int,
+    found: plan.Outcome,
+    load: plan.Workload,
+    held_out: int,
+    free: float | None = None,
+    problem: str = "",
 ) -> Forecast:
-    """The forecast of a plan that was chosen. :param free: bytes; None means what is free now"""
+    """The forecast of a plan that was chosen.
+
+    :param load: the run's steps, whole
+    :param free: bytes; None means what is free now
+    """
     sizes = shape.shape(config)
     free = plan.free_bytes() if free is None else free
     rates = cost.rates(hardware.device().value, hardware.compute_dtype(config).value)
     seconds = found.step_seconds + arrange.answering(config, sizes, rates, found.plan.processes)
-    total = total_steps(config, rows) * seconds
+    steps = total_steps(config, rows)
+    parts = _parts(config, sizes, rates, found.plan, load, held_out, steps) | {"steps": steps * seconds}
+    total = sum(parts.values())
     saved = 1 + config.training.keep_checkpoints
     if config.training.best_at_end:
         saved += 1 + config.training.keep_checkpoints  # see core.training.stopping
@@ -94,7 +112,36 @@ def of_outcome(
         probed=False,
         plan=found.plan,
         problem=problem,
+        parts=parts,
+        steps=steps,
     )
+
+
+def _parts(
+    config: RunConfig,
+    sizes: shape.Shape,
+    rates: cost.Rates,
+    chosen: Plan,
+    load: plan.Workload,
+    held_out: int,
+    steps: int,
+) -> dict[str, float]:
+    """Seconds of what comes beside the steps: held-out rows are taken to be as long as those of training."""
+    lengths = load.rows(held_out)
+    evaluation = cost.evaluation_seconds(
+        sizes, chosen.way, rates, plan.packed(chosen, lengths), load.supervised_share
+    )
+    if config.method.name == "grpo":
+        at_once, longest = config.evaluation.batch, config.evaluation.max_new_tokens
+        evaluation += cost.answering_seconds(sizes, rates, held_out, at_once, longest)
+    every, saves = stopping.intervals(config, steps)
+    return {
+        "loading": cost.loading_seconds(sizes, rates),
+        "base": evaluation / chosen.processes,
+        # The last step is measured in any case.
+        "evaluations": -(-steps // every) * evaluation / chosen.processes,
+        "saving": (steps // saves + 1) * cost.saving_seconds(sizes),
+    }
 
 
 def _beside() -> int:
@@ -104,18 +151,21 @@ def _beside() -> int:
 
 
 def sharpened(
-    before: Forecast, config: RunConfig, peak_bytes: float, time_factor: float, rows: int
+    before: Forecast, config: RunConfig, peak_bytes: float, time_factor: float, loading: float
 ) -> Forecast:
     """A forecast with what a probe has measured.
 
     :param peak_bytes: of two steps at the worst length
     :param time_factor: measured time of the probe's steps over what was forecast for them
+    :param loading: seconds that the base took to be loaded
     """
     rates = cost.rates(hardware.device().value, hardware.compute_dtype(config).value)
     # A probe tries no answers.
     answering = arrange.answering(config, shape.shape(config), rates, before.plan.processes)
     seconds = (before.seconds_per_step - answering) * time_factor + answering
-    total = total_steps(config, rows) * seconds
+    parts = {name: before.parts[name] * time_factor for name in ("base", "evaluations")}
+    parts |= {"loading": loading, "steps": before.steps * seconds, "saving": before.parts["saving"]}
+    total = sum(parts.values())
     return replace(
         before,
         peak_gib=(peak_bytes + (cost.ON_CPU_LIBRARIES if hardware.process_bytes() else 0)) / GIB,
@@ -123,6 +173,7 @@ def sharpened(
         total_seconds=total,
         cost=_cost(config, total),
         probed=True,
+        parts=parts,
     )
 
 

@@ -74,10 +74,26 @@ def branch(run_id: int, step: int | None = None, changes: dict[str, Any] | None 
         raise StudioError("lora.r", f"cannot become smaller than run {run_id}'s {parent.lora.r}")
     if config.lora.rank_schedule:
         raise StudioError("lora.rank_schedule", "is not for a branch", "Give lora.r the next rank.")
+    config = _as_long_as_the_rest(run_id, step, config, changes or {})
     if not changes or "name" not in changes:
         config = config.model_copy(update={"name": f"{parent.display_name} from {step}"[:80]})
     mix.choose(config.data)
     return Branch(run_id, step, config)
+
+
+def _as_long_as_the_rest(
+    run_id: int, step: int, config: schema.RunConfig, changes: dict[str, Any]
+) -> schema.RunConfig:
+    """A branch makes the steps that its parent had left, unless the changes say how many there are.
+
+    From the last step, where none are left, it makes as many as the recipe says.
+    """
+    total = runs.get(run_id)["total_steps"] or 0
+    counts = {"training.max_steps", "training.epochs", "training.effective_batch"}
+    if step >= total or counts & changes.keys() or any(key.startswith("data.") for key in changes):
+        return config
+    training = config.training.model_copy(update={"max_steps": total - step})
+    return config.model_copy(update={"training": training})
 
 
 def reproduce(run_id: int) -> int:
@@ -248,12 +264,19 @@ def _differences(one: int, other: int) -> tuple[str, ...]:
     """What two runs recorded of data, code and environment, where it is not the same."""
     found = []
     left, right = (_metadata(run_id) for run_id in (one, other))
-    for section in ("environment", "code", "dataset"):
-        before, after = left.get(section, {}), right.get(section, {})
+    for section in ("environment", "code", "datasets"):
+        before, after = (_named(side.get(section, {})) for side in (left, right))
         for name in sorted(before.keys() & after.keys()):
             if before[name] != after[name]:
                 found.append(f"{name} {str(before[name])[:20]}, now {str(after[name])[:20]}")
     return tuple(found)
+
+
+def _named(section: Any) -> dict[str, Any]:
+    """A section of the metadata by name; of datasets, their digests."""
+    if isinstance(section, dict):
+        return section
+    return {f"dataset {one['name']}": one["sha256"] for one in section}
 
 
 def _metadata(run_id: int) -> dict[str, Any]:

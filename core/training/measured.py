@@ -1,5 +1,6 @@
 """What a step's loss and gradient norm will be once the device has computed them: it is not waited for."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 @dataclass(frozen=True)
 class Measured:
     """:param steps: that the loss is the mean of
+    :param seconds: of computing when the device had done the step; see core.training.pace
     :param due: to be logged; every step is looked at
     :param names: of what was measured beside loss and norm
     """
@@ -18,6 +20,7 @@ class Measured:
     learning_rate: float
     steps: int
     tokens: int
+    seconds: Callable[[], float]
     due: bool
     names: tuple[str, ...]
     values: torch.Tensor
@@ -38,6 +41,7 @@ def measure(
     rate: float,
     steps: int,
     tokens: int,
+    seconds: Callable[[], float],
     due: bool,
     more: dict[str, torch.Tensor],
 ) -> Measured:
@@ -53,5 +57,5 @@ def measure(
         values, ready = host, torch.cuda.Event()
         ready.record()
     return Measured(
-        state.global_step, state.epoch or 0.0, rate, steps, tokens, due, tuple(more), values, ready
+        state.global_step, state.epoch or 0.0, rate, steps, tokens, seconds, due, tuple(more), values, ready
     )

@@ -2,16 +2,18 @@
 
 import json
 import math
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from core.config import RunConfig
 from core.jobs.worker import Job
 from core.models import hardware, load
-from core.store import datasets as dataset_store
 from core.store import runs
 from core.training import artifact, guard, proof
 from core.training.checkpoints import write_whole
+from core.training.pace import EVALUATION, SAVE, StepClock
 from core.training.prepare import Prepared
 
 
@@ -38,14 +40,41 @@ def summary(
     }
 
 
-def outcome(trainer: Any, folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
-    """What the run took, under the names of its forecast; total_seconds is of steps alone."""
-    seconds = trainer.record.median_step_seconds()
+def parts(clock: StepClock, began: float, loaded: float, fitted: float, resumed: bool) -> dict[str, float]:
+    """Seconds of what a run spent its time on, by the names of core.figures.PARTS; they add up to all of it.
+
+    :param began: when the job began, ``loaded`` when it was ready to measure, ``fitted`` when all was trained
+    """
+    evaluations = clock.pauses[EVALUATION]
+    base = 0.0 if resumed else sum(evaluations[:1])
+    return {
+        "loading": loaded - began,
+        "base": base,
+        "steps": fitted - loaded - clock.left_out,
+        "evaluations": sum(evaluations) - base,
+        "saving": sum(clock.pauses[SAVE]) + time.perf_counter() - fitted,
+    }
+
+
+def outcome(
+    trainer: Any, folder: Path, summary: dict[str, Any], taken: dict[str, float], earlier: str | None
+) -> dict[str, Any]:
+    """What the run took, under the names of its forecast.
+
+    :param taken: `parts` of this process
+    :param earlier: the outcome of a stop that the run went on from, as JSON; None when nobody knows what
+        the run took until then, and so what it took altogether
+    """
+    before = json.loads(earlier).get("parts", {}) if earlier is not None else None
+    if before is not None:
+        taken = {name: seconds + before.get(name, 0.0) for name, seconds in taken.items()}
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return {
         "peak_gib": trainer.record.peak_gib,
-        "seconds_per_step": seconds,
-        "total_seconds": None if seconds is None else seconds * summary["steps"],
+        "seconds_per_step": trainer.record.median_step_seconds(),
+        "total_seconds": None if before is None else sum(taken.values()),
+        "parts": {} if before is None else taken,
+        "steps": summary["steps"],
         "disk_gib": size / hardware.GIB,
     }
 
@@ -64,7 +93,6 @@ def write(
     job.report("writing the adapter")
     guard.refuse_unfinite_weights(trainer.model, None, summary["steps"])
     run = runs.get(job.run_id)
-    dataset = dataset_store.get(run["dataset_id"])
     metadata = {
         "name": config.display_name,
         "run": job.run_id,
@@ -76,12 +104,7 @@ def write(
             "sha256_before": summary["base_sha256"],
             "sha256_after": summary["base_sha256"],
         },
-        "dataset": {
-            "name": dataset["name"],
-            "sha256": dataset["sha256"],
-            "train_rows": len(prepared.train),
-            "held_out_rows": len(prepared.held_out),
-        },
+        "datasets": _datasets(folder, prepared),
         "tokenizer": load.fingerprint(load.tokenizer(config.model.base, config.model.revision)),
         "decisions": json.loads(run["decisions"]),
         "environment": hardware.environment(),
@@ -90,6 +113,28 @@ def write(
     artifact.write(folder / "artifact", trainer.model, config, metadata, summary)
     write_json(folder / "training_summary.json", summary)
     write_json(folder / "training_results.json", {"log_history": trainer.state.log_history})
+
+
+def _datasets(folder: Path, prepared: Prepared) -> list[dict[str, Any]]:
+    """What was read, dataset by dataset: rows learned, and their share of the tokens in the loss."""
+    record = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+    rows, held_out = Counter(prepared.train_sources), Counter(prepared.sources)
+    tokens: Counter[str] = Counter()
+    for side in filter(None, (prepared.train, prepared.others)):
+        for source, row in zip(prepared.train_sources, side, strict=True):
+            tokens[source] += row.supervised
+    return [
+        {
+            "name": one["dataset"],
+            "sha256": one["sha256"],
+            "train_rows": rows[one["dataset"]],
+            "held_out_rows": held_out[one["dataset"]],
+            "share_of_loss": round(tokens[one["dataset"]] / max(1, tokens.total()), 4),
+            "weight": one["weight"],
+            "prefix": one["prefix"],
+        }
+        for one in record
+    ]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -76,6 +76,10 @@ class Workload:
         places = numpy.linspace(0, len(self.steps) - 1, min(len(self.steps), DRAWN)).astype(int)
         return [self.steps[place] for place in places]
 
+    def rows(self, count: int) -> Any:
+        """Lengths of so many rows like those of the steps."""
+        return numpy.resize(numpy.concatenate(self.some), count)
+
     def shared(self, processes: int) -> "Workload":
         """The steps of one of so many processes, that with most to do."""
         if processes == 1:

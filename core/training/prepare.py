@@ -21,7 +21,8 @@ Question = tuple[list[int], str]
 
 @dataclass(frozen=True)
 class Prepared:
-    """Rows as tokens, ready to train on; ``sources`` names the dataset of each held-out row.
+    """Rows as tokens, ready to train on; ``sources`` names the dataset of each held-out row, and
+    ``train_sources`` that of each training row.
 
     Where answers are judged, ``others`` holds for each row its worse answer (for KTO: its prompt with
     another row's answer), and ``good`` whether its own is desirable; ``held_others`` and ``held_good``
@@ -33,6 +34,7 @@ class Prepared:
     train: list[Encoded]
     held_out: list[Encoded]
     sources: list[str]
+    train_sources: list[str] = field(default_factory=list)
     others: list[Encoded] = field(default_factory=list)
     good: list[bool] = field(default_factory=list)
     held_others: list[Encoded] = field(default_factory=list)
@@ -91,6 +93,7 @@ def prepare(config: RunConfig, job: Job | None = None) -> Prepared:
         train=[line.row for line in learned],
         held_out=[line.row for line in held_out],
         sources=[line.source for line in held_out],
+        train_sources=[line.source for line in learned],
         others=[line.other for line in learned if line.other],
         good=[line.good for line in learned if line.other],
         held_others=[line.other for line in held_out if line.other],

@@ -11,7 +11,7 @@ from core.data.xray import IGNORED
 from core.errors import StudioError
 from core.jobs.worker import Job
 from core.models import adapters, hardware, load
-from core.training import cost, forecast, plan, shape
+from core.training import cost, forecast, plan, proof, shape
 from core.training.forecast import Forecast
 from core.training.plan import Plan
 from core.training.prepare import prepare
@@ -25,10 +25,11 @@ def measure(config: RunConfig, job: Job) -> Forecast:
     :raises StudioError: when the recipe cannot be measured, as when it needs more memory than there is
     :raises StopRequested: when the user pressed Stop
     """
+    begun = time.perf_counter()
     prepared = prepare(config)
     job.check_stop()
     lengths, supervised = prepared.lengths, prepared.supervised
-    before = forecast.forecast(config, len(lengths), lengths, supervised)
+    before = forecast.forecast(config, len(lengths), lengths, supervised, len(prepared.held_out))
     if before.problem:
         raise StudioError("", before.problem.removesuffix("."))
     if before.plan.sharded:
@@ -36,9 +37,17 @@ def measure(config: RunConfig, job: Job) -> Forecast:
     job.report("loading the base model", 0.2)
     hardware.forget_peak()
     model = adapters.attach(load.base_model(config), config)
+    digest = _seconds(lambda: proof.base_digest(model))  # a run takes it once more at its end
+    loading = time.perf_counter() - begun + digest
     job.check_stop()
     job.report("measuring", 0.6)
-    return sharpened(config, model, before, lengths, supervised, job.check_stop)
+    return sharpened(config, model, before, lengths, supervised, loading, job.check_stop)
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
 
 
 def sharpened(
@@ -47,16 +56,20 @@ def sharpened(
     before: Forecast,
     lengths: Sequence[int],
     supervised: int,
+    loading: float,
     check_stop: Callable[[], None] = lambda: None,
 ) -> Forecast:
-    """``before`` with what steps of its plan take on a model with its adapter; the model's weights stay."""
+    """``before`` with what steps of its plan take on a model with its adapter; the model's weights stay.
+
+    :param loading: seconds that the base took to be loaded
+    """
     work = plan.workload(config, lengths, supervised).shared(before.plan.processes)
     steps = [plan.packed(before.plan, step) for step in work.some[:: -(-len(work.some) // STEPS)]]
     seconds, peak = _run(config, model, before.plan, work, steps, check_stop)
     rates = cost.rates(hardware.device().value, hardware.compute_dtype(config).value)
     sizes, share = shape.shape(config), work.supervised_share
     expected = [cost.step_seconds(sizes, before.plan.way, rates, packs, share) for packs in steps]
-    return forecast.sharpened(before, config, peak, seconds / sum(expected), len(lengths))
+    return forecast.sharpened(before, config, peak, seconds / sum(expected), loading)
 
 
 def _run(

@@ -14,6 +14,7 @@ from core.models import hardware
 from core.store import runs
 from core.store.database import writing
 from core.training.guard import Leaps
+from core.training.pace import EVALUATION, SAVE, StepClock
 
 WRITE_SECONDS = 1.0  # points and progress are written at most this often; the page looks as often
 
@@ -27,7 +28,10 @@ class Record(TrainerCallback):
 
     def __init__(self, job: Job, history: Path) -> None:
         self.job, self.history = job, history
-        self.tokens, self.logged_at, self.logged_step = 0.0, time.perf_counter(), 0
+        self.clock: StepClock  # the trainer's, which sets it
+        # The step that was timed last, the tokens until then (None: not known), and its second on the clock.
+        self.done: tuple[int, int | None, float] = (0, None, 0.0)
+        self.tokens_per_second: dict[int, float] = {}
         self.step_seconds: float | None = None
         self.best = math.inf
         self.points: list[tuple[int, dict[str, Any]]] = []
@@ -38,7 +42,7 @@ class Record(TrainerCallback):
         self.leaps = Leaps()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.logged_at, self.logged_step = time.perf_counter(), state.global_step
+        self.done = (state.global_step, None, self.clock.mark()())
         run = runs.get(self.job.run_id)
         self.best = run["best_eval_loss"] if run["best_eval_loss"] is not None else math.inf
         runs.update(self.job.run_id, total_steps=state.max_steps)
@@ -46,7 +50,7 @@ class Record(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.change["step"] = state.global_step
         if self.step_seconds is not None:
-            self.change["seconds_left"] = (state.max_steps - state.global_step) * self.step_seconds
+            self.change["seconds_left"] = self._seconds_left(args, state)
         if time.perf_counter() - self.written_at < WRITE_SECONDS and state.global_step < state.max_steps:
             return
         self.write(state)
@@ -59,7 +63,8 @@ class Record(TrainerCallback):
         if "train_runtime" in values:
             return
         if "loss" in values:
-            self._time(state.global_step, values)
+            if state.global_step in self.tokens_per_second:
+                values["tokens_per_second"] = self.tokens_per_second.pop(state.global_step)
             values["memory_gb"] = self._memory()
             self.change |= {"loss": _or_none(values["loss"]), "memory_gb": values["memory_gb"]}
             if told := self.leaps.told(state.global_step, values["loss"]):
@@ -73,8 +78,6 @@ class Record(TrainerCallback):
             self.change["step"] = state.global_step
         if "eval_loss" in values or not finite:
             self.write(state)
-            # What an evaluation takes is not a step's time.
-            self.logged_at, self.logged_step = time.perf_counter(), max(self.logged_step, state.global_step)
 
     def write(self, state: Any = None, sync: bool = False) -> None:
         """Write all that was collected. Called before every checkpoint.
@@ -111,18 +114,31 @@ class Record(TrainerCallback):
         taken = sorted(seconds for step, seconds in self.timed[2:] or self.timed)
         return taken[len(taken) // 2] if taken else None
 
-    def _time(self, step: int, values: dict[str, Any]) -> None:
-        """Tokens per second, and seconds per step, since the last logged one."""
-        now = time.perf_counter()
-        tokens, steps = values.get("num_tokens", 0.0), step - self.logged_step
-        if steps > 0:
-            seconds = (now - self.logged_at) / steps
-            self.timed.append((step, seconds))
-            warm = self.step_seconds is not None and step > 2
-            self.step_seconds = 0.9 * self.step_seconds + 0.1 * seconds if warm else seconds  # type: ignore[operator]
-            if tokens > self.tokens > 0:
-                values["tokens_per_second"] = (tokens - self.tokens) / (now - self.logged_at)
-        self.tokens, self.logged_at, self.logged_step = tokens, now, step
+    def step_done(self, step: int, tokens: int, seconds: float) -> None:
+        """Called for every step that is logged, before it is.
+
+        :param tokens: of all steps so far
+        :param seconds: of computing so far, by the run's clock
+        """
+        (last, counted, began), self.done = self.done, (step, tokens, seconds)
+        steps, taken = step - last, seconds - began
+        if steps <= 0 or taken <= 0:
+            return
+        each = taken / steps
+        self.timed.append((step, each))
+        warm = self.step_seconds is not None and step > 2
+        self.step_seconds = 0.9 * self.step_seconds + 0.1 * each if warm else each  # type: ignore[operator]
+        if counted is not None:
+            self.tokens_per_second[step] = (tokens - counted) / taken
+
+    def _seconds_left(self, args: Any, state: Any) -> float:
+        """Of the steps to come, and of the evaluations and saves among them as long as the last ones took."""
+        left = state.max_steps - state.global_step
+        seconds = left * (self.step_seconds or 0.0)
+        for every, pause in ((args.eval_steps, EVALUATION), (args.save_steps, SAVE)):
+            times = state.max_steps // every - state.global_step // every
+            seconds += times * self.clock.last(pause)
+        return seconds
 
     def _note_eval(self, step: int, loss: float) -> None:
         self.change["eval_loss"] = _or_none(loss)

@@ -112,15 +112,21 @@ def _computed(
     if checkpoint is None and (told := lineage.inherit(built.model, job.run_id)):
         job.event(told)
     trainer.identity = built.identity | {"optimizer": planned.plan.optimizer}
+    run = runs.get(job.run_id)
     runs.update(
         job.run_id,
         device=hardware.device().value,
         decisions=json.dumps({name: choice._asdict() for name, choice in built.decisions.items()}),
-        forecast=assembly.expected(config, prepared, planned),
+        # What was shown before Start is what the run is held against.
+        forecast=run["forecast"] or assembly.expected(config, prepared, planned),
+        # Should this process be killed, nobody knows what it took.
+        outcome=None,
     )
     resume.cut_back(job, folder, checkpoint)
     begin_alike(built.model)
+    loaded = time.perf_counter()
     stopped = _fit(trainer, job, checkpoint, config, prepared, planned, together)
+    fitted = time.perf_counter()
     if stopped and queue.ending(job.id):
         job.event(f"interrupted: step {trainer.state.global_step} is saved, and Resume goes on from it")
         raise Interrupted()
@@ -133,7 +139,9 @@ def _computed(
         )
     summary = outputs.summary(job, trainer, trainable, total, built.digest, time.perf_counter() - began)
     outputs.write(folder, config, job, trainer, prepared, summary)
-    outcome = outputs.outcome(trainer, folder, summary)
+    parts = outputs.parts(trainer.clock, began, loaded, fitted, resumed=checkpoint is not None)
+    earlier = run["outcome"] if checkpoint is not None else "{}"
+    outcome = outputs.outcome(trainer, folder, summary, parts, earlier)
     runs.update(job.run_id, summary=json.dumps(summary), outcome=json.dumps(outcome), seconds_left=0.0)
     together.in_step = True
     if stopped:

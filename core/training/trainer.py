@@ -20,6 +20,7 @@ from core.training import checkpoints, determinism, guard, saving
 from core.training.engine import Engine
 from core.training.held_out import HeldOut
 from core.training.measured import Measured, measure
+from core.training.pace import EVALUATION, SAVE, StepClock
 from core.training.packing import Packer, Step
 from core.training.record import Record
 from core.training.world import current
@@ -77,6 +78,8 @@ class Trainer(SFTTrainer):
             held_out, sources, self.engine, packer, self.check_stop, job, self.args.device
         )
         self.tokens = 0
+        self.clock = StepClock(self.args.device.type == "cuda")
+        record.clock = self.clock
         self.extra: dict[str, torch.Tensor] = {}  # logged beside the loss of a step
         self.pending: Measured | None = None
         self.measured_step = 0
@@ -93,7 +96,8 @@ class Trainer(SFTTrainer):
     @contextmanager
     def _at(self, doing: str) -> Iterator[None]:
         self.doing, before = doing, self.doing
-        yield
+        with self.clock.pause(doing):
+            yield
         self.doing = before  # after an exception it stays, to be told
 
     def check_stop(self) -> None:
@@ -163,7 +167,10 @@ class Trainer(SFTTrainer):
         if now > self.measured_step:
             rate = self._get_learning_rate() if learning_rate is None else learning_rate
             due, self.measured_step = self.control.should_log, now
-            found = measure(self.state, tr_loss, grad_norm, rate, now - last, self.tokens, due, self.extra)
+            seconds = self.clock.mark()
+            found = measure(
+                self.state, tr_loss, grad_norm, rate, now - last, self.tokens, seconds, due, self.extra
+            )
             before, self.pending = self.pending, found
             if due:
                 tr_loss -= tr_loss
@@ -200,6 +207,7 @@ class Trainer(SFTTrainer):
         # Callbacks ask the state which step a value belongs to.
         self.state.global_step, self.state.epoch = measured.step, measured.epoch
         try:
+            self.record.step_done(measured.step, measured.tokens, measured.seconds())
             self.log(logs | more | {"num_tokens": float(measured.tokens)})
         finally:
             self.state.global_step, self.state.epoch = now
@@ -219,7 +227,7 @@ class Trainer(SFTTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        with determinism.deterministic(self.deterministic), self._at("in the evaluation"):
+        with determinism.deterministic(self.deterministic), self._at(EVALUATION):
             guard.refuse_drift(self.model, self.state.global_step)
             metrics = self._held_out_metrics(metric_key_prefix)
         self.log(metrics)
@@ -248,7 +256,7 @@ class Trainer(SFTTrainer):
         if not current().first:
             return
         self.say_pending()
-        with self._at("in the save"):
+        with self._at(SAVE):
             self.record.write(self.state, sync=True)
             saving.save(self, lambda: super(Trainer, self)._save_checkpoint(model, trial))
 

@@ -23,8 +23,9 @@ def build(page: Page) -> None:
     token = gr.State("")
     with gr.Accordion("Branch, or train it again", open=False, elem_id="lineage") as fold:
         gr.Markdown(
-            "A branch is a new run that begins with the adapter of one of this run's steps. "
-            "What is left empty stays as it is."
+            "A branch is a new run that begins with the adapter of one of this run's steps, and makes the "
+            "steps that were left then; from the last one, as many as the recipe says. What is left empty "
+            "stays as it is."
         )
         with gr.Row():
             step = gr.Dropdown(

@@ -15,12 +15,13 @@ from core.jobs import queue
 from core.jobs import start as jobs_start
 from core.models import fit
 from core.models.load import is_shared_id
-from core.store import datasets
+from core.store import datasets, probes
 from studio import forms
 from studio.live import Page, View
 from studio.messages import box, empty, error_box, guarded
 from studio.tabs import measuring, outlook_view
 
+Shown = tuple[str, str] | None
 PRESETS = {
     "Starter": "starter",
     "Default": "default",
@@ -62,6 +63,7 @@ def build(page: Page) -> None:
     forms.follow_method(form)
     keys, inputs = list(form), list(form.values())
     token = gr.State(lambda: uuid.uuid4().hex)
+    shown = gr.State(None)  # the recipe's key and its forecast, as they stand in the panel
     measure_token = gr.State(lambda: uuid.uuid4().hex)
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
 
@@ -78,15 +80,15 @@ def build(page: Page) -> None:
             return [error_box(error), *[gr.skip() for _ in keys]]
         return [box("good", "Recipe loaded."), *forms.values(config, keys)]
 
-    def begin(click: str, *values: Any) -> tuple[Any, ...]:
-        run_id = start_run(forms.raw(keys, list(values)), click)
+    def begin(click: str, forecast: Shown, *values: Any) -> tuple[Any, ...]:
+        run_id = start_run(forms.raw(keys, list(values)), click, forecast)
         return run_id, gr.Tabs(selected="runs"), uuid.uuid4().hex
 
     def look(click: str, *values: Any) -> str:
         measuring.start(valid(forms.raw(keys, list(values))), click)
         return uuid.uuid4().hex
 
-    outputs = [panel, start, measure, recipe]
+    outputs = [panel, start, measure, recipe, shown]
     # One listener for all of them: separate ones could answer out of order. A job that starts or ends
     # changes what the buttons may do, and a measurement changes the figures.
     changes = [field.change for field in [*inputs, moved]]
@@ -96,7 +98,7 @@ def build(page: Page) -> None:
     form["data.dataset"].input(lambda: "", None, form["data.mix"], queue=False, **quiet)
     preset.input(choose, [preset, form["data.dataset"]], inputs, **quiet)
     upload.upload(load_recipe, upload, [trouble, *inputs], **quiet)
-    start.click(guarded(begin), [token, *inputs], [page.run, page.tabs, token], **quiet)
+    start.click(guarded(begin), [token, shown, *inputs], [page.run, page.tabs, token], **quiet)
     page.actions.append(measure.click(guarded(look), [measure_token, *inputs], measure_token, **quiet))
     page.actions.append(halt.click(guarded(measuring.stop), None, None, **quiet))
 
@@ -119,15 +121,17 @@ def _keep_dataset(values: list[Any], keys: list[str], dataset: str | None) -> li
     ]
 
 
-def start_run(raw: dict[str, Any], token: str) -> int:
+def start_run(raw: dict[str, Any], token: str, shown: Shown = None) -> int:
     """Store a run and queue it. :raises StudioError: when the recipe has problems
 
     :param token: one per click, so that a double click starts one run
+    :param shown: the forecast in the panel, which the run is held against if it is of this recipe
     """
     config = valid(raw)
     fit.refuse_unfit(config)
     dataset = datasets.by_name(config.data.parts[0].dataset)
-    return jobs_start.start(described(config), dataset["id"], token)
+    forecast = shown[1] if shown is not None and shown[0] == probes.key(config) else None
+    return jobs_start.start(described(config), dataset["id"], token, forecast)
 
 
 def valid(raw: dict[str, Any]) -> RunConfig:
@@ -139,7 +143,7 @@ def valid(raw: dict[str, Any]) -> RunConfig:
 
 
 def _check(keys: list[str], values: list[Any]) -> tuple[Any, ...]:
-    """The panel, the buttons (which say what is missing) and the recipe."""
+    """The panel, the buttons (which say what is missing), the recipe, and what was forecast for it."""
     raw = forms.raw(keys, values)
     if not raw["data"]["dataset"] and not raw["data"]["mix"]:
         return _refused(empty("Add a dataset on the Data tab."), "Choose a dataset")
@@ -160,11 +164,14 @@ def _check(keys: list[str], values: list[Any]) -> tuple[Any, ...]:
         button = _disabled("It would not fit" if found.learns else "Nothing to learn")
     inside = outlook_view.inside(found) + outlook_view.machines(config) + measuring.failure(config)
     panel = outlook_view.panel(inside)
-    return panel, button, measuring.button(not found.blocked), schema.dumps(config)
+    shown: Shown = None
+    if found.forecast is not None:
+        shown = probes.key(config), found.forecast.to_json()
+    return panel, button, measuring.button(not found.blocked), schema.dumps(config), shown
 
 
 def _refused(inside: str, text: str) -> tuple[Any, ...]:
-    return outlook_view.panel(inside), _disabled(text), measuring.button(False), ""
+    return outlook_view.panel(inside), _disabled(text), measuring.button(False), "", None
 
 
 def _disabled(text: str) -> Any:

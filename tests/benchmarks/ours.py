@@ -77,7 +77,7 @@ def train(arguments: argparse.Namespace, base: Any) -> tuple[dict[str, Any], Any
     job = Job(queue.get(queue.enqueue("train", run_id)))
     queue.claim(job.id)
     begun = time.perf_counter()
-    counted = forecast.forecast(config, len(rows), lengths, supervised)
+    counted = forecast.forecast(config, len(rows), lengths, supervised, 2)
     forecast_seconds = time.perf_counter() - begun
     hardware.forget_peak()
     if base is None:
@@ -86,7 +86,7 @@ def train(arguments: argparse.Namespace, base: Any) -> tuple[dict[str, Any], Any
     probed = counted
     if arguments.probe:
         begun = time.perf_counter()
-        probed = probe.sharpened(config, model, counted, lengths, supervised)
+        probed = probe.sharpened(config, model, counted, lengths, supervised, counted.parts["loading"])
         probe_seconds = time.perf_counter() - begun
         torch.cuda.empty_cache()
     prepared = Prepared(rows, rows[:2], ["rows"] * 2)

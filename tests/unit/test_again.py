@@ -48,6 +48,20 @@ def test_f12_one_click_makes_one_branch(samples: Path) -> None:
     assert runs.get(other)["parent_step"] == 4
 
 
+def test_a_branch_makes_the_steps_that_were_left(samples: Path) -> None:
+    parent = finished("stopped", 2, 4)
+    runs.update(parent, total_steps=10)
+
+    def steps(step: int | None, **changes: Any) -> int | None:
+        named = {f"training.{name}": value for name, value in changes.items()}
+        return runs.recipe(start.branch(parent, step, named, f"{step} {changes}")).training.max_steps
+
+    assert (steps(2), steps(4), steps(2, learning_rate=1e-4)) == (8, 6, 8)
+    assert steps(2, max_steps=3) == 3 and steps(2, epochs=1, max_steps="") is None
+    runs.update(parent, total_steps=4)
+    assert steps(None, seed=2) == 4, "none are left: as many as the recipe says"
+
+
 @pytest.mark.parametrize(
     ("step", "changes", "what"),
     [

@@ -103,7 +103,9 @@ def test_show_prints_a_run_and_its_forecast_beside_its_outcome(run: Run) -> None
     runs.update(run_id, forecast=Forecast(probed=True).to_json(), outcome=json.dumps(outcome))
     printed = run("show", str(run_id))
     assert "Forecast and outcome, measured before Start forecast outcome error" in printed
-    assert "Peak memory 3.2 GiB 3.0 GiB +7 %" in printed and "Total time 12 min 11 min +11 %" in printed
+    assert (
+        "Peak memory 3.2 GiB 3.0 GiB +7 %" in printed and "Time of the steps 12 min 11 min +11 %" in printed
+    )
 
 
 def test_python_gets_the_forecast_itself(fake: Fake) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from core import config as schema
+from core import figures
 from core.errors import StudioError
 from core.jobs import probe as jobs
 from core.jobs import queue
@@ -38,7 +39,7 @@ def known_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def quick(config: Any = None, rows: int = len(LENGTHS)) -> Forecast:
-    return forecast.forecast(config or recipe(), rows, LENGTHS, SUPERVISED)
+    return forecast.forecast(config or recipe(), rows, LENGTHS, SUPERVISED, 8)
 
 
 def test_a_forecast_is_the_same_after_json(known_rates: None) -> None:
@@ -50,14 +51,22 @@ def test_a_forecast_is_the_same_after_json(known_rates: None) -> None:
     assert Forecast.from_json(other.to_json()) == other != one
 
 
-def test_time_is_that_of_all_steps(known_rates: None) -> None:
+def test_time_is_that_of_all_that_one_waits_for(known_rates: None) -> None:
     one = quick(recipe(training={"max_steps": 40}))
-    assert one.total_seconds == pytest.approx(40 * one.seconds_per_step) and one.seconds_per_step > 0
+    assert one.parts["steps"] == pytest.approx(40 * one.seconds_per_step) and one.seconds_per_step > 0
     config = recipe(training={"max_steps": None, "epochs": 3})
     # The lengths may be a sample of the rows.
     whole = quick(config, rows=1000)
     assert total_steps(config, 1000) == 375
-    assert whole.total_seconds == pytest.approx(375 * whole.seconds_per_step)
+    assert whole.parts["steps"] == pytest.approx(375 * whole.seconds_per_step)
+    assert set(whole.parts) == set(figures.PARTS) and all(seconds > 0 for seconds in whole.parts.values())
+    assert whole.total_seconds == pytest.approx(sum(whole.parts.values()))
+    # Two evaluations take twice as long as one, of twice the rows likewise.
+    often = quick(recipe(training={"max_steps": 40, "eval_steps": 1}))
+    assert often.parts["evaluations"] == pytest.approx(40 * often.parts["base"])
+    config = recipe(training={"max_steps": 40})
+    more = forecast.forecast(config, len(LENGTHS), LENGTHS, SUPERVISED, 16)
+    assert more.parts["base"] == pytest.approx(2 * one.parts["base"], rel=0.2)
     assert whole.free_gib == 8.0 and not whole.probed and not whole.problem
 
 
@@ -243,10 +252,12 @@ def test_the_starter_is_measured_as_a_job(samples: Path) -> None:
     assert job["state"] == "completed", job["error"]
     found = Forecast.from_json(jobs.known(config) or "")
     assert found.probed and not found.problem
-    assert found.peak_gib > 0 and found.total_seconds == pytest.approx(4 * found.seconds_per_step)
+    assert found.peak_gib > 0 and found.parts["steps"] == pytest.approx(4 * found.seconds_per_step)
+    assert found.total_seconds == pytest.approx(sum(found.parts.values()))
     prepared = prepare(config)
     lengths = [len(row.input_ids) for row in prepared.train]
-    before = forecast.forecast(config, len(lengths), lengths, sum(row.supervised for row in prepared.train))
+    supervised = sum(row.supervised for row in prepared.train)
+    before = forecast.forecast(config, len(lengths), lengths, supervised, len(prepared.held_out))
     assert found.plan == before.plan and found.disk_gib == before.disk_gib
 
 
@@ -262,13 +273,14 @@ def test_a_measurement_leaves_the_weights_as_they_were(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    first, asked = forecast.forecast(config, 8, LENGTHS[:8], 100), []
-    found = probing.sharpened(config, model, first, LENGTHS[:8], 100, lambda: asked.append(1))
+    first, asked = forecast.forecast(config, 8, LENGTHS[:8], 100, 8), []
+    found = probing.sharpened(config, model, first, LENGTHS[:8], 100, 7.0, lambda: asked.append(1))
     assert found.probed and found.peak_gib > 0 and len(asked) > probing.STEPS
     assert (found.plan, found.disk_gib, found.free_gib) == (first.plan, first.disk_gib, first.free_gib)
     assert found.seconds_per_step > 0
     factor = found.seconds_per_step / first.seconds_per_step
-    assert found.total_seconds == pytest.approx(first.total_seconds * factor)
+    assert found.parts["evaluations"] == pytest.approx(first.parts["evaluations"] * factor)
+    assert found.parts["loading"] == 7.0
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     assert all(p.grad is None for p in model.parameters())
 
@@ -276,12 +288,13 @@ def test_a_measurement_leaves_the_weights_as_they_were(
 def test_what_was_measured_takes_the_place_of_what_was_counted(known_rates: None) -> None:
     config = recipe(training={"price_per_hour": 36.0, "max_steps": 100})
     before = quick(config)
-    found = forecast.sharpened(before, config, 3 * GIB, 2.0, len(LENGTHS))
+    found = forecast.sharpened(before, config, 3 * GIB, 2.0, 7.0)
     # Without a GPU the process counts, and a run imports more than the probe does.
     more = 0 if torch.cuda.is_available() else cost.ON_CPU_LIBRARIES / GIB
     assert found.probed and found.peak_gib == 3.0 + more
     assert found.seconds_per_step == 2 * before.seconds_per_step
-    assert found.total_seconds == pytest.approx(100 * found.seconds_per_step)
+    assert found.parts["steps"] == pytest.approx(100 * found.seconds_per_step)
+    assert found.total_seconds == pytest.approx(sum(found.parts.values()))
     assert found.cost == pytest.approx(math.ceil(found.total_seconds) / 100, abs=0.011)
     assert (found.plan, found.disk_gib, found.free_gib) == (before.plan, before.disk_gib, before.free_gib)
 
@@ -316,7 +329,7 @@ def test_a_base_that_is_loaded_is_not_counted_twice(
     least = plan.smallest(config, sizes, plan.workload(config, lengths, supervised), CPU).peak_bytes
     free = 1.001 * least / plan.USED_SHARE
     monkeypatch.setattr(plan, "free_bytes", lambda: free)
-    assert not forecast.forecast(config, len(lengths), lengths, supervised).problem
+    assert not forecast.forecast(config, len(lengths), lengths, supervised, 8).problem
     before = assembly.arranged(config, prepared)
     monkeypatch.setattr(plan, "free_bytes", lambda: free - sizes.base_bytes)
     assembly.planned(config, prepared, before)

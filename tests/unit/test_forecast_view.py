@@ -73,15 +73,57 @@ def test_forecast_and_outcome_side_by_side_with_the_error() -> None:
     assert figures.compared(json.loads(Forecast().to_json()), outcome) == [
         ["Peak memory", "3.2 GiB", "3.0 GiB", "+7 %"],
         ["Time a step", "1.3 s", "1.3 s", "0 %"],
-        ["Total time", "12 min", "13 min", "-10 %"],
+        ["Time of the steps", "12 min", "13 min", "-10 %"],
         ["Disk", "0.04 GiB", "-", "-"],
     ]
     assert figures.compared({}, {"peak_gib": 0.0})[0] == ["Peak memory", "-", "0.0 GiB", "-"]
     assert figures.compared({"disk_gib": 1.0}, {"disk_gib": 0.0})[3][3] == "-"
 
 
+PARTS = {"loading": 10.0, "base": 4.0, "steps": 200.0, "evaluations": 20.0, "saving": 6.0}
+
+
+def test_the_time_is_compared_by_part() -> None:
+    expected = json.loads(Forecast(parts=PARTS, steps=100).to_json())
+    outcome = {"parts": PARTS | {"steps": 250.0, "saving": 0.0}, "steps": 100, "total_seconds": 284.0}
+    rows = {row[0]: row[1:] for row in figures.compared(expected, outcome)}
+    assert rows["Total time"] == ["4 min", "5 min", "-15 %"]
+    assert rows["· steps"] == ["3 min", "4 min", "-20 %"]
+    assert rows["· loading the base"] == ["10 s", "10 s", "0 %"] and rows["· saving"][2] == "-"
+
+
+def test_a_stopped_run_is_judged_for_what_it_did() -> None:
+    expected = json.loads(Forecast(parts=PARTS, steps=100).to_json())
+    done = {"loading": 10.0, "base": 4.0, "steps": 50.0, "evaluations": 5.0, "saving": 1.5}
+    outcome = {"parts": done, "steps": 25, "total_seconds": sum(done.values())}
+    rows = {row[0]: row[1:] for row in figures.compared(expected, outcome)}
+    assert rows["Total time, 25 of 100 steps"][2] == "0 %" and rows["· steps"] == ["50 s", "50 s", "0 %"]
+
+
+def test_a_run_whose_earlier_time_nobody_knows_is_not_judged_for_its_time() -> None:
+    expected = json.loads(Forecast(parts=PARTS, steps=100).to_json())
+    outcome = {"parts": {}, "steps": 100, "total_seconds": None, "seconds_per_step": 1.3}
+    rows = {row[0]: row[1:] for row in figures.compared(expected, outcome)}
+    assert rows["Time of the steps"] == ["3 min", "-", "-"] and rows["Time a step"][2] == "0 %"
+
+
+def test_the_forecast_that_was_shown_is_the_one_that_is_kept(fake: Fake) -> None:
+    fake.say(peak_gib=2.5, parts=PARTS, steps=100, total_seconds=240.0)
+    *_, shown = form()
+    keys = [setting.key for setting in schema.settings()]
+    values = forms.values(schema.preset("starter"), keys)
+    fake.say(peak_gib=9.9)  # memory was freed meanwhile, say
+    run_id = train.start_run(forms.raw(keys, values), "a click", shown)
+    kept = json.loads(runs.get(run_id)["forecast"])
+    assert kept["peak_gib"] == 2.5 and kept["total_seconds"] == 240.0
+    # The panel of another recipe says nothing of this one.
+    changed = dict(zip(keys, values, strict=True)) | {"lora.r": 4}
+    run_id = train.start_run(forms.raw(keys, list(changed.values())), "another", shown)
+    assert runs.get(run_id)["forecast"] is None
+
+
 def test_the_panel_says_what_it_takes_and_why(fake: Fake) -> None:
-    panel, start, measure, written = form(training__price_per_hour=2.5)
+    panel, start, measure, written, _ = form(training__price_per_hour=2.5)
     said = text(panel)
     assert "What it takes forecast Memory 3.2 of 15.1 GiB Time about 12 min (1.3 s a step)" in said
     assert "Disk 0.04 GiB Cost about 0.50" in said
@@ -93,7 +135,7 @@ def test_the_panel_says_what_it_takes_and_why(fake: Fake) -> None:
 
 def test_what_cannot_fit_is_neither_started_nor_measured(fake: Fake) -> None:
     fake.say(problem="needs 41 GiB; with micro-batch tokens 2,048 it would need 12 GiB", peak_gib=41.0)
-    panel, start, measure, _ = form()
+    panel, start, measure, *_ = form()
     assert "✗ needs 41 GiB; with micro-batch tokens 2,048 it would need 12 GiB" in text(panel)
     assert (start.value, start.interactive, measure.interactive) == ("It would not fit", False, False)
 
@@ -106,13 +148,13 @@ def test_a_disk_that_is_too_small_blocks_start(fake: Fake) -> None:
 
 def test_a_forecast_that_cannot_be_had_is_said_beside_the_other_figures(fake: Fake) -> None:
     fake.says = StudioError("model.base", "has no sizes", "Download it first.")
-    panel, start, measure, _ = form()
+    panel, start, measure, *_ = form()
     assert "model.base: has no sizes. Download it first." in text(panel) and "Rows 400 train" in text(panel)
     assert not start.interactive and not measure.interactive
 
 
 def test_where_nothing_is_learned_nothing_is_forecast(fake: Fake) -> None:
-    panel, start, measure, _ = form(training__max_length=16)
+    panel, start, measure, *_ = form(training__max_length=16)
     assert fake.asked == [] and start.value == "Nothing to learn" and not measure.interactive
     with pytest.raises(StudioError, match="no answer tokens within 16"):
         overview.expected(recipe(training={"max_length": 16}))
@@ -146,7 +188,7 @@ def test_of_a_large_set_the_sample_is_forecast_with_its_own_tokens_in_the_loss(
 def test_a_value_that_cannot_be_is_told_by_its_label(
     fake: Fake, field: str, typed: object, said: str
 ) -> None:
-    panel, start, measure, _ = form(**{f"training__{field}": typed})
+    panel, start, measure, *_ = form(**{f"training__{field}": typed})
     assert said in text(panel.replace("&#x27;", "'").replace("&quot;", '"'))
     assert start.value == "Mend 1 setting to start" and not measure.interactive and fake.asked == []
 
@@ -161,7 +203,7 @@ def test_an_empty_price_and_an_empty_micro_batch_mean_unset(fake: Fake) -> None:
 
 
 def test_a_base_that_a_browser_may_not_name_is_neither_forecast_nor_measured(fake: Fake) -> None:
-    panel, start, measure, _ = form(model__base="/etc")
+    panel, start, measure, *_ = form(model__base="/etc")
     assert "must be 'starter' or a Hub id" in panel.replace("&#x27;", "'")
     assert not start.interactive and not measure.interactive
     with pytest.raises(StudioError):
@@ -255,7 +297,7 @@ def test_a_run_shows_its_forecast_beside_its_outcome_once_both_are_known(fake: F
     runs.update(run_id, outcome=json.dumps(outcome))
     said = text(runs_tab._forecast(run_id).value)
     assert "Forecast and outcome measured before Start" in said
-    assert "Peak memory 3.2 GiB 3.0 GiB +7 %" in said and "Total time 12 min 13 min -10 %" in said
+    assert "Peak memory 3.2 GiB 3.0 GiB +7 %" in said and "Time of the steps 12 min 13 min -10 %" in said
 
 
 def test_the_fake_has_the_fields_of_the_real_forecast() -> None:

@@ -12,7 +12,7 @@ import torch
 from core.jobs import queue
 from core.jobs.worker import Job
 from core.store import runs
-from core.training import checkpoints, record, resume
+from core.training import checkpoints, pace, record, resume
 from core.training.decoder import DecoderEngine
 from core.training.packing import Pack
 from core.training.record import Record
@@ -20,6 +20,7 @@ from core.training.trainer import Trainer
 from tests.runs import add, do, recipe
 
 NEVER = 1e12  # seconds
+ARGUMENTS = SimpleNamespace(eval_steps=100, save_steps=100)
 QUICK = {"effective_batch": 2, "eval_steps": 100, "save_steps": 100}
 
 
@@ -42,6 +43,7 @@ class Run:
         queue.claim(self.job.id)
         self.history = folder / "history.jsonl"
         self.record = Record(self.job, self.history)
+        self.record.clock = pace.StepClock(cuda=False)
         self.state = SimpleNamespace(global_step=0, max_steps=steps, epoch=0.0)
         self.control = SimpleNamespace(should_save=False, should_training_stop=False)
 
@@ -49,8 +51,12 @@ class Run:
         self.record.on_train_begin(None, self.state, self.control)
 
     def step(self, **values: float) -> None:
+        """:param values: measured at once; see `measured` for a step that is looked at later"""
         self.state.global_step += 1
-        self.record.on_step_end(None, self.state, self.control)
+        seconds = self.record.clock.mark()()
+        self.record.on_step_end(ARGUMENTS, self.state, self.control)
+        if "num_tokens" in values:
+            self.record.step_done(self.state.global_step, int(values["num_tokens"]), seconds)
         self.log(**values)
 
     def log(self, **values: float) -> None:
@@ -70,6 +76,7 @@ class Run:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
     monkeypatch.setattr(record, "time", found)
+    monkeypatch.setattr(pace, "time", found)
     return found
 
 
@@ -154,7 +161,7 @@ def test_a_loss_that_is_no_number_is_written_at_once_at_its_own_step(
     run.step(loss=2.0)
     run.step(loss=1.0)
     run.state.global_step = 4
-    run.record.on_step_end(None, run.state, run.control)
+    run.record.on_step_end(ARGUMENTS, run.state, run.control)
     # The trainer logs step 3 while step 4 is on the device.
     run.state.global_step = 3
     run.log(loss=bad)
@@ -203,10 +210,37 @@ def test_an_evaluation_is_no_part_of_a_steps_time(run: Run, clock: Clock) -> Non
     for number in range(1, 5):
         clock.now += 2.0
         run.step(loss=1.0, num_tokens=500.0 * number)
-        clock.now += 60.0
+        with run.record.clock.pause(pace.EVALUATION):
+            clock.now += 60.0
         run.log(eval_loss=1.0)
     assert [seconds for _, seconds in run.record.timed] == [2.0] * 4
     assert run.record.step_seconds == 2.0
+
+
+def test_a_step_that_is_looked_at_with_the_next_has_its_own_time(run: Run, clock: Clock) -> None:
+    """Before an evaluation two steps are looked at within an instant."""
+    run.begin()
+    done = []
+    for number in (1, 2, 3):
+        clock.now += 2.0
+        done.append((number, 500 * number, run.record.clock.mark()))
+    for number, tokens, seconds in done:
+        run.state.global_step = number
+        run.record.step_done(number, tokens, seconds())
+        run.log(loss=1.0, num_tokens=float(tokens))
+    run.record.write(run.state)
+    assert run.stored("tokens_per_second") == [(2, 250.0), (3, 250.0)]
+
+
+def test_steps_before_an_evaluation_are_no_quicker_than_others(samples: Path) -> None:
+    training = {"max_steps": 9, "eval_steps": 3, "save_steps": 3, "effective_batch": 2}
+    run_id = add(recipe(training=training))
+    assert do("train", run_id)["error"] is None
+    speeds = sorted(p["tokens_per_second"] for p in runs.metrics(run_id) if p["tokens_per_second"])
+    assert len(speeds) == 8 and speeds[-1] < 30 * speeds[len(speeds) // 2]
+    outcome = json.loads(runs.get(run_id)["outcome"])
+    assert outcome["total_seconds"] == pytest.approx(sum(outcome["parts"].values()))
+    assert all(seconds > 0 for seconds in outcome["parts"].values()) and outcome["steps"] == 9
 
 
 def test_steps_between_logged_ones_count_in_time_and_tokens(run: Run, clock: Clock) -> None:

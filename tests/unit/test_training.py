@@ -63,7 +63,9 @@ def test_the_artifact_is_whole_and_says_where_it_comes_from(finished: Finished) 
     metadata = json.loads((folder / "metadata.json").read_text())
     assert metadata["base"]["id"] == "starter"
     assert metadata["base"]["sha256_before"] == metadata["base"]["sha256_after"]
-    assert metadata["dataset"]["sha256"] == dataset_store.by_name("cited-answers")["sha256"]
+    (read,) = metadata["datasets"]
+    assert read["name"] == "cited-answers" and read["share_of_loss"] == 1
+    assert read["sha256"] == dataset_store.by_name("cited-answers")["sha256"]
     assert schema.loads((folder / "training_config.yaml").read_text()) == runs.recipe(finished.run_id)
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "starter"
     assert str(finished.home) not in "".join(
