@@ -4,15 +4,18 @@ The session draws from its own random generator, so that a training run in anoth
 keeps its random state; one answer at a time per process.
 """
 
+import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-from core.data.xray import end_tokens, prompt_ids
+from core.data import mix
+from core.data.xray import continued_ids, end_tokens
 from core.errors import StudioError
 from core.evaluation.compare import only, refuse_without_adapter
-from core.evaluation.generate import task_of
+from core.evaluation.generate import Task, task_of
 from core.evaluation.loss import autocast
 from core.home import run_folder
 from core.jobs import queue
@@ -21,6 +24,8 @@ from core.store import runs
 from core.training.artifact import refuse_other_tokenizer
 
 SIDES = ("base", "adapter")
+LARGEST_SEED = 2**32 - 1
+PATIENCE = 3.0  # seconds that a question waits for an answer that is being stopped
 
 
 @dataclass(frozen=True)
@@ -35,18 +40,34 @@ class Generation:
     seed: int = 0
 
     def problems(self) -> dict[str, str]:
-        found = {}
-        if not 1 <= self.max_new_tokens <= 8192:
-            found["max_new_tokens"] = "must be 1 to 8192"
-        if not 0 <= self.temperature <= 5:
-            found["temperature"] = "must be 0 to 5"
-        if not 0 < self.top_p <= 1:
-            found["top_p"] = "must be above 0 and at most 1"
-        if self.top_k < 0:
-            found["top_k"] = "must be 0 (off) or more"
-        if not 0.1 <= self.repetition_penalty <= 5:
-            found["repetition_penalty"] = "must be 0.1 to 5"
-        return found
+        """What is wrong, by setting; a field of the page that was emptied is None."""
+        allowed = {
+            "max_new_tokens": (1 <= (self.max_new_tokens or 0) <= 8192, "must be 1 to 8192"),
+            "temperature": (_within(self.temperature, 0, 5), "must be 0 to 5"),
+            "top_p": (_within(self.top_p, 0, 1) and self.top_p > 0, "must be above 0 and at most 1"),
+            "top_k": (_within(self.top_k, 0, 2**31), "must be 0 (off) or more"),
+            "repetition_penalty": (_within(self.repetition_penalty, 0.1, 5), "must be 0.1 to 5"),
+            "seed": (_within(self.seed, 0, LARGEST_SEED), f"must be 0 to {LARGEST_SEED:,}"),
+        }
+        return {name: said for name, (good, said) in allowed.items() if not good}
+
+    def refuse(self) -> None:
+        """:raises StudioError: naming every setting that is wrong"""
+        wrong = self.problems()
+        if wrong:
+            raise StudioError("generation", "; ".join(f"{name} {text}" for name, text in wrong.items()))
+
+
+def _within(value: float | None, least: float, most: float) -> bool:
+    return value is not None and least <= value <= most
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer so far. ``note`` says what ended it, when the model itself did not."""
+
+    text: str
+    note: str = ""
 
 
 @dataclass
@@ -76,6 +97,8 @@ def opened(run_id: int) -> Loaded:
     with _guard:
         if _loaded is not None and (_loaded.run_id, _loaded.stamp) == (run_id, stamp):
             return _loaded
+        if _loaded is not None and not _free(_loaded):
+            raise _busy(_loaded)  # two models would be held
         active = queue.active()
         if active is not None and hardware.device().value == "cuda":
             raise StudioError(
@@ -111,27 +134,40 @@ def is_loaded(run_id: int) -> bool:
     return _loaded is not None and _loaded.run_id == run_id
 
 
-def answer(
-    run_id: int, histories: dict[str, list[dict[str, str]]], settings: Generation, stop: threading.Event
-) -> Iterator[dict[str, str]]:
-    """Answer both conversations, a token of each in turn.
+def _free(chat: Loaded) -> bool:
+    """Whether it answers nobody, after a while for an answer that is being stopped."""
+    if not chat.busy.acquire(timeout=PATIENCE):
+        return False
+    chat.busy.release()
+    return True
 
-    :param histories: messages for ``base`` and ``adapter``, each ending with the user's turn
-    :returns: the answers so far, after every token
+
+def _busy(chat: Loaded) -> StudioError:
+    what = f"is writing another answer, of run {chat.run_id}"
+    return StudioError("chat", what, "Wait for it, or stop it on the page that asked.")
+
+
+def answer(
+    run_id: int, asked: dict[str, Task | str], settings: Generation, stop: threading.Event
+) -> Iterator[dict[str, Said]]:
+    """Answer both sides, a token of each in turn.
+
+    :param asked: for ``base`` and ``adapter`` a conversation to answer, or a text to continue
+    :returns: the answers so far, after every token; when stopped, once more with a note
     :raises StudioError: when the settings are wrong, or another answer is being given
     """
-    wrong = settings.problems()
-    if wrong:
-        raise StudioError("generation", "; ".join(f"{name} {text}" for name, text in wrong.items()))
+    settings.refuse()
     chat = opened(run_id)
-    if not chat.busy.acquire(blocking=False):
-        raise StudioError("chat", "another answer is being written", "Wait for it, or stop it.")
+    if not chat.busy.acquire(timeout=PATIENCE):
+        raise _busy(chat)
     try:
-        streams = {side: _Stream(chat, side, histories[side], settings) for side in histories}
+        streams = {side: _Stream(chat, side, one, settings) for side, one in asked.items()}
         while any(not stream.done for stream in streams.values()) and not stop.is_set():
             for stream in streams.values():
                 stream.step()
-            yield {side: stream.text() for side, stream in streams.items()}
+            yield {side: stream.said() for side, stream in streams.items()}
+        if any(stream.written for stream in streams.values()) and stop.is_set():
+            yield {side: stream.said("stopped") for side, stream in streams.items()}
     finally:
         chat.busy.release()
 
@@ -139,22 +175,28 @@ def answer(
 class _Stream:
     """One answer in the making: tokens so far and the cached keys and values."""
 
-    def __init__(self, chat: Loaded, side: str, messages: list[dict[str, str]], settings: Generation) -> None:
+    def __init__(self, chat: Loaded, side: str, asked: Task | str, settings: Generation) -> None:
         import torch
         from transformers import LogitsProcessorList
         from transformers.generation import logits_process as processors
 
         self.chat, self.side, self.settings = chat, side, settings
-        prompt = prompt_ids(messages, chat.tokenizer)
-        room = chat.model.config.max_position_embeddings - len(prompt)
+        tokenizer = chat.tokenizer
+        prompt = continued_ids(asked, tokenizer) if isinstance(asked, str) else asked.prompt(tokenizer)
+        # Families without learned or rotary places have no such limit in their config.
+        text = chat.model.config.get_text_config(decoder=True)
+        most = getattr(text, "max_position_embeddings", None)
+        room = settings.max_new_tokens if most is None else most - len(prompt)
         if room < 1:
-            raise StudioError("chat", f"the conversation has {len(prompt)} tokens, too long", "Clear it.")
+            what = f"this has {len(prompt):,} tokens, the model has room for {most:,}"
+            raise StudioError("chat", what, "Shorten it, clear the conversation, or ask each question alone.")
         self.left = min(settings.max_new_tokens, room)
         self.ids: Any = torch.tensor([prompt], device=chat.model.device)
         self.prompt_length = len(prompt)
         self.pending = self.ids
         self.cache: Any = None
         self.done = False
+        self.cut = False
         self.random = torch.Generator(device=chat.model.device).manual_seed(settings.seed)
         # A slider at a whole number gives an int, which transformers refuses: hence float().
         self.processors = LogitsProcessorList()
@@ -189,18 +231,52 @@ class _Stream:
         self.ids = torch.cat([self.ids, token], dim=1)
         self.pending = token
         self.left -= 1
-        self.done = self.left == 0 or token.item() in end_tokens(self.chat.tokenizer)
+        ended = token.item() in end_tokens(self.chat.tokenizer)
+        self.cut = self.left == 0 and not ended
+        self.done = ended or self.cut
 
-    def text(self) -> str:
-        return self.chat.tokenizer.decode(self.ids[0, self.prompt_length :], skip_special_tokens=True)
+    @property
+    def written(self) -> int:
+        """Tokens so far."""
+        return self.ids.shape[1] - self.prompt_length
+
+    def said(self, otherwise: str = "") -> Said:
+        """:param otherwise: the note when it has not ended"""
+        text = self.chat.tokenizer.decode(self.ids[0, self.prompt_length :], skip_special_tokens=True)
+        if not self.done and not otherwise:
+            return Said(text.rstrip("\ufffd"))  # the tokens to come may complete the character
+        if self.cut:
+            return Said(text, f"cut at {self.written:,} tokens")
+        return Said(text, otherwise if not self.done else "" if text else "an empty answer")
 
 
-def examples(run_id: int, count: int = 3) -> list[str]:
-    """Prompts from the held-out rows, to click instead of typing."""
-    from core.data import mix
+@dataclass(frozen=True)
+class Examples:
+    """Held-out rows to click instead of typing: tasks, or beginnings of texts for a run on plain texts.
 
-    chosen = mix.choose(runs.recipe(run_id).data)
-    rows = [row for _, row in mix.held_out_rows(chosen, count)]
-    tasks = [task for row in rows if (task := task_of(row))]
-    # A turn that only calls a tool has no content.
-    return [task.messages[-1].get("content") or "" for task in tasks]
+    :param alone: whether these rows are questions of a class each, which a conversation would mix up
+    """
+
+    asks: list[Task | str]
+    continues: bool
+    alone: bool
+
+
+BEGINNING = 30  # words of a text that are shown as something to continue
+
+
+def examples(run_id: int, count: int = 3) -> Examples:
+    """:raises StudioError: when the run or its dataset is gone"""
+    config = runs.recipe(run_id)
+    rows = [row for _, row in mix.held_out_rows(mix.choose(config.data), count)]
+    if config.method.name == "pretraining":
+        texts = [row["text"] for row in rows if row.get("text")]
+        return Examples([_beginning(text) for text in texts[:count]], True, False)
+    found = [(row, task) for row in rows if (task := task_of(row))]
+    alone = bool(found) and all(row.get("label") == task.answer for row, task in found)
+    return Examples([task for _, task in islice(found, count)], False, alone)
+
+
+def _beginning(text: str) -> str:
+    words = re.match(rf"\s*(?:\S+\s+){{0,{BEGINNING - 1}}}\S+", text)
+    return words[0] if words else text

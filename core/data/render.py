@@ -94,6 +94,11 @@ class Renderer:
         given, plain = self._disguised([messages, tools])
         return Rendered(self._write(_cleaned(given[0]), given[1], prompt=True)[0], [], plain)
 
+    def text(self, text: str) -> Rendered:
+        """A plain text that the model is to continue; nothing of it is learned."""
+        text, plain = self._disguised(text)
+        return Rendered(text, [], plain, self._before)
+
     def _without_ends(self, text: str) -> str:
         # A text may bring the tokens that are put around it anyway.
         start = "".join(self.control.get(token, "") for token in self._before)

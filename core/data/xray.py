@@ -81,6 +81,13 @@ def prompt_ids(
     return next(tokenise([renderer.prompt(messages, tools)], renderer))[0]
 
 
+def continued_ids(text: str, tokenizer: Any) -> list[int]:
+    """Tokens of a plain text that the model is to continue, begun as in pretraining."""
+    renderer = Renderer(tokenizer)
+    rendered = renderer.text(text)
+    return [*rendered.before, *next(tokenise([rendered], renderer))[0]]
+
+
 def end_tokens(tokenizer: Any) -> frozenset[int]:
     """The tokens that end what the assistant says: the tokenizer's own, and the template's.
 

@@ -137,9 +137,13 @@ def sentence(result: dict[str, Any]) -> str:
 
 
 def refuse_without_adapter(run_id: int) -> None:
-    """:raises StudioError: when a run has no finished adapter to work with"""
-    if not (run_folder(run_id) / "artifact" / "adapter_model.safetensors").exists():
-        run = runs.get(run_id)
-        raise StudioError(
-            f"run {run_id}", f"is {run['state']} and has no adapter yet", "Wait for it to end, or stop it."
-        )
+    """:raises StudioError: when there is no such run, or it has no finished adapter to work with"""
+    run = runs.get(run_id)
+    if (run_folder(run_id, create=False) / "artifact" / "adapter_model.safetensors").exists():
+        return
+    if run["state"] == "completed":
+        fix = f"Put runs/{run_id}/artifact back into the workspace, or reproduce the run."
+        raise StudioError(f"run {run_id}", "its adapter is no longer there", fix)
+    raise StudioError(
+        f"run {run_id}", f"is {run['state']} and has no adapter yet", "Wait for it to end, or stop it."
+    )

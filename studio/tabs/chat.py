@@ -1,28 +1,33 @@
 """Chat: the same prompt to the base and to the adapter, side by side, streamed."""
 
-import itertools
 import threading
+import time
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
-from core.chat import session
+from core.chat import session, talk
+from core.chat.talk import Talk
 from core.errors import StudioError, message_of
 from core.evaluation.compare import refuse_without_adapter
 from core.jobs import queue
 from core.store import runs
 from studio.live import Page, View
 from studio.messages import box, empty, error_box
+from studio.tabs.pane import pane, shown
 
 STYLES = {
     "Factual": (0.0, 1.0, 0, 1.0),
     "Balanced": (0.7, 0.9, 50, 1.1),
     "Creative": (1.1, 0.95, 100, 1.1),
 }
-History = list[dict[str, Any]]
-# One event per page that is being answered; Stop sets it. Lives only as long as an answer.
+EXAMPLES = 3
+# The conversations of a page by run, as text: keys of what a browser keeps are text.
+Talks = dict[str, Talk]
+# One event per page that is being answered; setting it stops the answer. Lives only as long as it.
 _stops: dict[str, threading.Event] = {}
 
 
@@ -30,12 +35,27 @@ def build(page: Page) -> None:
     notice = gr.HTML(
         empty("Train a run first; then base and adapter answer here side by side."), elem_id="chat-notice"
     )
-    common = {"height": 420, "buttons": ["copy"], "render_markdown": False, "allow_tags": False}
-    with gr.Row():
-        base = gr.Chatbot(label="Base", elem_id="chat-base", placeholder="The base answers here.", **common)
-        adapter = gr.Chatbot(
-            label="Adapter", elem_id="chat-adapter", placeholder="The adapter answers here.", **common
+    with gr.Row(equal_height=True):
+        system = gr.Textbox(
+            label="System prompt",
+            info="Sent before the conversation, when it is not empty",
+            lines=1,
+            max_lines=6,
+            scale=4,
+            elem_id="chat-system",
         )
+        alone = gr.Checkbox(
+            label="Each question alone",
+            info="Sent without the questions and answers before it",
+            scale=1,
+            min_width=220,
+            elem_id="chat-alone",
+        )
+    with gr.Row():
+        with gr.Column(min_width=320):
+            base = pane("chat-base", "The base answers here.")
+        with gr.Column(min_width=320):
+            adapter = pane("chat-adapter", "The adapter answers here.")
     with gr.Row():
         prompt = gr.Textbox(
             placeholder="Ask both",
@@ -49,10 +69,10 @@ def build(page: Page) -> None:
         with gr.Column(scale=1, min_width=160):
             send = gr.Button("Send", variant="primary", elem_id="send")
             with gr.Row():
-                stop = gr.Button("Stop", size="sm", min_width=60)
-                clear = gr.Button("Clear", size="sm", min_width=60)
+                stop = gr.Button("Stop", size="sm", min_width=60, elem_id="chat-stop")
+                clear = gr.Button("Clear", size="sm", min_width=60, elem_id="chat-clear")
     with gr.Row():
-        samples = [gr.Button(visible=False, size="sm", elem_id=f"sample-{number}") for number in range(3)]
+        samples = [gr.Button(visible=False, size="sm", elem_id=f"sample-{n}") for n in range(EXAMPLES)]
     with gr.Accordion("Generation settings", open=False):
         style = gr.Radio(
             list(STYLES), value="Factual", label="Style", info="Factual is greedy: always the same answer"
@@ -64,77 +84,107 @@ def build(page: Page) -> None:
         with gr.Row():
             top_k = gr.Slider(0, 200, value=0, step=1, label="Top k (0 is off)")
             repetition = gr.Slider(1, 2, value=1.0, step=0.05, label="Repetition penalty")
-            seed = gr.Number(0, label="Seed", precision=0)
+            seed = gr.Number(
+                0, label="Seed", info=f"0 to {session.LARGEST_SEED:,}", precision=0, elem_id="chat-seed"
+            )
     settings = [most, temperature, top_p, top_k, repetition, seed]
     who = gr.State(lambda: uuid.uuid4().hex)
-    quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    asking = [page.run, who, prompt, base, adapter, *settings]
-    for trigger in (send.click, prompt.submit):
-        trigger(
-            _answer,
-            asking,
-            [base, adapter, prompt, notice],
-            concurrency_limit=4,
-            concurrency_id="chat",
-            **quiet,
-        )
+    talks = gr.State({})
+    back = gr.State("")  # a question that got no answer, on its way back into the box
+    opened = gr.Textbox(visible="hidden", elem_id="chat-opened")  # changes whenever the panes are emptied
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    asking = gr.on(
+        [send.click, prompt.submit],
+        _answer,
+        [page.run, who, prompt, system, alone, talks, *settings],
+        [base, adapter, prompt, notice, talks, back],
+        concurrency_limit=4,
+        concurrency_id="chat",
+        trigger_mode="once",
+        **quiet,
+    )
+    asking.then(_put_back, [back, prompt], [back, prompt], queue=False, **quiet)
     stop.click(_stop, who, None, queue=False, **quiet)
-    clear.click(lambda: ([], []), None, [base, adapter], queue=False, **quiet)
+    # What empties the panes ends the answer that would go on filling them.
+    anew: dict[str, Any] = {"queue": False, "cancels": [asking], **quiet}
+    opened.change(
+        _open, [page.run, who, talks, prompt], [base, adapter, system, talks, prompt, alone], **anew
+    )
+    clear.click(_clear, [page.run, who, talks, prompt], [base, adapter, talks, prompt], **anew)
     style.input(
         lambda name: STYLES[name], style, [temperature, top_p, top_k, repetition], queue=False, **quiet
     )
     for number, button in enumerate(samples):
-        button.click(
-            lambda run_id, number=number: _sample(run_id, number), page.run, prompt, queue=False, **quiet
-        )
+        outputs = [base, adapter, system, talks, prompt, notice]
+        button.click(partial(_sample, number), [page.run, who, talks], outputs, **anew)
     page.views += [
-        View([notice, base, adapter], _who, _titles),
+        View([notice, base, adapter, opened, system, prompt], _who, _emptied),
         View(samples, lambda run_id: (run_id, run_id is not None), _sample_buttons),
     ]
 
 
-def to_messages(history: History) -> list[dict[str, str]]:
-    """What a chatbot holds as plain messages; Gradio gives content as a list of parts."""
-    messages = []
-    for turn in history:
-        content = turn["content"]
-        if isinstance(content, list):
-            content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
-        messages.append({"role": turn["role"], "content": str(content)})
-    return messages
-
-
 def _answer(
-    run_id: int | None, who: str, prompt: str, base: History, adapter: History, *settings: float
+    run_id: int | None,
+    who: str,
+    prompt: str,
+    system: str,
+    alone: bool,
+    talks: Talks,
+    *settings: float | None,
 ) -> Iterator[tuple[Any, ...]]:
-    if run_id is None:
-        yield gr.skip(), gr.skip(), gr.skip(), box("warning", "Train a run first.")
-        return
-    if not prompt.strip():
-        yield gr.skip(), gr.skip(), gr.skip(), box("warning", "Write a question first.")
-        return
-    most, temperature, top_p, top_k, repetition, seed = settings
-    chosen = session.Generation(int(most), temperature, top_p, int(top_k), repetition, int(seed or 0))
-    asked = {"role": "user", "content": prompt}
-    histories = {"base": [*to_messages(base), asked], "adapter": [*to_messages(adapter), asked]}
-    waiting = (
-        "" if session.is_loaded(run_id) else box("good", "Loading the model; only the first answer waits.")
-    )
-    yield histories["base"], histories["adapter"], "", waiting
-    stop = _stops[who] = threading.Event()
-    texts: dict[str, str] = {}
+    """Panes, prompt, notice, conversations, and a question that goes back into the box."""
+    still = gr.skip()
     try:
-        for texts in session.answer(run_id, histories, chosen, stop):
-            yield *(_with(histories[side], texts[side]) for side in session.SIDES), gr.skip(), ""
+        if run_id is None:
+            raise StudioError("chat", "there is no run", "Train a run first.")
+        held = talks.get(str(run_id), talk.empty())
+        if not talk.may_ask(held, prompt):
+            raise StudioError("chat", "there is no question", "Write one first.")
+        before = _stops.get(who)
+        if before is not None and not before.is_set():
+            raise StudioError("chat", "this page is being answered", "Wait for the answer, or stop it.")
+        chosen = _generation(settings)
+        chosen.refuse()
+        continues = runs.recipe(run_id).method.name == "pretraining"
+    except StudioError as error:
+        yield still, still, still, box("warning", message_of(error)), still, still
+        return
+    asked = talk.asked(held, prompt, system, "text" if continues else "user")
+    stop = _stops[who] = threading.Event()
+
+    def drawn(one: Talk) -> tuple[Any, Any]:
+        talks[str(run_id)] = one
+        return _drawn(run_id, one)
+
+    now, told = asked, ""
+    try:
+        waiting = "Loading the model; only the first answer waits."
+        told = "" if session.is_loaded(run_id) else box("good", waiting)
+        yield *drawn(asked), "", told, talks, ""
+        sides: dict[str, Any] = {
+            side: prompt if continues else talk.sent(asked, side, alone) for side in session.SIDES
+        }
+        for said in session.answer(run_id, sides, chosen, stop):
+            now = talk.answered(asked, said)
+            yield *drawn(now), still, "", talks, ""
+        told = ""
     except Exception as error:
-        kept = error_box(error)
-        yield *(_with(histories[side], texts.get(side, "")) for side in session.SIDES), prompt, kept
+        told = error_box(error)
     finally:
-        _stops.pop(who, None)
+        if _stops.get(who) is stop:
+            del _stops[who]
+    kept, question = talk.taken_back(now)
+    yield *drawn(kept), still, told, talks, question
 
 
-def _with(history: History, text: str) -> History:
-    return [*history, {"role": "assistant", "content": text}] if text else history
+def _generation(settings: tuple[Any, ...]) -> session.Generation:
+    most, temperature, top_p, top_k, repetition, seed = settings
+    return session.Generation(most, temperature, top_p, top_k, repetition, seed)
+
+
+def _put_back(back: str, prompt: str) -> tuple[str, Any]:
+    """Put a question that got no answer before whatever was typed meanwhile."""
+    return "", (f"{back}\n{prompt}" if prompt.strip() else back) if back else gr.skip()
 
 
 def _stop(who: str) -> None:
@@ -143,38 +193,98 @@ def _stop(who: str) -> None:
         event.set()
 
 
+def _ended(who: str, talks: Talks, prompt: str) -> Any:
+    """Stop what this page asked, in whichever run, and put a question without an answer into the box."""
+    _stop(who)
+    for run_id, held in talks.items():
+        talks[run_id], question = talk.taken_back(held)
+        prompt = _put_back(question, prompt)[1] if question else prompt
+    return prompt
+
+
+def _open(run_id: int | None, who: str, talks: Talks, prompt: str) -> tuple[Any, ...]:
+    """Fill the panes with what was said to the chosen run before."""
+    prompt = _ended(who, talks, prompt)
+    held = talks.get(str(run_id), talk.empty())
+    try:
+        alone = run_id is not None and session.examples(run_id).alone
+    except StudioError:
+        alone = False  # its dataset is gone
+    return *_drawn(run_id, held), held["system"], talks, prompt, alone
+
+
+def _clear(run_id: int | None, who: str, talks: Talks, prompt: str) -> tuple[Any, ...]:
+    prompt = _ended(who, talks, prompt)
+    talks.pop(str(run_id), None)
+    return *_drawn(run_id, talk.empty()), talks, prompt
+
+
+def _sample(number: int, run_id: int | None, who: str, talks: Talks) -> tuple[Any, ...]:
+    """A held-out row's conversation up to its answer, with its last question in the box."""
+    still = gr.skip()
+    _ended(who, talks, "")
+    try:
+        asks = [] if run_id is None else session.examples(run_id).asks
+    except StudioError as error:
+        return still, still, still, talks, still, box("warning", message_of(error))
+    if number >= len(asks):
+        return still, still, still, talks, still, still
+    ask = asks[number]
+    held, question = (talk.empty(), ask) if isinstance(ask, str) else talk.of_task(ask)
+    talks[str(run_id)] = held
+    return *_drawn(run_id, held), held["system"], talks, question, ""
+
+
+def _drawn(run_id: int | None, held: Talk) -> tuple[Any, Any]:
+    base, adapter = _titles(run_id)
+    return shown(run_id, base, held, "base"), shown(run_id, adapter, held, "adapter")
+
+
+def _titles(run_id: int | None) -> tuple[str, str]:
+    if run_id is None or not runs.exists(run_id):
+        return "", ""
+    run = runs.get(run_id)
+    return (
+        f"Base: {run['base']}, adapter switched off",
+        f"Adapter: {run['name']} (run {run_id}) at step {run['step']}",
+    )
+
+
 def _who(run_id: int | None) -> Any:
     return None if run_id is None else (run_id, runs.get(run_id)["state"] in queue.ENDED)
 
 
-def _titles(run_id: int | None) -> list[Any]:
-    """Pane names for the chosen run; another run starts a new conversation."""
+def _emptied(run_id: int | None) -> list[Any]:
+    """Empty panes under the chosen run's names, and what it can be asked; `_open` fills them then."""
+    notice = ""
+    continues = False
     if run_id is None:
-        return [gr.skip(), gr.skip(), gr.skip()]
-    run = runs.get(run_id)
-    try:
-        refuse_without_adapter(run_id)
-    except StudioError as error:
-        return [box("warning", message_of(error)), gr.Chatbot([]), gr.Chatbot([])]
+        notice = empty("Train a run first; then base and adapter answer here side by side.")
+    else:
+        continues = runs.recipe(run_id).method.name == "pretraining"
+        try:
+            refuse_without_adapter(run_id)
+        except StudioError as error:
+            notice = box("warning", message_of(error))
     return [
-        "",
-        gr.Chatbot([], label=f"Base: {run['base']}, adapter switched off"),
-        gr.Chatbot([], label=f"Adapter: {run['name']} (run {run_id}) at step {run['step']}"),
+        notice,
+        *_drawn(run_id, talk.empty()),
+        f"{run_id} {time.time_ns()}",
+        gr.Textbox(visible=not continues),
+        gr.Textbox(placeholder="Continue this text" if continues else "Ask both"),
     ]
 
 
-def _sample(run_id: int | None, number: int) -> str:
-    prompts = [] if run_id is None else session.examples(run_id)
-    return next(itertools.islice(prompts, number, None), "")
-
-
 def _sample_buttons(run_id: int | None) -> list[Any]:
-    prompts = [] if run_id is None else session.examples(run_id)
+    asks = [] if run_id is None else session.examples(run_id).asks
     buttons = []
-    for number in range(3):
-        if number < len(prompts):
-            lines = prompts[number].strip().splitlines() or ["(an empty question)"]
-            buttons.append(gr.Button(f"Try: {lines[-1][:70]}", visible=True))
+    for number in range(EXAMPLES):
+        if number < len(asks):
+            ask = asks[number]
+            text = ask if isinstance(ask, str) else talk.of_task(ask)[1] or "(answer a tool)"
+            lines = text.strip().splitlines() or ["(an empty question)"]
+            line = lines[0] if isinstance(ask, str) else lines[-1]
+            buttons.append(gr.Button(f"Try: {line[:70]}", visible=True))
         else:
             buttons.append(gr.Button(visible=False))
     return buttons

@@ -34,7 +34,7 @@ def main() -> None:
                     if tab == "Chat":
                         page.locator("#sample-0").click()
                         page.get_by_role("button", name="Send").click()
-                        page.locator("#chat-base .bot").wait_for(timeout=60_000)
+                        page.locator("#chat-base .pl-assistant").wait_for(timeout=60_000)
                     time.sleep(5)
                     name = f"{tab.lower()}-{theme}-{width}.png" if everything else f"{tab.lower()}.png"
                     page.screenshot(path=target / name, full_page=True)

@@ -96,15 +96,16 @@ def test_the_whole_road(page: Page, browser: Browser, studio: Studio, tmp_path: 
     page.evaluate("""() => { window.seen = [];
       const pane = document.querySelector('#chat-adapter');
       new MutationObserver(() => {
-        const text = [...pane.querySelectorAll('.bot')].map(e => e.innerText.trim()).join('');
+        const said = [...pane.querySelectorAll('.pl-assistant .pl-said')];
+        const text = said.map(e => e.innerText.trim()).join('');
         if (text && window.seen.at(-1) !== text) window.seen.push(text);
       }).observe(pane, {subtree: true, childList: true, characterData: true});
     }""")
     page.get_by_role("button", name="Send").click()
     for pane in ("#chat-base", "#chat-adapter"):
-        expect(page.locator(f"{pane} .bot").first).to_contain_text(".", timeout=60_000)
+        expect(page.locator(f"{pane} .pl-assistant").first).to_contain_text(".", timeout=60_000)
     # The tuned model has learned to cite and to stop.
-    expect(page.locator("#chat-adapter .bot").first).to_contain_text("].")
+    expect(page.locator("#chat-adapter .pl-assistant").first).to_contain_text("].")
     assert page.evaluate("window.seen.length") >= 3, "the answer did not grow as it was written"
 
     # Merge and download.

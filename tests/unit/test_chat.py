@@ -7,9 +7,9 @@ import pytest
 
 from core.chat import session
 from core.chat.session import Generation
-from core.data.xray import prompt_ids
+from core.data.xray import continued_ids, encode, prompt_ids
 from core.errors import StudioError
-from core.evaluation.generate import answers
+from core.evaluation.generate import Task, answers
 from core.models import load
 from core.store import runs
 from tests.unit.conftest import Finished
@@ -23,13 +23,19 @@ def _closed() -> Iterator[None]:
     session.close()
 
 
+def both(prompt: str) -> dict[str, Task | str]:
+    return {side: Task([{"role": "user", "content": prompt}], "") for side in session.SIDES}
+
+
 def ask(finished: Finished, prompt: str, settings: Generation = GREEDY) -> dict[str, str]:
-    histories = {side: [{"role": "user", "content": prompt}] for side in session.SIDES}
-    return list(session.answer(finished.run_id, histories, settings, threading.Event()))[-1]
+    *_, last = session.answer(finished.run_id, both(prompt), settings, threading.Event())
+    return {side: said.text for side, said in last.items()}
 
 
 def test_each_pane_is_answered_by_the_model_it_names(finished: Finished) -> None:
-    prompt = session.examples(finished.run_id)[0]
+    ask_of_row = session.examples(finished.run_id).asks[0]
+    assert isinstance(ask_of_row, Task) and len(ask_of_row.messages) == 1
+    prompt = ask_of_row.messages[0]["content"]
     said = ask(finished, prompt)
     tokenizer = load.tokenizer("starter")
     talk = [prompt_ids([{"role": "user", "content": prompt}], tokenizer)]
@@ -42,22 +48,25 @@ def test_each_pane_is_answered_by_the_model_it_names(finished: Finished) -> None
 
 
 def test_answers_grow_token_by_token(finished: Finished) -> None:
-    histories = {side: [{"role": "user", "content": "Tell me a story."}] for side in session.SIDES}
-    seen = list(session.answer(finished.run_id, histories, GREEDY, threading.Event()))
+    seen = list(session.answer(finished.run_id, both("Tell me a story."), GREEDY, threading.Event()))
     assert len(seen) == 12
-    lengths = [len(step["base"]) for step in seen]
+    lengths = [len(step["base"].text) for step in seen]
     assert lengths == sorted(lengths) and lengths[0] < lengths[-1]
 
 
-def test_stop_ends_the_answer_and_frees_the_model(finished: Finished) -> None:
+def test_stop_ends_the_answer_and_frees_the_model(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "PATIENCE", 0.01)
     stop = threading.Event()
-    histories = {side: [{"role": "user", "content": "Tell me a story."}] for side in session.SIDES}
-    stream = session.answer(finished.run_id, histories, Generation(max_new_tokens=200), stop)
+    asked = both("Tell me a story.")
+    stream = session.answer(finished.run_id, asked, Generation(max_new_tokens=200), stop)
     next(stream)
-    with pytest.raises(StudioError, match="another answer is being written"):
-        next(session.answer(finished.run_id, histories, GREEDY, threading.Event()))
+    with pytest.raises(StudioError, match="is writing another answer"):
+        next(session.answer(finished.run_id, asked, GREEDY, threading.Event()))
     stop.set()
-    assert list(stream) == []
+    (last,) = stream
+    assert {said.note for said in last.values()} == {"stopped"}
     assert ask(finished, "Hello!")["base"]
 
 
@@ -98,5 +107,52 @@ def test_wrong_settings_are_all_named(finished: Finished) -> None:
 
 
 def test_a_conversation_past_the_models_length_is_refused(finished: Finished) -> None:
-    with pytest.raises(StudioError, match="too long"):
+    with pytest.raises(StudioError, match="the model has room for"):
         ask(finished, "word " * 3000)
+
+
+def test_an_answer_that_the_limit_ended_says_so(finished: Finished) -> None:
+    *_, last = session.answer(finished.run_id, both("Tell me a story."), GREEDY, threading.Event())
+    assert last["base"].note == "cut at 12 tokens"
+
+
+@pytest.mark.parametrize("seed", [2**70, -1, None, float("nan")])
+def test_a_seed_that_no_generator_takes_is_refused_with_its_range(seed: int) -> None:
+    problems = Generation(seed=seed).problems()
+    assert problems == {"seed": "must be 0 to 4,294,967,295"}
+
+
+def test_a_base_without_a_limit_of_places_is_answered(finished: Finished) -> None:
+    chat = session.opened(finished.run_id)
+    limit = chat.model.config.max_position_embeddings
+    del chat.model.config.max_position_embeddings
+    try:
+        assert ask(finished, "Hello!")["base"]
+    finally:
+        chat.model.config.max_position_embeddings = limit
+
+
+def test_a_plain_text_is_continued_as_it_was_trained(finished: Finished) -> None:
+    tokenizer = load.tokenizer("starter")
+    begun = encode({"text": "Once upon a time"}, tokenizer, 64).input_ids[:-1]  # without its end
+    assert continued_ids("Once upon a time", tokenizer) == begun
+    texts: dict[str, Task | str] = {side: "Once upon a time" for side in session.SIDES}
+    *_, last = session.answer(finished.run_id, texts, GREEDY, threading.Event())
+    base = load.base_model(runs.recipe(finished.run_id)).eval()
+    assert last["base"].text == answers(base, tokenizer, [begun], 12, 1)[0].text
+
+
+def test_an_adapter_that_is_gone_is_named(finished: Finished) -> None:
+    folder = finished.folder / "artifact"
+    folder.rename(finished.folder / "aside")
+    try:
+        with pytest.raises(StudioError, match="its adapter is no longer there. Put runs/"):
+            session.opened(finished.run_id)
+    finally:
+        (finished.folder / "aside").rename(folder)
+
+
+def test_asking_a_run_that_was_deleted_leaves_no_folder(finished: Finished) -> None:
+    with pytest.raises(StudioError, match="run 99: does not exist"):
+        session.opened(99)
+    assert not (finished.home / "runs" / "99").exists()
