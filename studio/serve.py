@@ -12,11 +12,13 @@ import tempfile
 import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import gradio as gr
 import uvicorn
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse
+from gradio.utils import get_upload_folder
 
 from core.errors import StudioError
 from core.home import assets, export_folder, folder, home
@@ -25,7 +27,8 @@ from core.jobs.mode import choose
 from core.jobs.words import subject
 from core.jobs.worker import Worker
 from studio import app as studio_app
-from studio.gate import guard, settings_from_environment
+from studio.gate.middleware import guard
+from studio.gate.settings import settings_from_environment
 
 UPLOAD_LIMIT = 2 * 1024**3
 
@@ -68,7 +71,9 @@ def application(host: str) -> FastAPI:
         app_kwargs={"docs_url": None, "redoc_url": None, "openapi_url": None},
         footer_links=["settings"],
     )
-    guard(server, settings)
+    # Gradio checks which files a request names only of an app that it started itself.
+    blocks.has_launched = True
+    guard(server, settings, Path(get_upload_folder()))
     return server
 
 
