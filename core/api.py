@@ -13,7 +13,7 @@ print(api.merge(run))
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
 
 from core.config import RunConfig
@@ -206,10 +206,13 @@ def resume(run_id: int) -> None:
     _finish(queue.resume_run(run_id))
 
 
-def evaluate(run_id: int) -> dict[str, Any]:
-    """Compare a run's adapter with its base. :returns: the result, as the Evaluate tab shows it"""
+def evaluate(run_id: int, rows: int | Literal["all"] | None = None) -> dict[str, Any]:
+    """Compare a run's adapter with its base. :returns: the result, as the Evaluate tab shows it
+
+    :param rows: held-out rows at most, a sample that stands for all; None takes the recipe's number
+    """
     runs.get(run_id)
-    _finish(queue.enqueue("evaluate", run_id))
+    _finish(queue.enqueue("evaluate", run_id, rows=rows))
     found = evaluations.latest(run_id)
     assert found is not None
     return found["result"]

@@ -18,7 +18,7 @@ from core import cli_data, cli_forecast, cli_settings, cli_submit
 from core import config as schema
 from core.errors import StudioError, message_of
 from core.jobs import mode
-from core.terminal import clipped, safe, say, watch
+from core.terminal import clipped, safe, say, table, watch
 from core.training import world
 
 Serve = Callable[[str, int, int | None, str], None]
@@ -76,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     cli_data.add_parser(verbs)
     resume = verbs.add_parser("resume", help="go on with a stopped, interrupted or failed run")
     evaluate = verbs.add_parser("evaluate", help="compare a run's adapter with its base")
+    evaluate.add_argument(
+        "--rows", default="", metavar="N", help="held-out rows at most, a sample that stands for all; or all"
+    )
     merge = verbs.add_parser("merge", help="merge a run's adapter into its 16-bit base")
     export = verbs.add_parser("export", help="zip a run's adapter")
     show = verbs.add_parser("show", help="one run: how it stands, its forecast beside its outcome")
@@ -150,23 +153,22 @@ def _quickstart(arguments: argparse.Namespace, serve: Serve) -> int:
 
 
 def _print_result(evaluation: dict[str, Any]) -> None:
+    from core.evaluation import told
     from core.store import evaluations
 
-    base, adapter = evaluation["result"]["base"], evaluation["result"]["adapter"]
-    print(f"\n{'held-out rows: ' + str(evaluation['rows']):<28}{'base':>10}{'adapter':>10}")
-    for key, label, form in (
-        ("exact_match", "exact match", "{:.0%}"),
-        ("token_f1", "token F1", "{:.2f}"),
-        ("loss", "loss (nats per token)", "{:.3f}"),
-        ("perplexity", "perplexity", "{:.2f}"),
-    ):
-        if key in base:
-            print(f"{label:<28}{form.format(base[key]):>10}{form.format(adapter[key]):>10}")
-    cut = {"base_answer": base.get("cut", []), "adapter_answer": adapter.get("cut", [])}
-    if any(cut.values()):
-        counts = "".join(f"{len(found):>10}" for found in cut.values())
-        print(f"{'answers cut at their limit':<28}{counts}")
-    for row in evaluations.answers(evaluation["id"])[:3]:
+    result = evaluation["result"]
+    say("")
+    table([told.rows_of(result), *told.SIDES], told.figures(result), numbers=(1, 2))
+    for note in told.notes(result):
+        say(note)
+    if recall := told.recall(result):
+        say("", "Recall of each label")
+        table(["label", "rows", *told.SIDES], recall, numbers=(1, 2, 3))
+    cut = {f"{side}_answer": result[side].get("cut", []) for side in told.SIDES}
+    listed = evaluations.answers(evaluation["id"])[:3]
+    if listed:
+        say("", "Some answers, those whose score changed most first")
+    for row in listed:
         say("", f"  {clipped((row['prompt'].splitlines() or [''])[-1], 98)}")
         for name, answer in (
             ("reference", "reference"),
@@ -242,11 +244,11 @@ def _resume(arguments: argparse.Namespace, serve: Serve) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace, serve: Serve) -> int:
-    from core.evaluation.compare import sentence
+    from core.evaluation.compare import rows_wanted, sentence
     from core.store import evaluations, runs
 
     runs.get(arguments.run)
-    if _do("evaluate", arguments.run) != "completed":
+    if _do("evaluate", arguments.run, rows=rows_wanted(arguments.rows)) != "completed":
         return 1
     evaluation = evaluations.latest(arguments.run)
     assert evaluation is not None
@@ -323,10 +325,10 @@ def _trained(run_id: int) -> bool:
     return job is not None and watch(job["id"])["state"] == "completed"
 
 
-def _do(kind: Any, run_id: int) -> str:
+def _do(kind: Any, run_id: int, **payload: Any) -> str:
     from core.jobs import queue
 
-    return str(watch(queue.enqueue(kind, run_id))["state"])
+    return str(watch(queue.enqueue(kind, run_id, **payload))["state"])
 
 
 _TRAINING = ("quickstart", "train", "resume", "branch", "reproduce")

@@ -113,7 +113,12 @@ class EvaluationSection(Section):
     """How base and adapter are compared on the held-out rows."""
 
     max_rows: int = setting(
-        200, "Evaluated rows", "Held-out rows used; more = narrower intervals", ge=1, le=100_000
+        200,
+        "Evaluated rows",
+        "Held-out rows used, a sample by label and group that is the same for every run; more = narrower "
+        "intervals",
+        ge=1,
+        le=100_000,
     )
     max_new_tokens: int = setting(64, "Answer length", "Most tokens generated per answer", ge=1, le=8192)
     batch: int = setting(16, "Evaluation batch", "Rows computed at once in evaluation", ge=1, le=1024)

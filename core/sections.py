@@ -369,6 +369,11 @@ class TrainingSection(Section):
         lt=1,
     )
 
+    @property
+    def chooses(self) -> bool:
+        """Whether held-out losses decide what the run ends with."""
+        return self.best_at_end or self.early_stopping is not None
+
     @model_validator(mode="before")
     @classmethod
     def _from_earlier_versions(cls, value: Any) -> Any:

@@ -62,6 +62,11 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return f'<table class="pl-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
+def folded(title: str, inside: str) -> str:
+    """:param inside: HTML that is shown when the title is pressed"""
+    return f"<details><summary>{escape(title)}</summary>{inside}</details>"
+
+
 def bar(share: float) -> str:
     percent = max(0.0, min(1.0, share)) * 100
     return (

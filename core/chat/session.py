@@ -268,7 +268,7 @@ BEGINNING = 30  # words of a text that are shown as something to continue
 def examples(run_id: int, count: int = 3) -> Examples:
     """:raises StudioError: when the run or its dataset is gone"""
     config = runs.recipe(run_id)
-    rows = [row for _, row in mix.held_out_rows(mix.choose(config.data), count)]
+    rows = [row for _, row in mix.held_out_rows(mix.of_run(run_id), count)]
     if config.method.name == "pretraining":
         texts = [row["text"] for row in rows if row.get("text")]
         return Examples([_beginning(text) for text in texts[:count]], True, False)

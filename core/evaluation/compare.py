@@ -3,12 +3,16 @@
 One base is loaded; "base" is that model with the adapter switched off.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy
+
 from core.config import RunConfig
 from core.data import mix
+from core.data.mix import Chosen
 from core.data.xray import Encoded, encode_all
 from core.errors import StudioError
 from core.evaluation.generate import Reply, Task, answers, task_of
@@ -19,19 +23,24 @@ from core.jobs.worker import Job
 from core.models import adapter_check, adapters, load
 from core.store import evaluations, runs
 from core.training.artifact import refuse_other_tokenizer
+from core.training.prepare import evenly, windows
 
 
 def evaluate(job: Job) -> dict[str, Any]:
     """Evaluate a run's adapter beside its base and store the result with every answer.
+
+    The payload's ``rows`` says how many held-out rows at most, or "all"; without it the recipe does.
 
     :returns: ``{"evaluation": id}``
     :raises StudioError: when the run has no adapter yet, or its tokenizer has changed
     """
     refuse_without_adapter(job.run_id)
     config = runs.recipe(job.run_id)
-    chosen = mix.choose(config.data)
+    chosen = mix.of_run(job.run_id)
     tokenizer = load.tokenizer(config.model.base, config.model.revision)
-    held_out = [row for _, row in mix.held_out_rows(chosen, config.evaluation.max_rows)]
+    wanted = job.payload.get("rows") or config.evaluation.max_rows
+    numbers = mix.sample(chosen, None if wanted == "all" else int(wanted))
+    held_out = [row for _, row in mix.held_out_at(chosen, numbers)]
     job.report("loading base and adapter", 0.0)
     artifact = run_folder(job.run_id) / "artifact"
     refuse_other_tokenizer(artifact, tokenizer)
@@ -39,16 +48,50 @@ def evaluate(job: Job) -> dict[str, Any]:
     model = adapters.opened(load.base_model(config), artifact)
     job.running()
     encoded = list(encode_all(held_out, tokenizer, config.training.max_length))
-    tasks = [task for row in held_out if (task := task_of(row))]
+    sample = {"pool": sum(len(one.held_out) for one in chosen)} | mix.classes_of(chosen, numbers)
+    sample |= {"watched": _watched(job.run_id, config, chosen, numbers), "chose": config.training.chooses}
+    if config.method.name == "pretraining":
+        # As in training nothing is cut, and a long text is many windows.
+        whole = [part for row in encoded for part in windows(row, config.training.max_length)]
+        encoded = whole if wanted == "all" else evenly(whole, int(wanted))
+        sample |= {"texts": len(held_out), "windows": len(whole)}
+    asked = [(task, row) for row in held_out if (task := task_of(row))]
+    tasks = [task for task, _ in asked]
 
     sides = {}
     for turn, side in enumerate(("base", "adapter")):
         with only(model, side):
             sides[side] = _measure(job, model, tokenizer, config, encoded, tasks, side, turn)
     rows = _rows(tasks, sides)
-    result = _result(sides, tasks, rows, len(encoded))
+    result = _result(sides, tasks, rows, len(encoded)) | {"sample": sample}
+    if rows and all(str(row.get("label") or "").strip() for _, row in asked):
+        result["labels"] = _labels([str(row["label"]) for _, row in asked], rows)
     evaluation_id = evaluations.add(job.run_id, chosen[0].dataset["id"], job.id, result, rows)
     return {"evaluation": evaluation_id}
+
+
+def _watched(run_id: int, config: RunConfig, chosen: list[Chosen], numbers: list[Any]) -> int:
+    """How many of these held-out rows the run measured while it trained."""
+    before = mix.recorded(run_id)
+    watched = mix.watched(chosen, config.evaluation.max_rows, before)
+    return sum(len(numpy.intersect1d(*pair)) for pair in zip(watched, numbers, strict=True))
+
+
+def _labels(labels: Sequence[str], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What accuracy stands against, and which labels are recognised.
+
+    :param labels: of the rows that were answered
+    :returns: ``always``: the label that is most frequent and the share that it alone would get right;
+        ``recall``: for each label its rows, and how many of them base and adapter got right
+    """
+    counts = Counter(labels)
+    right = {side: Counter[str]() for side in ("base", "adapter")}
+    for label, row in zip(labels, rows, strict=True):
+        for side, counter in right.items():
+            counter[label] += int(row[f"{side}_score"])
+    most, many = counts.most_common(1)[0]
+    recall = [[name, counts[name], right["base"][name], right["adapter"][name]] for name in sorted(counts)]
+    return {"always": [most, many / len(labels)], "recall": recall}
 
 
 def _measure(
@@ -134,6 +177,21 @@ def sentence(result: dict[str, Any]) -> str:
         low, high = sorted((abs(points["low"]), abs(points["high"])))
         told = f"The adapter answers {abs(points['mean'])} points {word} rows exactly ({low} to {high})"
     return f"{told}. {perplexity}"
+
+
+def rows_wanted(text: str) -> int | str | None:
+    """How many held-out rows to evaluate, as someone wrote it; None for nothing written.
+
+    :raises StudioError: when it is neither a number from 1 nor "all"
+    """
+    text = text.strip().replace(",", "")
+    if not text:
+        return None
+    if text.lower() == "all":
+        return "all"
+    if not (text.isascii() and text.isdigit()) or int(text[:12]) < 1:
+        raise StudioError("rows", f"{text[:40]!r} is not a number from 1", "Give a number, or all.")
+    return int(text[:12])
 
 
 def refuse_without_adapter(run_id: int) -> None:

@@ -46,7 +46,7 @@ def merge(job: Job) -> dict[str, Any]:
     model = adapters.opened(load.base_model(sixteen_bit), artifact)
     _refuse_full_disk(model, export_folder(job.id))
     job.check_stop()
-    prompts = _prompts(config, tokenizer)
+    prompts = _prompts(job.run_id, config, tokenizer)
     before = _next_logits(model, prompts)
     job.report("merging", 0.4)
     adapters.untie(model)
@@ -87,8 +87,8 @@ def _refuse_full_disk(model: Any, folder: Path) -> None:
         )
 
 
-def _prompts(config: RunConfig, tokenizer: Any) -> list[list[int]]:
-    held_out = mix.held_out_rows(mix.choose(config.data), PARITY_PROMPTS)
+def _prompts(run_id: int, config: RunConfig, tokenizer: Any) -> list[list[int]]:
+    held_out = mix.held_out_rows(mix.of_run(run_id), PARITY_PROMPTS)
     length = config.training.max_length
     prompts = []
     for _, row in held_out:

@@ -297,13 +297,13 @@ def resume_run(run_id: int) -> int:
         return enqueue("train", run_id, resume=True)
 
 
-def enqueue_once(kind: Kind, run_id: int) -> int:
+def enqueue_once(kind: Kind, run_id: int, **payload: Any) -> int:
     """Put a job in the queue unless one of its kind waits or is worked on for the run. :returns: its id"""
     with writing():
         job = latest(run_id, kind)
         if job is not None and job["state"] not in ENDED:
             return job["id"]
-        return enqueue(kind, run_id)
+        return enqueue(kind, run_id, **payload)
 
 
 def mark_orphans() -> list[int]:

@@ -62,17 +62,23 @@ def prepare(config: RunConfig, job: Job | None = None) -> Prepared:
 
     :raises StudioError: when nothing would be learned
     """
-    chosen = mix.choose(config.data)
+    before = None if job is None else mix.recorded(job.run_id)
+    chosen = mix.choose(config.data, before)
+    watched = mix.watched(chosen, config.evaluation.max_rows, before)
     for one in chosen:
         for row in rows.page(one.dataset["id"], "train", 0, 1):
             pairs.refuse_unfit(row, config.method.name, one.name)
     if job is not None:
         job.report("loading the tokenizer, tokenising")
-        write_whole(run_folder(job.run_id) / "data.json", mix.record(chosen))
+        record = mix.record(chosen, None if mix.is_earlier(before) else watched)
+        write_whole(run_folder(job.run_id) / "data.json", record)
     tokenizer = load.tokenizer(config.model.base, config.model.revision)
     encoder = _Encoder(tokenizer, config, job)
     train = encoder.lines(mix.train_rows(config.data, chosen))
-    held_out = encoder.lines(mix.held_out_rows(chosen, config.evaluation.max_rows))
+    held_out = encoder.lines(mix.held_out_at(chosen, watched))
+    if not mix.is_earlier(before):
+        # A long text is many windows.
+        held_out = evenly(held_out, config.evaluation.max_rows)
     length = config.training.max_length
     summary = stats.measured((line.row for line in train), end_tokens(tokenizer)).at(length)
     stats.refuse_nothing_to_learn(summary, length)
@@ -158,6 +164,13 @@ class _Encoder:
             if self.job is not None and number % 500 == 0:
                 self.job.check_stop()
             yield each
+
+
+def evenly(some: list[Any], limit: int) -> list[Any]:
+    """At most so many of them, the same distance apart; all of them where there are no more."""
+    if len(some) <= limit:
+        return some
+    return [some[(2 * number + 1) * len(some) // (2 * limit)] for number in range(limit)]
 
 
 def windows(row: Encoded, length: int) -> list[Encoded]:

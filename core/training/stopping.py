@@ -46,7 +46,7 @@ class LastEvaluation(TrainerCallback):
     """Has the last step evaluated where it counts like any other."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.counts = config.training.best_at_end or config.training.early_stopping is not None
+        self.counts = config.training.chooses
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.counts and state.global_step >= state.max_steps:

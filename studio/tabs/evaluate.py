@@ -5,24 +5,25 @@ from typing import Any
 import gradio as gr
 
 from core.errors import StudioError
-from core.evaluation.compare import refuse_without_adapter, sentence
+from core.evaluation import told
+from core.evaluation.compare import refuse_without_adapter, rows_wanted, sentence
 from core.jobs import queue
 from core.store import evaluations, runs
 from studio.live import Page, View
-from studio.messages import empty, escape, guarded, table
+from studio.messages import empty, escape, folded, guarded, table
 from studio.tabs.jobs import progress
-
-FORMS = (
-    ("exact_match", "exact match", "{:.1%}"),
-    ("token_f1", "token F1", "{:.3f}"),
-    ("loss", "held-out loss (nats per token)", "{:.4f}"),
-    ("perplexity", "held-out perplexity", "{:.3f}"),
-)
 
 
 def build(page: Page) -> None:
     with gr.Row():
         button = gr.Button("Evaluate", variant="primary", interactive=False, elem_id="evaluate", scale=1)
+        limit = gr.Textbox(
+            label="Rows",
+            placeholder="as in the recipe",
+            info="Held-out rows to answer, a sample that stands for all; a number, or all",
+            elem_id="evaluate-limit",
+            scale=1,
+        )
         status = gr.HTML(elem_id="evaluate-status")
     result = gr.HTML(empty("Nothing evaluated yet."), elem_id="evaluate-result")
     rows = gr.Dataframe(
@@ -37,7 +38,7 @@ def build(page: Page) -> None:
         column_widths=["31%", "18%", "18%", "18%", "7%", "8%"],
     )
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
-    page.actions.append(button.click(guarded(_start), page.run, None, **quiet))
+    page.actions.append(button.click(guarded(_start), [page.run, limit], None, **quiet))
     page.views += [
         View([button], _may, lambda run_id: [_button(run_id)]),
         View([status], _job, lambda run_id: [progress(_job(run_id), "Evaluation")]),
@@ -45,11 +46,11 @@ def build(page: Page) -> None:
     ]
 
 
-def _start(run_id: int | None) -> None:
+def _start(run_id: int | None, limit: str) -> None:
     if run_id is None:
         return
     refuse_without_adapter(run_id)
-    queue.enqueue_once("evaluate", run_id)
+    queue.enqueue_once("evaluate", run_id, rows=rows_wanted(limit))
 
 
 def _job(run_id: int | None) -> dict[str, Any] | None:
@@ -84,24 +85,21 @@ def _result(run_id: int | None) -> list[Any]:
     if found is None:
         text = "Nothing evaluated yet. " + ("Press Evaluate." if run_id is not None else "Train a run first.")
         return [empty(text), []]
-    base, adapter = found["result"]["base"], found["result"]["adapter"]
-    figures = [
-        [label, form.format(base[key]), form.format(adapter[key])]
-        for key, label, form in FORMS
-        if key in base
-    ]
-    # Evaluations of earlier versions did not count them.
-    cut = {side: set(found["result"][side].get("cut", [])) for side in ("base", "adapter")}
-    if any(cut.values()):
-        figures.append(
-            ["answers cut at the longest answer", *(str(len(cut[side])) for side in ("base", "adapter"))]
-        )
-    heading = f"{found['rows']} held-out rows"
+    result = found["result"]
+    notes = ["In brackets above: 95 % interval, paired bootstrap over rows.", *told.notes(result)]
+    recall = told.recall(result)
     html = (
-        f'<div class="pl-card"><h3>{escape(sentence(found["result"]))}</h3>'
-        f"{table([heading, 'base', 'adapter'], figures)}"
-        '<p class="pl-muted">In brackets above: 95 % interval, paired bootstrap over rows.</p></div>'
+        f'<div class="pl-card"><h3>{escape(sentence(result))}</h3>'
+        f"{table([told.rows_of(result), 'base', 'adapter'], told.figures(result))}"
+        + "".join(f'<p class="pl-muted">{escape(note)}</p>' for note in notes)
+        + (
+            folded(f"Recall of {len(recall)} labels", table(["label", "rows", *told.SIDES], recall))
+            if recall
+            else ""
+        )
+        + "</div>"
     )
+    cut = {side: set(result[side].get("cut", [])) for side in told.SIDES}
     answers = [
         [
             row["prompt"],

@@ -32,7 +32,7 @@ def test_quickstart_teaches_the_starter_to_cite(workspace: Path) -> None:
     assert result["base"]["exact_match"] <= 0.05
     assert result["adapter"]["exact_match"] >= 0.75
     # What is printed is what is stored.
-    assert f"{result['adapter']['exact_match']:.0%}" in done.stdout
+    assert f"{result['adapter']['exact_match']:.1%}" in done.stdout
     assert (
         summary["base_unchanged"]
         and summary["base_sha256"] in (workspace / "runs" / "1" / "baseline_checksums.json").read_text()

@@ -1,13 +1,17 @@
 """Evaluation: token-weighted loss, honest intervals, base and adapter on the same rows."""
 
+import json
 import math
 import random
+from functools import partial
 
 import pytest
 
+from core.data import mix
 from core.data.xray import IGNORED, prompt_ids
-from core.evaluation import compare
-from core.evaluation.generate import Task, answers, task_of
+from core.errors import StudioError
+from core.evaluation import compare, told
+from core.evaluation.generate import Reply, Task, answers, task_of
 from core.evaluation.loss import held_out_loss
 from core.evaluation.score import exact_match, paired_difference, token_f1
 from core.models import load
@@ -53,7 +57,11 @@ def test_an_evaluation_may_be_stopped_between_batches(finished: Finished) -> Non
     assert model.training is False
 
 
-def test_base_and_adapter_are_compared_on_the_same_rows(finished: Finished) -> None:
+def test_base_and_adapter_are_compared_on_the_same_rows(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Those that were measured while training, to hold its losses against.
+    monkeypatch.setattr(mix, "sample", partial(mix.sample, use="watch"))
     job = do("evaluate", finished.run_id)
     assert job["error"] is None
     found = evaluations.latest(finished.run_id)
@@ -66,6 +74,57 @@ def test_base_and_adapter_are_compared_on_the_same_rows(finished: Finished) -> N
     assert len(answers) == 8
     assert result["adapter"]["exact_match"] == sum(row["adapter_score"] for row in answers) / 8
     assert any(row["base_answer"] != row["adapter_answer"] for row in answers)
+    assert result["sample"] == {"pool": 100, "watched": 8, "chose": False}
+    assert told.rows_of(result) == "8 of 100 held-out rows"
+    assert "All of these rows were measured while training too." in told.notes(result)
+
+
+def test_as_many_rows_are_evaluated_as_are_asked_for_and_training_did_not_watch_them(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def unanswered(model: object, tokenizer: object, prompts: list[object], *rest: object) -> list[Reply]:
+        asked.append(len(prompts))
+        return [Reply("", True) for _ in prompts]
+
+    monkeypatch.setattr(compare, "answers", unanswered)
+    for rows, count, watched in ((12, 12, 0), ("all", 100, 8)):
+        assert do("evaluate", finished.run_id, rows=rows)["error"] is None
+        result = evaluations.latest(finished.run_id)["result"]
+        assert (result["rows"], result["sample"]["watched"]) == (count, watched)
+    assert asked == [12, 12, 100, 100]
+
+
+def test_the_number_of_rows_is_read_as_it_is_written() -> None:
+    assert [compare.rows_wanted(text) for text in ("", " all ", "1,500")] == [None, "all", 1500]
+    for wrong in ("0", "-1", "many", "1.5"):
+        with pytest.raises(StudioError, match="is not a number from 1"):
+            compare.rows_wanted(wrong)
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_the_rows_that_it_began_with(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = finished.folder / "data.json"
+    stored = path.read_text()
+    earlier = [{key: value for key, value in one.items() if key != "watched"} for one in json.loads(stored)]
+    path.write_text(json.dumps(earlier))
+    try:
+        before = mix.recorded(finished.run_id)
+        chosen = mix.choose(recipe().data, before)
+        assert chosen[0].train.tolist() == list(range(32))
+        assert mix.watched(chosen, 8, before)[0].tolist() == list(range(8))
+        assert "watched" not in json.loads(mix.record(chosen, None))[0]
+    finally:
+        path.write_text(stored)
+
+
+def test_an_evaluation_of_an_earlier_version_says_that_it_is_of_the_first_rows() -> None:
+    side = {"loss": 1.0, "perplexity": 2.7, "tokens": 9, "exact_match": 0.5, "token_f1": 0.5}
+    result = {"rows": 100, "base": side, "adapter": side}
+    assert told.rows_of(result) == "the first 100 held-out rows"
+    assert "on the first rows of the held-out part" in told.notes(result)[0]
 
 
 def test_a_run_without_an_adapter_is_not_evaluated(samples: object) -> None:

@@ -160,3 +160,87 @@ def test_a_random_split_is_drawn_as_earlier_versions_drew_it(rated: str) -> None
 def test_an_order_by_a_column_that_is_not_there_is_refused_at_once(rated: str) -> None:
     with pytest.raises(StudioError, match="has no column 'taste'. It has label, group"):
         mix.choose(section(dataset=rated, order="by column", order_column="taste"))
+
+
+def add_sorted(folder: Path, labels: int, rows_each: int) -> str:
+    """Training rows, and a held-out file that is sorted by its labels, as published ones often are."""
+    train = folder / "train.jsonl"
+    held_out = folder / "test.jsonl"
+    train.write_text(
+        "".join(json.dumps({"text": f"t{n}", "label": f"l{n % labels}"}) + "\n" for n in range(50))
+    )
+    lines = [
+        json.dumps({"text": f"asks {label} {n}", "label": f"l{label}"}) + "\n"
+        for label in range(labels)
+        for n in range(rows_each)
+    ]
+    held_out.write_text("".join(lines))
+    files = [Source(path, path.name) for path in (train, held_out)]
+    importing.add(files[:1], files[1:], Options(name="sorted"))
+    return "sorted"
+
+
+def measured_labels(data: DataSection, limit: int) -> Counter[str]:
+    return Counter(row["label"] for _, row in mix.held_out_rows(mix.choose(data), limit))
+
+
+def test_what_is_measured_stands_for_the_whole_held_out_file(workspace: Path, tmp_path: Path) -> None:
+    data = section(dataset=add_sorted(tmp_path, labels=20, rows_each=30))
+    counts = measured_labels(data, 100)
+    assert len(counts) == 20 and set(counts.values()) <= {4, 5, 6}
+    assert sum(counts.values()) == 100
+    assert measured_labels(section(dataset="sorted", split_seed=7), 100) == counts
+
+
+def test_a_rare_label_is_measured_by_its_share(workspace: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"row {n}", "label": "hateful" if n < 700 else "fine"} for n in range(1000)]
+    data = section(dataset=add(tmp_path, "head", rows), held_out_share=0.5)
+    counts = measured_labels(data, 100)
+    whole = Counter(row["label"] for _, row in mix.held_out_rows(mix.choose(data)))
+    assert abs(counts["hateful"] - 100 * whole["hateful"] / 500) <= 1
+
+
+def test_groups_are_measured_within_labels(workspace: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"row {n}", "label": f"l{n // 200}", "group": f"g{n // 20 % 10}"} for n in range(400)]
+    chosen = mix.choose(section(dataset=add(tmp_path, "both", rows), held_out_share=0.5))
+    found = Counter((row["label"], row["group"]) for _, row in mix.held_out_rows(chosen, 40))
+    assert len(found) == 20 and max(found.values()) <= 4
+
+
+def test_the_sample_is_of_what_rows_hold_and_not_of_where_they_stand(workspace: Path, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"asks {n}", "label": f"l{n % 3}"}) + "\n" for n in range(300)]
+    texts = []
+    for name, ordered in (("one", lines), ("other", sorted(lines, reverse=True))):
+        train, held_out = tmp_path / f"{name}.jsonl", tmp_path / f"{name}-test.jsonl"
+        train.write_text('{"text": "t", "label": "l0"}\n' * 3)
+        held_out.write_text("".join(ordered))
+        files = [Source(path, path.name) for path in (train, held_out)]
+        importing.add(files[:1], files[1:], Options(name=name))
+        rows = mix.held_out_rows(mix.choose(section(dataset=name)), 60)
+        texts.append({row["messages"][0]["content"] for _, row in rows})
+    assert texts[0] == texts[1] and len(texts[0]) == 60
+    assert texts[0] != {f"asks {n}" for n in range(60)}
+
+
+def test_training_watches_other_rows_than_are_scored_as_far_as_there_are(
+    workspace: Path, tmp_path: Path
+) -> None:
+    chosen = mix.choose(section(dataset=add_sorted(tmp_path, labels=4, rows_each=30)))
+    for limit, shared in ((60, 0), (80, 40), (500, 120)):
+        scored, watched = (set(mix.sample(chosen, limit, use)[0].tolist()) for use in ("score", "watch"))
+        assert len(scored) == len(watched) == min(limit, 120) and len(scored & watched) == shared
+    labels = Counter(row["label"] for _, row in mix.held_out_rows(chosen, 40, "watch"))
+    assert set(labels.values()) == {10}
+
+
+def test_a_mix_shares_what_is_measured_as_far_as_each_has_rows(rated: str, tmp_path: Path) -> None:
+    add(tmp_path, "few", [{"text": f"few {n}", "label": "x"} for n in range(20)])
+    chosen = mix.choose(section(mix=[{"dataset": rated}, {"dataset": "few"}], held_out_share=0.5))
+    assert Counter(source for source, _ in mix.held_out_rows(chosen, 41)) == {"rated": 31, "few": 10}
+
+
+def test_a_row_limit_takes_rows_from_the_whole_file(workspace: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"row {n}", "label": f"l{n // 100}"} for n in range(1000)]
+    data = section(dataset=add(tmp_path, "sorted-train", rows), max_rows=64)
+    labels = {row["label"] for _, row in mix.train_rows(data, mix.choose(data))}
+    assert len(labels) == 10
