@@ -98,6 +98,7 @@ def import_options(
     encoding: str = "utf-8",
     delimiter: str = "",
     header: bool | None = None,
+    system: str = "",
 ) -> Options:
     """How an import is done.
 
@@ -106,9 +107,10 @@ def import_options(
     :param leave_out: store the good rows although some are bad
     :param delimiter: of CSV, when it is not recognised
     :param header: whether the first CSV line names the columns, when that is not recognised
+    :param system: a system prompt for every row that has none of its own
     :raises StudioError: when the mapping is none
     """
-    return Options(name, mapping_of(mapping), Reading(encoding, delimiter, header), leave_out)
+    return Options(name, mapping_of(mapping), system, Reading(encoding, delimiter, header), leave_out)
 
 
 def sources(files: Files) -> list[Source]:

@@ -56,6 +56,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="PARTS",
         help="prompt=question,answer=reply,roles.bot=assistant, a YAML or JSON file, or a saved one's name",
     )
+    parser.add_argument(
+        "--system", metavar="TEXT", default="", help="a system prompt for every row that has none of its own"
+    )
     parser.add_argument("--save-mapping", metavar="NAME", help="keep the mapping for other files")
     parser.add_argument("--preview", action="store_true", help="show what it would do, and store nothing")
     parser.add_argument("--hub", metavar="ID", help="a dataset on the Hugging Face Hub, in place of files")
@@ -121,6 +124,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
         "encoding": arguments.encoding,
         "delimiter": named.get(arguments.delimiter, arguments.delimiter),
         "header": arguments.header,
+        "system": arguments.system,
     }
 
 

@@ -16,7 +16,7 @@ from core.data.fields import (
     label_text,
     part_text,
     plain_text,
-    system_text,
+    system_turns,
     tools_in,
     turns_before,
     verdict,
@@ -93,8 +93,10 @@ def _conversation(mapping: Mapping) -> Converter:
                 raise RowError(f"{column} is null, expected a list of turns")
             raise RowError(f"has no {column}; it has {', '.join(list(record)[:6]) or 'no columns'}")
         messages = messages_of(turns, column, roles)
-        if mapping.system and record.get(mapping.system):
-            messages.insert(0, message("system", system_text(record, mapping.system)))
+        if (
+            messages[:1] and messages[0]["role"] != "system"
+        ):  # what a row says itself goes before what all are given
+            messages = [*system_turns(record, mapping), *messages]
         row: Row = {"messages": messages}
         if tools := tools_in(record, mapping):
             row["tools"] = tools
@@ -151,6 +153,8 @@ def _preference(mapping: Mapping) -> Converter:
             while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
                 shared += 1
             asked = [t | {"learn": False} if t["role"] == "assistant" else t for t in chosen[:shared]]
+            if asked and asked[0]["role"] != "system":
+                asked = [*system_turns(record, mapping), *asked]
             chosen, rejected = chosen[shared:], rejected[shared:]
         if not asked:
             raise RowError("has no prompt")
@@ -202,7 +206,7 @@ def _squad(mapping: Mapping) -> Converter:
                     rows.append(RowError(what))  # the others of this paragraph are good
                     continue
                 turns = [message("user", f"{context}\n\n{asked}"), message("assistant", texts[0])]
-                rows.append({"messages": turns})
+                rows.append({"messages": [*system_turns(record, mapping), *turns]})
         if not rows:
             raise RowError(f"{mapping.turns} holds no question")
         return rows
@@ -229,7 +233,8 @@ def _instances(mapping: Mapping) -> Converter:
             if not answer.strip():
                 raise RowError(f"{place}.output is empty, so there is nothing to learn")
             asked = f"{task}\n\n{given}" if given.strip() else task
-            rows.append({"messages": [message("user", asked), message("assistant", answer)]})
+            turns = [message("user", asked), message("assistant", answer)]
+            rows.append({"messages": [*system_turns(record, mapping), *turns]})
         if not rows:
             raise RowError(f"{mapping.turns} is empty")
         return rows

@@ -3,7 +3,7 @@
 from typing import Any
 
 from core.data.errors import RowError, kind_of
-from core.data.mapping import Mapping, fill, lookup
+from core.data.mapping import Mapping, constant, fill, lookup
 from core.data.shapes import turns_of
 from core.data.turns import content_of, message, messages_of, tools_of
 
@@ -22,6 +22,8 @@ def text_at(record: dict[str, Any], path: str) -> str:
 
 def part_text(record: dict[str, Any], field: str) -> str:
     """A field of the mapping for this record. In a template a missing column is empty."""
+    if (text := constant(field)) is not None:
+        return text
     if "{" not in field or field in record:
         return text_at(record, field)
     return fill(field, lambda name: _place(record, name))
@@ -51,10 +53,18 @@ def label_text(value: Any, column: str) -> str:
     raise RowError(f"{column} is {kind_of(value)}, expected a text")
 
 
-def system_text(record: dict[str, Any], column: str) -> str:
-    """What the system says: a text, or a message with its text in parts."""
-    value = record.get(column)
-    return content_of(value, column) if type(value) is dict else text_at(record, column)
+def system_turns(record: dict[str, Any], mapping: Mapping) -> list[dict[str, Any]]:
+    """What the system says, as one message; none where the record leaves it empty.
+
+    A column may hold a message with its text in parts.
+    """
+    field = mapping.system
+    written = not field or "{" in field and field not in record or constant(field) is not None
+    value = None if written else lookup(record, field)
+    if not field or (not written and not value):
+        return []
+    text = content_of(value, field) if type(value) is dict else part_text(record, field)
+    return [message("system", text)] if text.strip() else []
 
 
 def tools_in(record: dict[str, Any], mapping: Mapping) -> list[Any]:
@@ -74,15 +84,15 @@ def verdict(value: Any, column: str) -> bool:
 
 def turns_before(record: dict[str, Any], mapping: Mapping) -> list[dict[str, Any]]:
     """Everything before the answer; answers in it are shown and not learned."""
-    messages: list[dict[str, Any]] = []
-    if mapping.system and record.get(mapping.system):
-        messages.append(message("system", system_text(record, mapping.system)))
+    messages = system_turns(record, mapping)
     if mapping.history and record.get(mapping.history):
         messages += messages_of(record[mapping.history], mapping.history, mapping.roles)
     prompt = mapping.prompt
     value = lookup(record, prompt) if "{" not in prompt else None
     if isinstance(value, (list, dict)) and turns_of(value):
         before = messages_of(value, prompt, mapping.roles)
+        if before[0]["role"] == "system":  # what a row says itself goes before what all are given
+            messages = [turn for turn in messages if turn["role"] != "system"]
         return messages + [
             turn | {"learn": False} if turn["role"] == "assistant" else turn for turn in before
         ]

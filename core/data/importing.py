@@ -26,7 +26,7 @@ from core.data.errors import KEPT_PROBLEMS, SHOWN_PROBLEMS, DataError, Problem, 
 from core.data.files import File, Reading, Source
 from core.data.jsonread import Record, line_ranges
 from core.data.limits import max_rows
-from core.data.mapping import Mapping
+from core.data.mapping import MAY, NEEDS, Mapping, constant, quoted
 from core.data.mapping_text import refuse_missing_columns
 from core.data.part import Counted, Part, as_line
 from core.data.read import line_blocks, records
@@ -44,10 +44,14 @@ Report = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class Options:
-    """How an import is done. ``mapping`` None means the guess is taken."""
+    """How an import is done. ``mapping`` None means the guess is taken.
+
+    :param system: a system prompt for every row that has none of its own
+    """
 
     name: str = ""
     mapping: Mapping | None = None
+    system: str = ""
     reading: Reading = Reading()
     leave_out: bool = False
 
@@ -85,7 +89,7 @@ def preview(source: Source, options: Options = Options(), count: int = 20) -> Pr
             columns.setdefault(_whole(name), []).append(_whole(text))
     problem = ""
     try:
-        guess = _guess(file, sample, options.mapping)
+        guess = _guess(file, sample, options)
     except DataError:
         raise
     except StudioError as error:
@@ -129,7 +133,7 @@ def _typed(problem: Problem, file: File) -> Problem:
     return problem._replace(what=f"{problem.what} ({types[column]})") if column in types else problem
 
 
-def _guess(file: File, sample: Sequence[Record | Problem], mapping: Mapping | None) -> Guess:
+def _guess(file: File, sample: Sequence[Record | Problem], options: Options) -> Guess:
     """The shape of a file. :raises StudioError: when it has no rows, or none of a known shape"""
     good = [record.value for record in sample if isinstance(record, Record)]
     if not sample:
@@ -137,14 +141,29 @@ def _guess(file: File, sample: Sequence[Record | Problem], mapping: Mapping | No
     if not good:
         bad = [problem for problem in sample if isinstance(problem, Problem)]
         raise DataError([file.name], bad, "Mend the file.")
+    mapping = options.mapping
     if mapping is None:
-        return recognise(good, file.name)
+        guess = recognise(good, file.name)
+        return Guess(guess.shape, _with_system(guess.mapping, options.system, file.name))
+    mapping = _with_system(mapping, options.system, file.name)
     refuse_missing_columns(
         mapping, list(dict.fromkeys(name for record in good for name in record)), file.name
     )
     if missing := mapping.missing():
         raise StudioError("mapping", f"does not say which column is {' and '.join(missing)}", "Choose one.")
     return Guess(f"mapped {mapping.kind}", mapping)
+
+
+def _with_system(mapping: Mapping, text: str, name: str) -> Mapping:
+    """A mapping that gives every row a system prompt. :raises StudioError: when rows cannot have it"""
+    if not text.strip():
+        return mapping
+    if "system" not in (*NEEDS[mapping.kind], *MAY[mapping.kind]):
+        raise StudioError(name, f"is {mapping.kind}, whose rows have no system prompt", "Leave it empty.")
+    if mapping.system and constant(mapping.system) is None:
+        what = f"has a system prompt in its column {mapping.system}"
+        raise StudioError(name, what, "Leave the one for every row empty, or map system to nothing.")
+    return mapping.model_copy(update={"system": quoted(text.strip())})
 
 
 def add(
@@ -219,7 +238,7 @@ def _part(sources: Sequence[Source], part: str, options: Options, staging: Path,
     """Read, convert, check and write one part. :raises StudioError: unless all is well"""
     with ExitStack() as stack:
         opened = [stack.enter_context(files.opened(source, options.reading)) for source in sources]
-        guesses = [_guess(file, list(islice(records(file), SAMPLE)), options.mapping) for file in opened]
+        guesses = [_guess(file, list(islice(records(file), SAMPLE)), options) for file in opened]
         for file, guess in zip(opened, guesses, strict=True):
             if guess.mapping != guesses[0].mapping:
                 what = f"has the shape {guess.shape}, {opened[0].name} has {guesses[0].shape}"

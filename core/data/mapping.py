@@ -1,9 +1,11 @@
 """How a file's columns become rows. Guessed from the file, corrected on the page, kept in the recipe.
 
 A field names a column, a path into one (``answers.text``), or is a template: ``{question}`` stands
-for a column's text, and a paragraph whose columns are all empty is left out.
+for a column's text, and a paragraph whose columns are all empty is left out. A text in double quotes is
+the same for every row.
 """
 
+import json
 import re
 from typing import Any, Literal
 
@@ -26,9 +28,11 @@ MAY: dict[Kind, tuple[str, ...]] = {
     "text": ("label", "group"),
     "preference": ("prompt", "system", "group"),
     "kto": ("system", "group"),
-    "squad": (),
-    "instances": (),
+    "squad": ("system",),
+    "instances": ("system",),
 }
+# The parts that are text, and so may be a template or a text in quotes; the others are columns.
+WRITTEN = ("system", "prompt", "answer", "text", "chosen", "rejected")
 _PLACE = re.compile(r"\{([^{}\n]+)\}")
 
 
@@ -62,7 +66,7 @@ class Mapping(BaseModel):
         """Every column that plays a part."""
         found: set[str] = set()
         for name, value in self:
-            if name in ("kind", "roles") or not value:
+            if name in ("kind", "roles") or not value or constant(value) is not None:
                 continue
             found |= {place.split(".")[0] for place in _PLACE.findall(value)} if "{" in value else {value}
             found.add(value.split(".")[0])
@@ -81,6 +85,21 @@ class Mapping(BaseModel):
         ]
         parts += [f"{old} = {new}" for old, new in self.roles.items()]
         return ", ".join(parts)
+
+
+def constant(field: str) -> str | None:
+    """The text that a part in quotes gives to every row; None for a column or a template."""
+    if len(field) < 2 or not (field[0] == field[-1] == '"'):
+        return None
+    try:
+        return json.loads(field, strict=False)
+    except ValueError:  # quotes or backslashes inside that nobody escaped
+        return field[1:-1]
+
+
+def quoted(text: str) -> str:
+    """A text as a part of a mapping that gives it to every row."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def lookup(record: dict[str, Any], path: str) -> Any:

@@ -11,13 +11,14 @@ from typing import Any, cast, get_args
 from pydantic import ValidationError
 
 from core import outside
-from core.data.mapping import MAY, NEEDS, Kind, Mapping, is_whole, places
+from core.data.mapping import MAY, NEEDS, WRITTEN, Kind, Mapping, constant, is_whole, places
 from core.errors import StudioError
 from core.store import datasets as store
 
 ROLES = ("system", "user", "assistant", "tool")
 WHERE = "mapping"
-_NEXT = re.compile(r",(?=\s*[\w.-]+\s*=)")
+# A part of the line: its text in quotes may hold commas and equals signs.
+_PAIR = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"|"|,(?!\s*[\w.-]+\s*=))+')
 # In this order, the first kind whose parts are all named is meant.
 _GUESSED: tuple[Kind, ...] = ("kto", "exchange", "preference", "instances", "conversation", "text")
 
@@ -41,7 +42,7 @@ def mapping_of(given: Mapping | Pairs[str, Any] | str | Path | None) -> Mapping 
 
 def _pairs(text: str) -> dict[str, Any]:
     raw: dict[str, Any] = {}
-    for pair in _NEXT.split(text):
+    for pair in _PAIR.findall(text):
         name, sign, value = (word.strip() for word in pair.partition("="))
         if not sign or not value:
             raise StudioError(WHERE, f"{pair.strip()!r:.80} is no part=column", parts_of(None))
@@ -112,9 +113,17 @@ def refuse_incomplete(mapping: Mapping, where: str = WHERE) -> None:
 
 
 def _refuse_bad_templates(mapping: Mapping, columns: list[str]) -> None:
-    """:raises StudioError: at a part whose braces are not all around a column's name"""
+    """:raises StudioError: at a part whose braces are not all around a column's name, or at a text in
+    quotes where only a column can be"""
     for part, value in mapping:
-        if part in ("kind", "roles") or "{" not in value or value in columns:
+        if part in ("kind", "roles") or value in columns:
+            continue
+        if constant(value) is not None:
+            if part not in WRITTEN:
+                what = f"{part} is the text {value!r:.80}, and must be a column"
+                raise StudioError(WHERE, what, f"Texts may be given to {', '.join(WRITTEN)}.")
+            continue
+        if "{" not in value:
             continue
         unknown = [name for name in places(value) if name not in columns]
         if not is_whole(value) or any(set(name) & set("!:") for name in unknown):
@@ -123,22 +132,25 @@ def _refuse_bad_templates(mapping: Mapping, columns: list[str]) -> None:
 
 
 def refuse_missing_columns(mapping: Mapping, columns: list[str], name: str) -> None:
-    """:raises StudioError: when a part that is needed names a column that a file does not have, or any
-    part is a template with braces that name none
+    """:raises StudioError: when a part names a column that a file does not have, or is a template with
+    braces that name none
 
     In a template a missing column is empty text: a slip in its name would go unnoticed in every row.
 
     :param columns: those of the file's first rows
     """
     _refuse_bad_templates(mapping, columns)
-    for part in NEEDS[mapping.kind]:
-        value = getattr(mapping, part)
+    for part, value in mapping:
+        if part in ("kind", "roles") or not value or constant(value) is not None:
+            continue
         named = [value] if value in columns else places(value) or [value]
         for column in named:
             if column not in columns and column.split(".")[0] not in columns:
                 known = ", ".join(columns[:40]) or "none"
                 what = f"{part} is column {column!r:.80}, which {name} does not have"
-                raise StudioError(WHERE, what, f"Its columns: {known}. {parts_of(mapping.kind)}")
+                text = f' For the same text in every row write {part}="..." with the quotes.'
+                fix = f"Its columns: {known}.{text if part in WRITTEN else ''} {parts_of(mapping.kind)}"
+                raise StudioError(WHERE, what, fix)
 
 
 def said(mapping: str | None) -> str:

@@ -30,7 +30,7 @@ KINDS = {
 PARTS = [name for name in Mapping.model_fields if name not in ("kind", "roles")]
 HEADERS = {"as recognised": None, "names the columns": True, "is a row": False}
 SHOWN_COLUMNS, SAMPLE_WIDTH = 30, 90
-FRESH = [False, None, "utf-8", "", "as recognised", 2000]  # a new file: no correction, reading as usual
+FRESH = [False, None, "", "utf-8", "", "as recognised", 2000]  # a new file: no correction, reading as usual
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,12 @@ def build() -> Pane:
     """Everything but the upload itself, which stands on the left of the tab."""
     guess = gr.HTML(empty("Choose a file on the left: what it holds appears here."), elem_id="guess")
     corrected = gr.State(False)
+    system = gr.Textbox(
+        label="System prompt for every row (optional)",
+        info="For rows that have none of their own; leave it empty to add none",
+        max_lines=4,
+        elem_id="every-system",
+    )
     with gr.Accordion("Columns: which one is what", open=False, elem_id="mapping") as columns:
         with gr.Row():
             kind = gr.Dropdown(
@@ -82,7 +88,8 @@ def build() -> Pane:
         )
         gr.HTML(
             '<p class="pl-muted">A field names a column, or is a template: '
-            "<code>{question}</code> stands for a column's text.</p>"
+            "<code>{question}</code> stands for a column's text. A text in quotes is the same in every "
+            "row.</p>"
         )
         with gr.Row(equal_height=True):
             name = gr.Textbox(label="Save this mapping as", elem_id="mapping-name", scale=2)
@@ -102,14 +109,14 @@ def build() -> Pane:
     example = gr.HTML(elem_id="example")
     fields = [kind, *parts, roles]
     save.click(_save, [name, *fields], [saved, guess], show_progress="hidden", api_visibility="private")
-    inputs = [corrected, *fields, encoding, delimiter, header, chunk]
+    inputs = [corrected, *fields, system, encoding, delimiter, header, chunk]
     pane = Pane(
         guess,
         example,
         [columns, saved, *fields],
         inputs,
         corrected,
-        [saved, encoding, delimiter, header, chunk],
+        [saved, system, encoding, delimiter, header, chunk],
     )
     saved.input(_use, saved, [*fields, corrected], show_progress="hidden", api_visibility="private")
     return pane
@@ -118,10 +125,11 @@ def build() -> Pane:
 def options(values: Sequence[Any], name: str = "", leave_out: bool = False) -> Options:
     """An import's options from the pane's inputs. :raises StudioError: when the mapping is wrong"""
     corrected, *rest = values
-    fields, (encoding, delimiter, header, chunk) = rest[:-4], rest[-4:]
+    fields, (system, encoding, delimiter, header, chunk) = rest[:-5], rest[-5:]
     return Options(
         name=name,
         mapping=_mapping(fields) if corrected else None,
+        system=system or "",
         reading=Reading(encoding, delimiter or "", HEADERS[header], int(chunk or 2000)),
         leave_out=leave_out,
     )

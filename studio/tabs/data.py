@@ -148,7 +148,12 @@ def build(page: Page) -> None:
     correcting = [field.input for field in pane.fields[2:]]
     corrected = gr.on(correcting, lambda: True, None, pane.corrected, queue=False, **quiet)
     reading = gr.on(
-        [field.input for field in pane.inputs[-4:]], lambda: None, None, None, queue=False, **quiet
+        [pane.inputs[-5].blur, *(field.input for field in pane.inputs[-4:])],
+        lambda: None,
+        None,
+        None,
+        queue=False,
+        **quiet,
     )
     used = pane.fields[1].input(lambda: None, None, None, **quiet)
     for begun in (arrived, corrected, reading, used):
