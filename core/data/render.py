@@ -5,21 +5,18 @@ Control tokens that a row merely quotes never become control tokens.
 """
 
 import re
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from core.data import probe
+from core.data import probe, sandbox
 from core.data.spoken import Frame, Message, Span, Turns, Write, called, framed, frames, is_bare_call, lost
 from core.errors import StudioError
 
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _COMMENTS = re.compile(r"\{#.*?#\}", re.DOTALL)
 _PLANES = (0xF0000, 0x100000)  # private-use characters, 65,534 in each
-# transformers keeps one compiled template for all threads, and in it what was marked so far.
-_one_at_a_time = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -136,24 +133,15 @@ class Renderer:
         self, messages: list[Message], tools: Any, prompt: bool = False, marks: bool = False
     ) -> tuple[str, list[Span]]:
         """What the template writes and, when asked for, the spans that it marks itself."""
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        template = self._template(tools)
+        special_tokens = self.tokenizer.special_tokens_map
         try:
-            with _one_at_a_time:
-                written: Any = render_jinja_template(
-                    conversations=[messages],
-                    tools=tools or None,
-                    chat_template=template,
-                    add_generation_prompt=prompt,
-                    return_assistant_tokens_mask=marks,
-                    **self.tokenizer.special_tokens_map,
-                )
-        except Exception as error:
-            # Templates raise through jinja, with any message their author chose.
-            raise StudioError("chat template", f"cannot render this conversation: {error}"[:300]) from error
-        texts, marked = written
-        return texts[0], marked[0] if marks else []
+            return sandbox.written(
+                self._template(tools), messages, tools, special_tokens, prompt=prompt, marks=marks
+            )
+        except sandbox.Exceeded as exceeded:
+            raise StudioError("chat template", str(exceeded), probe.FIX) from exceeded
+        except sandbox.Failed as failed:
+            raise StudioError("chat template", f"cannot render this conversation: {failed}"[:300]) from failed
 
     def _template(self, tools: Any) -> str:
         """The template's source, checked before anything is rendered with it."""

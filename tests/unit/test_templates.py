@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken
 
-from core.data import probe
+from core.data import probe, sandbox
 from core.data import render as render_module
 from core.data.render import render
 from core.data.xray import IGNORED, encode, end_tokens
@@ -163,10 +163,10 @@ def test_a_turn_that_is_not_to_be_learned_is_masked(unchecked: None, family: str
         ("{{ messages[0].content }}", "drops what the assistant says"),
         ("{% for m in messages %}{{ m.content ~ m.content }}{% endfor %}", "repeats what the assistant says"),
         ("{{ 'a' * 900000000 }}", "needs more than 512 MB"),
-        ("{{ 'a' * 300000000 }}{{ 'b' * 300000000 }}{{ 'c' * 300000000 }}", "needs more|did not finish"),
+        ("{{ 'a' * 300000000 }}{{ 'b' * 300000000 }}{{ 'c' * 300000000 }}", "needs more|takes more"),
         ("{{ 'a' * 9000000 }}", "writes 9,000,000 characters"),
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "did not finish"),
-        ("{{ 9 ** 99999999 }}", "did not finish"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes more"),
+        ("{{ 9 ** 99999999 }}", "takes more"),
     ],
 )
 def test_a_template_that_fails_loops_or_explodes_is_stopped_and_explained(template: str, why: str) -> None:
@@ -182,7 +182,7 @@ def test_the_check_keeps_what_it_found_and_spares_the_starter(monkeypatch: pytes
     chosen.chat_template = "{# kept #}{{ messages[0].content }}"
     with pytest.raises(StudioError, match="drops"):
         probe.check_template(chosen)
-    monkeypatch.setattr(probe.subprocess, "Popen", None)
+    monkeypatch.setattr(sandbox.subprocess, "Popen", None)
     with pytest.raises(StudioError, match="drops"):
         probe.check_template(chosen)
     assert probe.check_template(tokenizer("starter")) == tokenizer("starter").chat_template
