@@ -27,6 +27,7 @@ from core.jobs.mode import choose
 from core.jobs.words import subject
 from core.jobs.worker import Worker
 from studio import app as studio_app
+from studio.gate.connection import Connection
 from studio.gate.middleware import guard
 from studio.gate.settings import settings_from_environment
 
@@ -100,8 +101,10 @@ def serve(host: str, port: int, run_id: int | None, worker_mode: str = "auto") -
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     query = f"?run={run_id}" if run_id is not None else ""
     print(f"Plumbline is at http://{shown}:{listener.getsockname()[1]}/{query}  (Ctrl-C ends it)", flush=True)
-    # Forwarded headers are not believed: the gate counts failed passwords by address.
-    config = uvicorn.Config(server, log_level="warning", proxy_headers=False, timeout_graceful_shutdown=2)
+    # Forwarded headers are not believed; the gate takes from a proxy what it needs.
+    config = uvicorn.Config(
+        server, http=Connection, log_level="warning", proxy_headers=False, timeout_graceful_shutdown=2
+    )
     _serve_until_signalled(_Server(config), listener, worker)
 
 

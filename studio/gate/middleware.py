@@ -11,6 +11,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from studio.gate.answers import REMOTE_FILE, Refusal, answer, too_large
@@ -73,6 +74,8 @@ class Gate:
                 headers = MutableHeaders(scope=message)
                 for name, value in self.headers.items():
                     headers[name] = value
+                if headers.get("content-type", "").startswith("text/event-stream"):
+                    headers["X-Accel-Buffering"] = "no"  # nginx would hold a stream back until it ends
             await send(message)
 
         refusal = await self.visitors.refusal(scope) or self._refusal(scope)
@@ -129,6 +132,8 @@ class Gate:
 
         try:
             await self.app(scope, body.next, watched)
+        except ClientDisconnect:
+            pass  # of the client's own, nobody is there to be told, and nothing here is wrong
         except Exception:
             # After trouble the app complains of the connection that was cut here, in whatever way
             # its parser does; the client is told below. Anything else is the app's own.

@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request
 
+from studio.gate.connection import Connection
 from studio.gate.middleware import Gate, guard
 from studio.gate.settings import GateSettings
 
@@ -60,7 +61,7 @@ def serve(settings: GateSettings, uploads: Path):
     # Named as TCP, so that asyncio sends small answers at once (40 ms each otherwise).
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, http=Connection, log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:

@@ -237,6 +237,7 @@ def test_an_event_runs_and_its_result_is_streamed(studio):
     event = studio.http.post(call, json={"data": []}).json()["event_id"]
     arrived = []
     with studio.http.stream("GET", f"{call}/{event}") as answer:
+        assert answer.headers["x-accel-buffering"] == "no"
         for line in answer.iter_lines():
             if line.startswith("event:"):
                 arrived.append((line, time.monotonic()))
