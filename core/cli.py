@@ -267,8 +267,16 @@ def _export(arguments: argparse.Namespace, serve: Serve) -> int:
     job_id = queue.enqueue(kind, arguments.run)
     if watch(job_id)["state"] != "completed":
         return 1
-    print(export_folder(job_id) / queue.get(job_id)["result"]["file"])
+    made = queue.get(job_id)["result"]
+    print(export_folder(job_id) / made["file"])
+    say_refusals(made)
     return 0
+
+
+def say_refusals(made: dict[str, Any]) -> None:
+    """:param made: the result of an export"""
+    for sentence in made.get("refusals", []):
+        say(f"Note: {sentence}")
 
 
 def _runs(arguments: argparse.Namespace, serve: Serve) -> int:

@@ -5,11 +5,13 @@ Everything is printed by `say`. Only what has gone through `safe` may be coloure
 
 import os
 import re
+import shlex
 import shutil
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 WIDEST = 100
@@ -136,10 +138,23 @@ def progress() -> Iterator[Callable[[str], None]]:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
+def command(*words: str) -> str:
+    """A command to type here that starts this program as it was started, with these words."""
+    program = Path(sys.argv[0])
+    if program.suffix != ".py":
+        return shlex.join([program.name or "plumbline", *words])
+    beside = program.resolve().parent == Path.cwd()
+    return shlex.join(["python3", program.name if beside else str(program), *words])
+
+
 def watch(job_id: int) -> dict[str, Any]:
-    """Wait for a job with a progress bar. :returns: the job as it ended"""
+    """Wait for a job with a progress bar; of one that was ended, tell what goes on with it.
+
+    :returns: the job as it ended
+    """
     from tqdm import tqdm
 
+    from core.jobs import queue
     from core.jobs.wait import until_ended
 
     with tqdm(total=100, bar_format="{desc:<44.44}{bar:24} {percentage:3.0f} % {elapsed}") as bar:
@@ -149,7 +164,20 @@ def watch(job_id: int) -> dict[str, Any]:
             bar.n = round(100 * (job["progress"] or 0))
             bar.refresh()
 
-        job = until_ended(job_id, look)
+        try:
+            job = until_ended(job_id, look)
+        except KeyboardInterrupt:
+            bar.close()
+            _tell_how_to_go_on(queue.get(job_id))
+            raise
     if job["state"] != "completed":
         print(safe(f"{job['kind']} {job['state']}. {job['error'] or ''}".strip()), file=sys.stderr)
+    if job["state"] in ("stopped", "interrupted", "queued"):
+        _tell_how_to_go_on(job)
     return job
+
+
+def _tell_how_to_go_on(job: dict[str, Any]) -> None:
+    verb = {"train": "resume", "adapter": "export"}.get(job["kind"], job["kind"])
+    if job["run_id"] is not None:
+        print(f"To go on: {command(verb, str(job['run_id']))}", file=sys.stderr)

@@ -242,7 +242,9 @@ class _Stream:
 
     def said(self, otherwise: str = "") -> Said:
         """:param otherwise: the note when it has not ended"""
-        text = self.chat.tokenizer.decode(self.ids[0, self.prompt_length :], skip_special_tokens=True)
+        text = self.chat.tokenizer.decode(
+            self.ids[0, self.prompt_length :], skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         if not self.done and not otherwise:
             return Said(text.rstrip("\ufffd"))  # the tokens to come may complete the character
         if self.cut:

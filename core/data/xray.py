@@ -94,20 +94,24 @@ def end_tokens(tokenizer: Any) -> frozenset[int]:
     Many templates end a turn with a token that is not the tokenizer's end of sequence.
     """
     try:
-        return _closing(tokenizer) | {tokenizer.eos_token_id}
+        return frozenset(turn_ends(tokenizer)) | {tokenizer.eos_token_id}
     except StudioError:
         return frozenset({tokenizer.eos_token_id})  # no template that works: there is only plain text
 
 
 @lru_cache(maxsize=8)
-def _closing(tokenizer: Any) -> frozenset[int]:
-    """The control tokens that the template writes between an answer and the end of its turn."""
+def turn_ends(tokenizer: Any) -> tuple[int, ...]:
+    """The control tokens that the template writes between an answer and the end of its turn, in order.
+
+    :raises StudioError: when there is no template that works
+    """
     answer = "As you like it"
     exchange = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": answer}]
     text, spans = render({"messages": exchange}, tokenizer)
     said = "".join(text[start:end] for start, end in spans)
     closing = said.rpartition(answer)[2] if answer in said else ""
-    return frozenset(token for token, written in control_tokens(tokenizer).items() if written in closing)
+    found = {token: closing.find(written) for token, written in control_tokens(tokenizer).items()}
+    return tuple(sorted((token for token, place in found.items() if place >= 0), key=lambda t: found[t]))
 
 
 def _rendered(renderer: Renderer, number: int, row: dict[str, Any]) -> Rendered:

@@ -70,16 +70,25 @@ def answers(
     return [replies[number] for number in range(len(prompts))]
 
 
-def greedy(model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int) -> list[list[int]]:
-    """Tokens of the likeliest reply to each prompt, with the token that ends it, if it ended."""
-    ends = end_tokens(tokenizer)
-    found = _continued(model, tokenizer, prompts, max_new_tokens, [])
+def greedy(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    ends: Collection[int] | None = None,
+) -> list[list[int]]:
+    """Tokens of the likeliest reply to each prompt, with the token that ends it, if it ended.
+
+    :param ends: None for `end_tokens`
+    """
+    ends = end_tokens(tokenizer) if ends is None else ends
+    found = _continued(model, tokenizer, prompts, max_new_tokens, [], ends)
     return [_until(ends, tokens) for tokens in found.tolist()]
 
 
 def reply(tokenizer: Any, tokens: list[int]) -> Reply:
     """:param tokens: up to the one that ended it, if one did"""
-    text = tokenizer.decode(tokens, skip_special_tokens=True)
+    text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return Reply(text, not tokens or tokens[-1] not in end_tokens(tokenizer))
 
 
@@ -120,7 +129,8 @@ def sampled(
         def some(count: int, left: list[int] = left) -> list[list[int]]:
             chosen = left[:count]
             processors = [] if draw is None else [_drawing(draw.temperature, draw.numbers[chosen])]
-            found = _continued(model, tokenizer, [prompts[n] for n in chosen], max_new_tokens, processors)
+            some_prompts = [prompts[n] for n in chosen]
+            found = _continued(model, tokenizer, some_prompts, max_new_tokens, processors, ends)
             return [_until(ends, tokens) for tokens in found.tolist()]
 
         replies += at_once.run(doing, some, 1, len(left))
@@ -155,7 +165,12 @@ def _drawing(temperature: float, numbers: Any) -> Callable[[Any, Any], Any]:
 
 
 def _continued(
-    model: Any, tokenizer: Any, prompts: list[list[int]], max_new_tokens: int, processors: list[Any]
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    processors: list[Any],
+    ends: Collection[int],
 ) -> Any:
     """(prompts, new tokens), the likeliest each time; behind its end a reply is filled up.
 
@@ -179,7 +194,7 @@ def _continued(
             top_p=None,
             top_k=None,
             logits_processor=processors,
-            eos_token_id=sorted(end_tokens(tokenizer)),
+            eos_token_id=sorted(ends),
             pad_token_id=tokenizer.pad_token_id,
         )
     return output[:, length:]

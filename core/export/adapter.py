@@ -1,14 +1,17 @@
-"""The adapter as one zip, checked against its checksums first."""
+"""The adapter as one zip, checked against its checksums first, with the base's tokenizer."""
 
-import os
+import json
+import tempfile
 import zipfile
+from pathlib import Path
 from typing import Any
 
 from core.errors import StudioError
 from core.evaluation.compare import refuse_without_adapter
+from core.export import files
 from core.home import export_folder, run_folder
 from core.jobs.worker import Job
-from core.models import load
+from core.models import adapter_check, load, readers
 from core.store import runs
 from core.training.artifact import broken_files, refuse_other_tokenizer
 from core.training.checkpoints import sha256_of
@@ -17,7 +20,8 @@ from core.training.checkpoints import sha256_of
 def export_adapter(job: Job) -> dict[str, Any]:
     """Zip a run's artifact.
 
-    :returns: ``file`` (its name in the export's folder), ``bytes`` and ``sha256``
+    :returns: ``file`` (its name in the export's folder), ``bytes``, ``sha256``, and ``refusals``: what
+        other programs do not read of it
     :raises StudioError: when there is no adapter, or a file or the base's tokenizer has changed
     """
     refuse_without_adapter(job.run_id)
@@ -29,16 +33,27 @@ def export_adapter(job: Job) -> dict[str, Any]:
         raise StudioError(
             f"run {job.run_id}", f"its {', '.join(broken)} changed after training", "Train it again."
         )
-    model = runs.recipe(job.run_id).model
-    refuse_other_tokenizer(source, load.tokenizer(model.base, model.revision))
-    name = f"run-{job.run_id}-adapter.zip"
-    final = export_folder(job.id) / name
-    staged = final.with_suffix(".new")
+    config = runs.recipe(job.run_id)
+    tokenizer = load.tokenizer(config.model.base, config.model.revision)
+    refuse_other_tokenizer(source, tokenizer)
+    name = f"run-{job.run_id}-adapter"
+    final = export_folder(job.id) / f"{name}.zip"
     job.report("writing the zip", 0.5)
-    with zipfile.ZipFile(staged, "w", zipfile.ZIP_DEFLATED) as bundle:
-        for path in sorted(source.iterdir()):
-            job.check_stop()
-            bundle.write(path, f"run-{job.run_id}-adapter/{path.name}")
-    os.replace(staged, final)
-    runs.event(f"adapter written to exports/{job.id}/{name}", job.run_id, job.id)
-    return {"file": name, "bytes": final.stat().st_size, "sha256": sha256_of(final)}
+    with tempfile.TemporaryDirectory(dir=final.parent) as beside:
+        files.write_tokenizer(Path(beside), config, tokenizer)
+        job.check_stop()
+        every = sorted([*source.iterdir(), *Path(beside).iterdir()], key=lambda path: path.name)
+        files.write_zip(final, name, every, zipfile.ZIP_DEFLATED)
+    runs.event(f"adapter written to exports/{job.id}/{final.name}", job.run_id, job.id)
+    return {
+        "file": final.name,
+        "bytes": final.stat().st_size,
+        "sha256": sha256_of(final),
+        "refusals": refused_elsewhere(job.run_id),
+    }
+
+
+def refused_elsewhere(run_id: int) -> list[str]:
+    """What other programs do not read of a run's adapter, as sentences."""
+    path = run_folder(run_id, create=False) / "artifact" / adapter_check.CONFIG
+    return readers.refusals(json.loads(path.read_text(encoding="utf-8")))

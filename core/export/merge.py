@@ -3,6 +3,7 @@
 Never into the 4-bit weights: rounding again would change them (peft issue 2321).
 """
 
+import gc
 import json
 import os
 import shutil
@@ -12,12 +13,14 @@ from typing import Any
 
 from core.config import RunConfig
 from core.data import mix
+from core.data.xray import continued_ids
 from core.errors import StudioError
 from core.evaluation.compare import refuse_without_adapter
-from core.evaluation.generate import task_of
+from core.evaluation.generate import greedy, task_of
+from core.export import files
 from core.home import export_folder, run_folder
 from core.jobs.worker import Job
-from core.models import adapter_check, adapters, load
+from core.models import adapter_check, adapters, hardware, load
 from core.store import runs
 from core.training.artifact import refuse_other_tokenizer
 from core.training.checkpoints import sha256_of
@@ -29,8 +32,9 @@ def merge(job: Job) -> dict[str, Any]:
     """Write base plus adapter as a plain safetensors model with its tokenizer.
 
     :returns: ``folder`` and ``file`` (a zip of it) in the export's folder, ``bytes``, ``sha256``,
-        and ``parity``: the largest difference of a next-token logit, and how many of the prompts
-        get the same next token, merged against base + adapter
+        and ``parity``: merged against base + adapter, the largest difference of a next-token logit, how
+        many of the prompts get the same next token, and how many the same greedy answer up to its end,
+        by the written files' own tokenizer and end tokens
     :raises StudioError: when the run has no adapter, its tokenizer has changed, or the disk has no room
     """
     refuse_without_adapter(job.run_id)
@@ -48,6 +52,10 @@ def merge(job: Job) -> dict[str, Any]:
     job.check_stop()
     prompts = _prompts(job.run_id, config, tokenizer)
     before = _next_logits(model, prompts)
+    job.report("answering before merging", 0.2)
+    length = config.evaluation.max_new_tokens
+    answers = [greedy(model, tokenizer, [prompt], length)[0] for prompt in prompts]
+    job.check_stop()
     job.report("merging", 0.4)
     adapters.untie(model)
     merged = model.merge_and_unload(safe_merge=True)
@@ -59,14 +67,25 @@ def merge(job: Job) -> dict[str, Any]:
     staged = final.with_name(name + ".new")
     shutil.rmtree(staged, ignore_errors=True)
     job.report("writing the model", 0.6)
+    # Settings that came with a base may be such that transformers refuses to write them.
+    merged.generation_config = type(merged.generation_config)()
     merged.save_pretrained(str(staged), safe_serialization=True)
-    tokenizer.save_pretrained(str(staged))
+    files.write_tokenizer(staged, config, tokenizer)
     _forget_origin(staged)
+    job.check_stop()
+    job.report("answering with what was written", 0.7)
+    del model, merged
+    gc.collect()
+    same = [a == b for a, b in zip(answers, _written_answers(staged, prompts, length), strict=True)]
+    parity |= {"same_answers": sum(same), "answer_tokens": length}
     (staged / "README.md").write_text(_card(config, parity), encoding="utf-8")
+    files.make_readable(staged)
     os.replace(staged, final)
     job.check_stop()
     job.report("writing the zip", 0.8)
-    bundle = _zip(final)
+    bundle = final.with_name(name + ".zip")
+    # Weights do not compress, so they are stored.
+    files.write_zip(bundle, name, sorted(final.iterdir()), zipfile.ZIP_STORED)
     runs.event(f"merged model written to exports/{job.id}/{name}", job.run_id, job.id)
     return {
         "folder": name,
@@ -93,7 +112,7 @@ def _prompts(run_id: int, config: RunConfig, tokenizer: Any) -> list[list[int]]:
     prompts = []
     for _, row in held_out:
         task = task_of(row)
-        ids = task.prompt(tokenizer) if task else tokenizer(row["text"])["input_ids"]
+        ids = task.prompt(tokenizer) if task else continued_ids(row["text"], tokenizer)
         prompts.append(ids[:length])
     return prompts
 
@@ -106,6 +125,18 @@ def _next_logits(model: Any, prompts: list[list[int]]) -> list[Any]:
             model(torch.tensor([prompt], device=model.device), logits_to_keep=1).logits[0, -1].float().cpu()
             for prompt in prompts
         ]
+
+
+def _written_answers(folder: Path, prompts: list[list[int]], length: int) -> list[list[int]]:
+    """Greedy answers of the written model, by its own tokenizer and end tokens, as anybody gets them."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(folder))
+    device = hardware.device().value
+    model: Any = AutoModelForCausalLM.from_pretrained(str(folder), dtype="auto")
+    model = model.to(device).eval()
+    ends = model.generation_config.eos_token_id
+    return [greedy(model, tokenizer, [prompt], length, ends)[0] for prompt in prompts]
 
 
 def _parity(before: list[Any], after: list[Any]) -> dict[str, Any]:
@@ -134,16 +165,6 @@ tags: [merged, plumbline]
 
 `{config.model.base}` with a LoRA adapter merged into its 16-bit weights. On {parity["prompts"]} held-out
 prompts the next token is the same as base + adapter's in {parity["same_next_token"]}; the largest
-difference of a logit is {parity["largest_logit_difference"]:.3g}.
+difference of a logit is {parity["largest_logit_difference"]:.3g}. The greedy answer, its end included
+(at most {parity["answer_tokens"]} tokens), is the same in {parity["same_answers"]}.
 """
-
-
-def _zip(folder: Path) -> Path:
-    """The folder as one zip beside it; weights do not compress, so they are stored."""
-    final = folder.with_name(folder.name + ".zip")
-    staged = folder.with_name(folder.name + ".zip.new")
-    with zipfile.ZipFile(staged, "w", zipfile.ZIP_STORED) as bundle:
-        for path in sorted(folder.iterdir()):
-            bundle.write(path, f"{folder.name}/{path.name}")
-    os.replace(staged, final)
-    return final

@@ -120,6 +120,11 @@ def tokenizer(base: str, revision: str | None = None) -> Any:
     return loaded
 
 
+def generation_settings(base: str, revision: str | None = None) -> dict[str, Any]:
+    """A base's own settings for answers, as its generation_config.json has them; empty when it has none."""
+    return _generation(inspected(base, revision).folder)
+
+
 def _generation(folder: Path) -> dict[str, Any]:
     """A model's settings for answers; empty when it has none."""
     path = folder / GENERATION

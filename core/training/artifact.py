@@ -7,7 +7,7 @@ from typing import Any
 
 from core.config import RunConfig, dumps
 from core.errors import StudioError
-from core.models import load
+from core.models import load, readers
 from core.training import checkpoints
 from core.training.checkpoints import sha256_of
 
@@ -48,7 +48,8 @@ def _fill(
     _write_json(staged / "metadata.json", metadata | {"step": _step(config, metrics)})
     _write_json(staged / "training_metrics.json", metrics)
     (staged / "training_config.yaml").write_text(dumps(config), encoding="utf-8")
-    (staged / "README.md").write_text(card(config, metadata, metrics), encoding="utf-8")
+    told = card(config, metadata, metrics) + readers.section(adapter_config)
+    (staged / "README.md").write_text(told, encoding="utf-8")
     names = sorted(path.name for path in staged.iterdir() if path.is_file())
     _write_json(staged / CHECKSUMS, {name: sha256_of(staged / name) for name in names})
 

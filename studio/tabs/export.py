@@ -7,6 +7,7 @@ import gradio as gr
 
 from core.errors import StudioError
 from core.evaluation.compare import refuse_without_adapter
+from core.export.adapter import refused_elsewhere
 from core.jobs import queue
 from core.store import runs
 from studio.live import Page, View
@@ -78,8 +79,10 @@ def _rung(page: Page, kind: queue.Kind, title: str, about: str, action: str, sni
                 gr.Code(visible=False),
             ]
         job = queue.latest(run_id, kind)
+        refused: list[str] = []
         try:
             refuse_without_adapter(run_id)
+            refused = refused_elsewhere(run_id) if kind == "adapter" else []
             busy = job is not None and job["state"] not in queue.ENDED
             shown = gr.Button("Working…" if busy else action, interactive=not busy)
         except StudioError:
@@ -89,6 +92,7 @@ def _rung(page: Page, kind: queue.Kind, title: str, about: str, action: str, sni
         # The starter is no Hub model: it lies in this project's own folder.
         filled = snippet.format(run=run_id, base="assets/starter" if base == "starter" else base)
         html = _result(job) if job is not None and done else progress(job, title) or empty("Not made yet.")
+        html += "".join(box("warning", said) for said in refused)
         return [shown, html, gr.Code(filled, visible=done)]
 
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
@@ -108,10 +112,13 @@ def _result(job: dict[str, Any]) -> str:
     if "parity" in made:
         parity = made["parity"]
         same = parity["same_next_token"] == parity["prompts"]
-        verdict = box(
-            "good" if same else "warning",
+        text = (
             f"Same next token as base + adapter on {parity['same_next_token']} of {parity['prompts']} "
-            f"held-out prompts; largest difference of a logit {parity['largest_logit_difference']:.3g}",
+            f"held-out prompts; largest difference of a logit {parity['largest_logit_difference']:.3g}"
         )
+        if "same_answers" in parity:  # exports of earlier versions looked at the next token alone
+            same = same and parity["same_answers"] == parity["prompts"]
+            text += f". Same whole answer, its end included, on {parity['same_answers']} of them"
+        verdict = box("good" if same else "warning", text)
     link = f'<p><a href="/download/{job["id"]}" download>Download {escape(made["file"])}</a></p>'
     return f'<div class="pl-card">{figures(rows)}{verdict}{link}</div>'

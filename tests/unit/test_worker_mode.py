@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from core import cli
+from core import cli, terminal
 from core.config import preset
 from core.errors import StudioError
 from core.jobs import life, mode, queue, signals, wait, worker
@@ -18,6 +18,7 @@ from core.jobs.process import how_it_ended
 from core.models import hardware
 from core.store import runs
 from studio import status
+from tests.server import ROOT
 
 
 def test_auto_takes_a_process_where_there_is_memory_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,3 +203,36 @@ def test_the_strip_gives_no_total_of_a_gpu_that_only_the_job_s_process_knows(
     assert "<b>5.0 GiB</b>" in status.strip()
     runs.update(run_id, device="cpu")
     assert "<b>5.0 / " in status.strip()
+
+
+@pytest.mark.parametrize(
+    "program, place, command",
+    [
+        (str(ROOT / "launch.py"), ROOT, "python3 launch.py resume 1"),
+        (str(ROOT / "launch.py"), ROOT / "tests", f"python3 {ROOT / 'launch.py'} resume 1"),
+        ("/usr/bin/plumbline", ROOT, "plumbline resume 1"),
+    ],
+)
+def test_a_run_that_ctrl_c_ended_is_told_with_the_command_that_goes_on(
+    samples: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    program: str,
+    place: Path,
+    command: str,
+) -> None:
+    job_id = queue.enqueue("train", runs.add(preset("starter"), 1))
+    monkeypatch.setattr("sys.argv", [program, "train", "recipe.yaml"])
+    monkeypatch.chdir(place)
+
+    def twice(job_id: int, look: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(wait, "until_ended", twice)
+    with pytest.raises(KeyboardInterrupt):
+        terminal.watch(job_id)
+    assert f"To go on: {command}\n" in capsys.readouterr().err
+    queue.set_state(job_id, "stopped")
+    monkeypatch.setattr(wait, "until_ended", lambda job_id, look: queue.get(job_id))
+    terminal.watch(job_id)
+    assert f"To go on: {command}\n" in capsys.readouterr().err

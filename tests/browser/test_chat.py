@@ -1,0 +1,153 @@
+"""Chat in a browser: every character is shown, and what is shown belongs to the run that said it."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from core.home import assets
+from tests.browser.conftest import open_tab
+from tests.server import Studio
+
+TAGS = (
+    "<think>1 + 2</think>  a<b and c>d <result>8</result> <!-- note --> &lt;i&gt; &amp;"
+    ' <img src="https://example.com/x.png" onerror="document.title=1"><script>document.title=2</script>'
+    "\n\n  **bold** [link](https://example.com) `code` ${name} {{name}} </div></textarea>"
+)
+ALTERNATING = """{%- for m in messages if m['role'] != 'system' %}
+{%- if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}
+{%- endif %}
+{%- endfor %}
+{%- for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}
+"""
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """A studio with two runs, on a base whose roles must alternate."""
+    from core import api
+    from tests.runs import add, do, recipe
+
+    folder = tmp_path_factory.mktemp("chat")
+    base, file = folder / "base", folder / "tags.jsonl"
+    shutil.copytree(assets() / "starter", base, ignore=shutil.ignore_patterns("recipe"))
+    (base / "chat_template.jinja").write_text(ALTERNATING)
+    turns = [
+        ("system", "Be <brief>."),
+        ("user", "Q1 <b>"),
+        ("assistant", TAGS),
+        ("user", "Q2"),
+        ("assistant", "A"),
+    ]
+    rows = [
+        {"messages": [{"role": role, "content": f"{text} {number}"} for role, text in turns]}
+        for number in range(12)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLUMBLINE_HOME", str(folder / "home"))
+        api.add_data(file)
+        for _ in range(2):
+            config = recipe(model={"base": str(base)}, data={"dataset": "tags"}, training={"max_steps": 1})
+            assert do("train", add(config))["error"] is None
+        running = Studio(folder / "home")
+    yield running
+    running.close()
+
+
+def opened(page: Page, studio: Studio, run: int) -> None:
+    page.goto(f"{studio.url}?run={run}")
+    open_tab(page, "Chat")
+    expect(page.locator("#chat-adapter")).to_contain_text(f"(run {run})")
+
+
+def asked(page: Page, question: str) -> None:
+    page.locator("#prompt textarea").fill(question)
+    page.get_by_role("button", name="Send").click()
+
+
+def test_every_character_is_shown_and_nothing_is_fetched(page: Page, studio: Studio) -> None:
+    """The page fixture fails this test for any request to elsewhere."""
+    opened(page, studio, 1)
+    asked(page, TAGS + "\nline" * 60)
+    expect(page.locator("#chat-adapter")).to_contain_text("line line")
+    for pane in ("#chat-base", "#chat-adapter"):
+        assert TAGS in (page.locator(pane).text_content() or "")
+    assert page.title() == "Plumbline"
+
+
+def test_who_scrolled_up_is_left_there_while_an_answer_is_written(page: Page, studio: Studio) -> None:
+    opened(page, studio, 1)
+    asked(page, "First\n" + "line\n" * 80)
+    answer, pane = (
+        page.locator("#chat-adapter .pl-assistant .pl-said"),
+        page.locator("#chat-adapter .pl-talk"),
+    )
+    expect(answer).not_to_be_empty(timeout=60_000)
+    assert pane.evaluate("one => one.scrollTop") > 200
+    pane.evaluate("one => { one.scrollTop = 0; }")
+    pane.evaluate("one => getSelection().selectAllChildren(one.querySelector('.pl-user .pl-said'))")
+    before = answer.text_content() or ""
+    written = "document.querySelector('#chat-adapter .pl-assistant .pl-said').textContent.length"
+    page.wait_for_function(f"{written} > {len(before) + 10}")
+    assert pane.evaluate("one => one.scrollTop") == 0
+    assert page.evaluate("getSelection().toString()").startswith("First")
+    page.locator("#chat-stop").click()
+    expect(page.locator("#chat-adapter .pl-assistant header")).to_contain_text("stopped")
+
+
+def test_a_question_that_cannot_be_answered_goes_back_into_the_box(page: Page, studio: Studio) -> None:
+    opened(page, studio, 1)
+    question = "word " * 1500
+    asked(page, question)
+    expect(page.locator("#chat-notice")).to_contain_text("tokens", timeout=60_000)
+    expect(page.locator("#prompt textarea")).to_have_value(question)
+    for pane in ("#chat-base", "#chat-adapter"):
+        expect(page.locator(pane)).not_to_contain_text("word")
+    # Nothing of it is left over: with it, roles would no longer alternate.
+    asked(page, "Say yes")
+    expect(page.locator("#chat-adapter .pl-assistant .pl-said")).not_to_be_empty(timeout=60_000)
+
+
+def test_another_run_ends_the_answer_and_has_its_own_conversation(page: Page, studio: Studio) -> None:
+    opened(page, studio, 1)
+    asked(page, "Mine alone")
+    expect(page.locator("#chat-adapter")).to_contain_text("Mine alone")
+    page.locator("#run-chat input").click()
+    page.get_by_role("option", name="run 2").click()
+    expect(page.locator("#chat-adapter")).to_contain_text("(run 2)")
+    expect(page.locator("#chat-adapter")).not_to_contain_text("Mine alone")
+    page.wait_for_timeout(3000)  # an answer that went on would be shown by now
+    for pane in ("#chat-base", "#chat-adapter"):
+        expect(page.locator(pane)).not_to_contain_text("Mine alone")
+    # The model is free again, for the other run.
+    asked(page, "Say yes")
+    expect(page.locator("#chat-adapter .pl-assistant .pl-said")).not_to_be_empty(timeout=60_000)
+    page.locator("#chat-stop").click()
+    page.locator("#run-chat input").click()
+    page.get_by_role("option", name="run 1").click()
+    expect(page.locator("#chat-adapter")).to_contain_text("(run 1)")
+    expect(page.locator("#chat-adapter")).not_to_contain_text("Say yes")
+
+
+def test_a_held_out_row_is_shown_and_sent_with_all_that_precedes_its_answer(
+    page: Page, studio: Studio
+) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    opened(page, studio, 1)
+    page.locator("#sample-0").click()
+    expect(page.locator("#prompt textarea")).to_have_value(re.compile("Q2"))
+    number = (page.locator("#chat-system textarea").input_value()).rpartition(" ")[2]
+    assert page.locator("#chat-system textarea").input_value() == f"Be <brief>. {number}"
+    said = page.locator("#chat-adapter .pl-said")
+    assert said.all_text_contents() == [f"Q1 <b> {number}", f"{TAGS} {number}"]
+    thinking = page.locator("#chat-adapter details")
+    expect(thinking).to_have_count(1)
+    expect(thinking.locator("summary")).to_have_attribute("data-label", "Thinking, 20 characters")
+    expect(thinking).not_to_have_attribute("open", "")
+    page.locator("#chat-adapter .pl-assistant button").click()
+    assert page.evaluate("navigator.clipboard.readText()") == f"{TAGS} {number}"
