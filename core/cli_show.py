@@ -203,6 +203,9 @@ def _statistics(dataset: dict[str, Any], part: str, base: str, revision: str | N
         ", ".join(f"{role} in {many / seen.rows:.0%}" for role, many in seen.roles.most_common())
         + " of the rows",
     )
+    if seen.labels:
+        listed = ", ".join(f"{label} {many:,}" for label, many in seen.labels.most_common())
+        entry("labels", f"{len(seen.labels):,}: {listed}")
     entry("letters", ", ".join(f"{script} {share:.1%}" for script, share in seen.scripts) or "none")
     try:
         measured = stats.of_dataset(dataset, part, base, revision)

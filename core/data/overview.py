@@ -14,7 +14,7 @@ import numpy
 
 from core import figures
 from core.config import RunConfig
-from core.data import judgements, mix, pairs, rows, stats
+from core.data import judgements, mix, pairs, rows, sides, stats
 from core.data.mix import Chosen
 from core.data.stats import UNCUT, Measured, Summary
 from core.errors import StudioError
@@ -171,6 +171,7 @@ def outlook(config: RunConfig) -> Outlook:
     exact = all(len(share.chosen.train) == share.summary.rows for share in found)
     shown = [
         ("Rows", f"{count:,} train + {held_out:,} held out"),
+        ("Measured on", _measured_on(config, chosen)),
         *(_source(share, supervised) for share in found if len(found) > 1),
         ("Steps", f"{steps:,} of {config.training.effective_batch} rows"),
         ("Tokens", f"{'' if exact else 'about '}{tokens:,} per pass"),
@@ -180,6 +181,7 @@ def outlook(config: RunConfig) -> Outlook:
     checks = _together(found, [_checks(share, config) for share in found])
     checks += [Check("warning", text) for text in fit.remarks(config, steps)]
     checks += [Check("warning", finding.text) for finding in mix.leaks(chosen)]
+    checks += [Check(level, text) for level, text in sides.lines(chosen, config.data)]
     checks += _unfit(config, chosen)
     checks += _stages(config)
     checks += [Check("warning", f"{config.model.base}: {note}") for note in base.notes]
@@ -194,6 +196,16 @@ def outlook(config: RunConfig) -> Outlook:
             checks += _room(forecast)
             decisions |= forecast.plan.choices | stopping.choices(config, steps)
     return Outlook(shown, decisions, checks, forecast, empty)
+
+
+def _measured_on(config: RunConfig, chosen: list[Chosen]) -> str:
+    """Which held-out rows the evaluation takes; where it can, training measures others."""
+    numbers = mix.sample(chosen, config.evaluation.max_rows)
+    rows, pool = sum(map(len, numbers)), sum(len(one.held_out) for one in chosen)
+    found = [
+        f"{some:,} of {every:,} {name}" for name, (some, every) in mix.classes_of(chosen, numbers).items()
+    ]
+    return ", ".join([f"{rows:,} of {pool:,} held-out rows", *found])
 
 
 def _stages(config: RunConfig) -> list[Check]:

@@ -6,14 +6,14 @@ Measured on up to SAMPLE rows, drawn with a fixed seed from larger sets; ``exact
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy
 
 from core.config import MixPart
-from core.data import mix, rows
+from core.data import classes, mix, rows
 from core.data.xray import IGNORED, Encoded, EncodeError, encode_all, end_tokens
 from core.errors import StudioError
 from core.models import load
@@ -211,7 +211,10 @@ def percentiles(lengths: Any) -> list[float]:
 
 @dataclass(frozen=True)
 class Profile:
-    """What rows look like before any tokenizer: shares are of rows, but for scripts of letters."""
+    """What rows look like before any tokenizer: shares are of rows, but for scripts of letters.
+
+    :param labels: of all rows; all else is of a sample where there are many
+    """
 
     rows: int
     turns: Counter[int]
@@ -222,25 +225,27 @@ class Profile:
 
 def profile(dataset: dict[str, Any], part: str) -> Profile:
     """:param dataset: a row of the store"""
-    return _profile(dataset["id"], dataset["sha256"], part)
+    found = _profile(dataset["id"], dataset["sha256"], part)
+    known = classes.of(dataset, part, "label")
+    if known is None:
+        return found
+    return replace(found, labels=known.counted(numpy.arange(len(known.codes))))
 
 
 @lru_cache(maxsize=32)
 def _profile(dataset_id: int, sha256: str, part: str) -> Profile:
     turns: Counter[int] = Counter()
     roles: Counter[str] = Counter()
-    labels: Counter[str] = Counter()
     letters: Counter[str] = Counter()
     numbers = sample(len(rows.index(dataset_id, part)))
     for row in rows.at(dataset_id, part, numbers):
         messages = row.get("messages", [])
         turns[len(messages) if messages else 1] += 1
-        labels.update([row["label"]] if "label" in row else [])
         roles.update({message["role"] for message in messages} or {"text"})
         for message in messages:
             letters.update(message["content"])
         letters.update(row.get("text", ""))
-    return Profile(len(numbers), turns, roles, labels, _scripts(letters))
+    return Profile(len(numbers), turns, roles, Counter(), _scripts(letters))
 
 
 def _scripts(letters: Counter[str]) -> list[tuple[str, float]]:

@@ -17,7 +17,7 @@ from core.data.xray import Encoded, encode_all
 from core.errors import StudioError
 from core.evaluation.generate import Reply, Task, answers, task_of
 from core.evaluation.loss import held_out_loss
-from core.evaluation.score import exact_match, paired_difference, token_f1
+from core.evaluation.score import RULE, exact_match, paired_difference, token_f1
 from core.home import run_folder
 from core.jobs.worker import Job
 from core.models import adapter_check, adapters, load
@@ -63,7 +63,8 @@ def evaluate(job: Job) -> dict[str, Any]:
         with only(model, side):
             sides[side] = _measure(job, model, tokenizer, config, encoded, tasks, side, turn)
     rows = _rows(tasks, sides)
-    result = _result(sides, tasks, rows, len(encoded)) | {"sample": sample}
+    result = _result(sides, tasks, rows, len(encoded))
+    result |= {"sample": sample, "precision": str(model.dtype).removeprefix("torch.")}
     if rows and all(str(row.get("label") or "").strip() for _, row in asked):
         result["labels"] = _labels([str(row["label"]) for _, row in asked], rows)
     evaluation_id = evaluations.add(job.run_id, chosen[0].dataset["id"], job.id, result, rows)
@@ -147,7 +148,7 @@ def _result(
     sides: dict[str, dict[str, Any]], tasks: list[Task], rows: list[dict[str, Any]], measured: int
 ) -> dict[str, Any]:
     """:param measured: held-out rows whose loss was taken; ``rows`` are those with an answer"""
-    result: dict[str, Any] = {"rows": measured}
+    result: dict[str, Any] = {"rows": measured, "answers": len(rows), "rule": RULE}
     for side, found in sides.items():
         result[side] = {key: found[key] for key in ("loss", "perplexity", "tokens")}
         if rows:
@@ -156,6 +157,7 @@ def _result(
             pairs = zip(replies, tasks, strict=True)
             result[side]["token_f1"] = sum(token_f1(r.text, task.answer) for r, task in pairs) / len(rows)
             result[side]["cut"] = [number for number, reply in enumerate(replies) if reply.cut]
+            result[side]["close"] = sum(reply.close for reply in replies)
     if rows:
         result["difference"] = paired_difference(
             [row["base_score"] for row in rows], [row["adapter_score"] for row in rows]

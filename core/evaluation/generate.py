@@ -1,14 +1,15 @@
 """Answers to many prompts at once: the likeliest ones to evaluate with, drawn ones to learn from."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from core.data.xray import end_tokens, prompt_ids
 from core.evaluation.loss import autocast
 from core.training.memory import Halving
 
+NEAR = 4  # steps of a logit's precision: what the company of other prompts moves it by
 WHOLE = 2.0**40  # shares of probability as whole numbers: finer than float32 holds them, and no sum overflows
 
 
@@ -40,10 +41,16 @@ def task_of(row: dict[str, Any]) -> Task | None:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer without its special tokens; ``cut`` when the limit of new tokens ended it, not the model."""
+    """An answer without its special tokens.
+
+    :param cut: the limit of new tokens ended it, not the model
+    :param close: at one of its tokens a second one was as likely, as far as the precision tells: computed
+        beside other prompts, the answer may be another
+    """
 
     text: str
     cut: bool
+    close: bool = False
 
 
 def answers(
@@ -65,9 +72,34 @@ def answers(
     for start in range(0, len(order), batch):
         each_batch(start)
         chosen = order[start : start + batch]
-        found = greedy(model, tokenizer, [prompts[number] for number in chosen], max_new_tokens)
-        replies |= dict(zip(chosen, (reply(tokenizer, tokens) for tokens in found), strict=True))
+        ties = _Ties(model.dtype)
+        some = [prompts[number] for number in chosen]
+        found = greedy(model, tokenizer, some, max_new_tokens, processors=[ties])
+        for place, (number, tokens) in enumerate(zip(chosen, found, strict=True)):
+            replies[number] = replace(reply(tokenizer, tokens), close=ties.among(place, len(tokens)))
     return [replies[number] for number in range(len(prompts))]
+
+
+class _Ties:
+    """A logits processor that changes nothing and notes where the two likeliest tokens are next to equal."""
+
+    def __init__(self, dtype: Any) -> None:
+        import torch
+
+        self.precision = torch.finfo(dtype).eps
+        self.noted: list[Any] = []
+
+    def __call__(self, ids: Any, scores: Any) -> Any:
+        import torch
+
+        first, second = scores.topk(2).values.unbind(-1)
+        step = self.precision * torch.exp2(torch.floor(torch.log2(first.abs().clamp_min(1e-30))))
+        self.noted.append(first - second <= NEAR * step)
+        return scores
+
+    def among(self, row: int, count: int) -> bool:
+        """:param count: the tokens of the row's reply"""
+        return any(bool(found[row]) for found in self.noted[:count])
 
 
 def greedy(
@@ -76,13 +108,15 @@ def greedy(
     prompts: list[list[int]],
     max_new_tokens: int,
     ends: Collection[int] | None = None,
+    processors: Sequence[Any] = (),
 ) -> list[list[int]]:
     """Tokens of the likeliest reply to each prompt, with the token that ends it, if it ended.
 
     :param ends: None for `end_tokens`
+    :param processors: look at the logits, or change them
     """
     ends = end_tokens(tokenizer) if ends is None else ends
-    found = _continued(model, tokenizer, prompts, max_new_tokens, [], ends)
+    found = _continued(model, tokenizer, prompts, max_new_tokens, list(processors), ends)
     return [_until(ends, tokens) for tokens in found.tolist()]
 
 

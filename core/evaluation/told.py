@@ -78,6 +78,18 @@ def notes(result: dict[str, Any]) -> list[str]:
     else:
         chosen = " and chose the step or the end" if sample["chose"] else ""
         found.append(f"Other held-out rows than these were measured while training{chosen}.")
+    if "exact_match" in result["base"] and "rule" not in result:
+        found.append(
+            "Answers were compared by an earlier rule, which left signs and symbols out of token F1."
+        )
+    close = [result[side].get("close", 0) for side in SIDES]
+    if any(close):
+        points = 100 * max(close) / result["answers"]
+        found.append(
+            f"In {result['precision']} a token of {close[0]:,} answers of the base and {close[1]:,} of the "
+            "adapter was next to equal to a second one: with another evaluation batch these can come out "
+            f"otherwise, and move exact match by at most {points:.1f} points."
+        )
     return found
 
 

@@ -274,9 +274,7 @@ def _statistics(dataset_id: int | None, part: str, length: float, base: str) -> 
         ("scripts", ", ".join(f"{name} {share:.0%}" for name, share in profile.scripts) or "none"),
     ]
     if profile.labels:
-        said.append(
-            ("labels", ", ".join(f"{name} {count:,}" for name, count in profile.labels.most_common(6)))
-        )
+        said.append((f"{len(profile.labels):,} labels", _listed(profile.labels)))
     lengths = measured.lengths
     rows = [["tokens a row", *(f"{value:,.0f}" for value in stats.percentiles(lengths))]]
     cut = measured.at(int(length)).cut_rows / max(1, len(lengths))
@@ -285,6 +283,10 @@ def _statistics(dataset_id: int | None, part: str, length: float, base: str) -> 
         plots.lengths(lengths, int(length), cut),
         table(["", "mean", "p50", "p90", "p99", "longest"], rows),
     ]
+
+
+def _listed(labels: Any) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in labels.most_common())
 
 
 def _range(turns: Any) -> str:

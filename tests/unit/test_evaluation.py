@@ -4,6 +4,7 @@ import json
 import math
 import random
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -11,9 +12,9 @@ from core.data import mix
 from core.data.xray import IGNORED, prompt_ids
 from core.errors import StudioError
 from core.evaluation import compare, told
-from core.evaluation.generate import Reply, Task, answers, task_of
+from core.evaluation.generate import Reply, Task, _Ties, answers, task_of
 from core.evaluation.loss import held_out_loss
-from core.evaluation.score import exact_match, paired_difference, token_f1
+from core.evaluation.score import RULE, exact_match, paired_difference, token_f1
 from core.models import load
 from core.store import evaluations, runs
 from core.training.prepare import prepare
@@ -192,3 +193,107 @@ def test_the_tools_of_a_row_are_part_of_its_prompt() -> None:
     assert task == Task(turns[:3], "Yes.", tools)
     assert task_of({"messages": turns[:2], "tools": tools}) == Task(turns[:1], "", tools)
     assert task_of({"text": "No answer."}) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("👍", "👎"),
+        ("-5", "5"),
+        ("3.5", "5.3"),
+        ("2024-01-02", "2024-02-01"),
+        ("x > 3", "x < 3"),
+        ("x != 3", "x = 3"),
+        ("x - 5", "x 5"),
+        ("2 * 3", "2 3"),
+        ("C++", "C#"),
+        ("$5", "€5"),
+        ("10%", "10"),
+        ("दिल्ली", "दिल्ला"),
+        ("नमस्ते दुनिया", "नमसता दनय"),
+        ("?", "!"),
+    ],
+)
+def test_signs_symbols_and_marks_tell_answers_apart(answer: str, reference: str) -> None:
+    assert token_f1(answer, reference) < 1 and token_f1(answer, answer) == 1
+    assert exact_match(answer, reference) == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("北京是中国首都", "北京是中国的首都"),
+        ("東京タワーです", "東京タワーだ"),
+        ("สวัสดีครับ", "สวัสดีค่ะ"),
+    ],
+)
+def test_scripts_without_spaces_are_compared_by_character(answer: str, reference: str) -> None:
+    assert 0.5 < token_f1(answer, reference) < 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("Hello, World!", "hello world"),
+        ("**Paris**", "paris"),
+        ("twenty-one", "twenty one"),
+        ("It's", "its"),
+        ("北京，中国。", "北京中国"),
+        ("５％", "5 %"),
+        ("\u22125", "-5"),
+        ("❤\ufe0f", "❤"),
+    ],
+)
+def test_case_and_punctuation_do_not_tell_answers_apart(answer: str, reference: str) -> None:
+    assert token_f1(answer, reference) == 1
+
+
+def test_one_character_in_two_spellings_is_an_exact_match() -> None:
+    assert exact_match("cafe\u0301 ", "caf\u00e9") == 1
+
+
+def labelled_result(right: list[tuple[str, int, int]]) -> dict[str, Any]:
+    rows = [{"base_score": base, "adapter_score": adapter} for _, base, adapter in right]
+    found = {"labels": compare._labels([label for label, _, _ in right], rows)}
+    for number, side in enumerate(("base", "adapter"), 1):
+        share = sum(one[number] for one in right) / len(right)
+        found[side] = {"loss": 1.0, "perplexity": 2.7, "tokens": 9, "exact_match": share, "token_f1": 0.89}
+    return {"rows": len(right), "rule": RULE, **found}
+
+
+def test_labels_are_told_by_accuracy_beside_what_one_label_alone_would_get() -> None:
+    result = labelled_result([("fine", 1, 1), ("fine", 0, 1), ("hateful", 0, 0), ("fine", 1, 0)])
+    names = [row[0] for row in told.figures(result)]
+    assert names == ["accuracy", "always “fine”", "loss (nats per token)", "perplexity"]
+    assert told.figures(result)[1] == ["always “fine”", "75.0%", "75.0%"]
+    assert told.recall(result) == [["fine", "3", "67%", "67%"], ["hateful", "1", "0%", "0%"]]
+
+
+def test_a_result_says_which_rule_compared_its_answers() -> None:
+    result = labelled_result([("a", 1, 1)])
+    assert not any("earlier rule" in note for note in told.notes(result))
+    del result["rule"]
+    assert any("by an earlier rule" in note for note in told.notes(result))
+
+
+def test_an_answer_is_close_where_its_precision_cannot_tell_two_tokens_apart() -> None:
+    import torch
+
+    def closest(dtype: torch.dtype, *logits: list[float]) -> bool:
+        ties = _Ties(dtype)
+        for step in logits:
+            ties(None, torch.tensor([step]))
+        return ties.among(0, 2)
+
+    clear, near, later = [20.0, 10.0, 0.0], [20.0, 19.75, 0.0], [1.0, 1.0, 0.0]
+    assert closest(torch.bfloat16, clear, near)
+    assert not closest(torch.float32, clear, near)
+    assert not closest(torch.bfloat16, clear, clear, later)  # behind the end of the answer
+
+
+def test_close_answers_are_told_with_what_they_may_move() -> None:
+    result = labelled_result([("a", 1, 1)] * 50) | {"precision": "bfloat16", "answers": 50}
+    assert not any("bfloat16" in note for note in told.notes(result))
+    result["base"]["close"], result["adapter"]["close"] = 3, 1
+    (note,) = [note for note in told.notes(result) if "bfloat16" in note]
+    assert "3 answers of the base and 1 of the adapter" in note and "at most 6.0 points" in note

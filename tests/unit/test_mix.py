@@ -9,10 +9,11 @@ import numpy
 import pytest
 
 from core.config import DataSection
-from core.data import importing, mix
+from core.data import importing, mix, overview, sides
 from core.data.files import Source
 from core.data.importing import Options
 from core.errors import StudioError
+from tests.runs import recipe
 
 
 def add(folder: Path, name: str, rows: list[dict[str, Any]]) -> str:
@@ -34,7 +35,7 @@ def labelled(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def sides(data: DataSection) -> tuple[set[str], set[str]]:
+def split_sides(data: DataSection) -> tuple[set[str], set[str]]:
     chosen = mix.choose(data)
     text = lambda rows: {row["messages"][0]["content"] for _, row in rows}  # noqa: E731
     return text(mix.train_rows(data, chosen)), text(mix.held_out_rows(chosen))
@@ -46,9 +47,9 @@ def rated(workspace: Path, tmp_path: Path) -> str:
 
 
 def test_a_random_split_is_seeded_and_no_row_is_on_both_sides(rated: str) -> None:
-    first = sides(section(dataset=rated, held_out_share=0.2, split_seed=1))
-    assert first == sides(section(dataset=rated, held_out_share=0.2, split_seed=1))
-    assert first != sides(section(dataset=rated, held_out_share=0.2, split_seed=2))
+    first = split_sides(section(dataset=rated, held_out_share=0.2, split_seed=1))
+    assert first == split_sides(section(dataset=rated, held_out_share=0.2, split_seed=1))
+    assert first != split_sides(section(dataset=rated, held_out_share=0.2, split_seed=2))
     assert len(first[0]) == 80 and len(first[1]) == 20 and not first[0] & first[1]
 
 
@@ -244,3 +245,53 @@ def test_a_row_limit_takes_rows_from_the_whole_file(workspace: Path, tmp_path: P
     data = section(dataset=add(tmp_path, "sorted-train", rows), max_rows=64)
     labels = {row["label"] for _, row in mix.train_rows(data, mix.choose(data))}
     assert len(labels) == 10
+
+
+def partly_grouped() -> list[dict[str, Any]]:
+    """Every fourth row has no group and the label "fine"; the others are "bad", in groups of 30."""
+    return [
+        {"text": f"row {n}", "label": "bad" if n % 4 else "fine", "group": f"g{n // 40}" if n % 4 else " "}
+        for n in range(400)
+    ]
+
+
+def test_a_blank_is_no_group(workspace: Path, tmp_path: Path) -> None:
+    name = add(tmp_path, "blanks", partly_grouped())
+    for seed in range(4):
+        data = section(dataset=name, split="grouped", split_seed=seed, held_out_share=0.2)
+        chosen = mix.choose(data)
+        held_out = [row for _, row in mix.held_out_rows(chosen)]
+        assert Counter(row["label"] for row in held_out).keys() == {"bad", "fine"}
+        groups = {row["group"] for row in held_out} - {" "}
+        assert not groups & {row["group"] for _, row in mix.train_rows(data, chosen)}
+        assert sum(row["group"] == " " for row in held_out) < 100
+
+
+def test_what_is_held_out_is_told_before_start(workspace: Path, tmp_path: Path) -> None:
+    data = section(dataset=add(tmp_path, "blanks", partly_grouped()), split="grouped", held_out_share=0.2)
+    told = [text for _, text in sides.lines(mix.choose(data), data)]
+    assert any(text.startswith("held out: 2 of 2 labels (") for text in told)
+    assert any("of 10 groups (g" in text and "rows without one, each for itself" in text for text in told)
+
+
+def test_a_label_that_is_missing_from_a_side_is_warned_about(workspace: Path, tmp_path: Path) -> None:
+    rows = [
+        {"text": f"row {n}", "label": f"l{n // 50}", "group": f"g{n // 50}", "rare": "r" if n < 2 else "c"}
+        for n in range(200)
+    ]
+    data = section(dataset=add(tmp_path, "whole", rows), split="grouped", held_out_share=0.25)
+    warnings = [text for level, text in sides.lines(mix.choose(data), data) if level == "warning"]
+    assert len(warnings) == 2
+    assert warnings[0].startswith("no held-out row has 3 of the 4 labels (“l")
+    assert warnings[1].startswith("no training row has 1 of the 4 labels (“l")
+    even = section(dataset="whole", held_out_share=0.25)
+    assert not [text for level, text in sides.lines(mix.choose(even), even) if level == "warning"]
+
+
+def test_before_start_it_is_said_what_the_score_will_be_of(workspace: Path, tmp_path: Path) -> None:
+    name = add_sorted(tmp_path, labels=20, rows_each=30)
+    config = recipe(data={"dataset": name, "max_rows": None}, evaluation={"max_rows": 100})
+    found = overview.outlook(config)
+    assert ("Measured on", "100 of 600 held-out rows, 20 of 20 labels") in found.figures
+    texts = [check.text for check in found.checks]
+    assert any(text.startswith("held out: 20 of 20 labels (") for text in texts)

@@ -107,3 +107,11 @@ def test_a_row_that_the_template_refuses_is_named_before_start(
     monkeypatch.setattr(chosen, "chat_template", strict)
     with pytest.raises(StudioError, match="row 2.*system must come first"):
         overview.outlook(recipe("middle"))
+
+
+def test_labels_are_counted_in_all_rows(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stats, "SAMPLE", 5)
+    dataset = add(tmp_path, "many", [{"text": f"row {n}", "label": f"l{n % 40}"} for n in range(80)])
+    assert stats.profile(dataset, "train").labels == {f"l{n}": 2 for n in range(40)}
