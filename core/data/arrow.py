@@ -125,15 +125,29 @@ def _cleaner(schema: Any, name: str) -> Clean:
         )
     classes = _class_names(schema)
     nested = [field.name for field in schema if pyarrow.types.is_nested(field.type)]
+    types = pyarrow.types
+    binary = [
+        field.name for field in schema if types.is_binary(field.type) or types.is_large_binary(field.type)
+    ]
 
     def clean(record: dict[str, Any]) -> dict[str, Any]:
         for column in nested:
             record[column] = _without_nulls(record[column])
+        for column in binary:
+            record[column] = _text(record[column])
         for column, names in classes.items():
             record[column] = _named(record[column], names)
         return record
 
     return clean
+
+
+def _text(value: Any) -> Any:
+    """Bytes as the text that they are; as they stand when they are none."""
+    try:
+        return value.decode() if type(value) is bytes else value
+    except UnicodeDecodeError:
+        return value
 
 
 def _without_nulls(value: Any) -> Any:

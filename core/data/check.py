@@ -182,8 +182,8 @@ def findings(part: str, index: Any, counted: Any) -> list[Finding]:
     where = "" if part == "train" else "held-out "
     found = [
         Finding(
-            kind,
-            f"{count:,} of {total:,} {where}rows {CHECKS[kind].said}",
+            kind if kind in CHECKS else "reading",
+            f"{count:,} of {total:,} {where}rows {CHECKS[kind].said if kind in CHECKS else kind}",
             part,
             tuple(row + 1 for row in rows),
         )

@@ -35,7 +35,14 @@ REJECTED = names(
 )
 SYSTEMS = names("system system_prompt system_message systeminstruction")
 GROUPS = names("group groups subgroup identity ident demographic")
-KTO_LABELS = names("label kto_tag desirable kto_label")
+KTO_LABELS = names("label kto_tag desirable kto_label verdict feedback vote thumb thumbs rating judgement")
+GOOD = names(
+    "good desirable chosen accepted preferred like liked up upvote upvoted thumbs_up thumbsup thumb_up 👍"
+)
+BAD = names(
+    "bad undesirable rejected dispreferred dislike disliked down downvote downvoted thumbs_down thumbsdown "
+    "thumb_down 👎"
+)
 CHOICES = names("choices options endings candidates alternatives")
 STEMS = names("question question_stem query ctx sentence goal premise problem prompt stem text")
 KEYS = names("answer answerkey answer_key correct correct_answer label gold answer_idx cop target")
@@ -109,6 +116,18 @@ class Columns:
 
 def plain(name: str) -> str:
     return re.sub(r"[\s-]+", "_", name.strip().lower())
+
+
+def verdict_in(value: Any) -> bool | None:
+    """Whether a value says that an answer is good; None when it says neither."""
+    if type(value) is bool:
+        return value
+    if type(value) in (int, float):
+        return {1: True, 0: False, -1: False}.get(value)
+    said = plain(value) if type(value) is str else ""
+    if said in (*GOOD, "1", "1.0", "true", "yes"):
+        return True
+    return False if said in (*BAD, "0", "0.0", "-1", "-1.0", "false", "no") else None
 
 
 def words(name: str) -> list[str]:

@@ -9,10 +9,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from core.data import marks
 from core.data.choice import chosen_row
 from core.data.errors import RowError, kind_of
 from core.data.fields import (
     answer_turns,
+    has_others,
     label_text,
     part_text,
     plain_text,
@@ -45,6 +47,9 @@ def converter(mapping: Mapping) -> Converter:
         "instances": _instances,
     }[mapping.kind](mapping)
     used = mapping.columns()
+    labelled = mapping.label == mapping.answer or mapping.choices
+    parts = ("text", "prompt", "chosen", "rejected", *(() if labelled else ("answer",)))
+    single = [field for part in parts if (field := getattr(mapping, part)) and "{" not in field]
 
     def convert(record: dict[str, Any]) -> Row | list[Row | RowError]:
         made = make(record)
@@ -53,9 +58,23 @@ def converter(mapping: Mapping) -> Converter:
         for row in made if isinstance(made, list) else [made]:
             if isinstance(row, dict):
                 _keep(row, record, mapping, used)
+                _note(row, record, single)
         return made
 
     return convert
+
+
+def _note(row: Row, record: dict[str, Any], single: list[str]) -> None:
+    """Gather what the import tells of a row (see `core.data.part`), and of each text that was not taken."""
+    noted: dict[str, None] = {}
+    for turn in (*row.get("messages", ()), *row.get("rejected", ())):
+        if "noted" in turn:
+            noted |= dict.fromkeys(turn.pop("noted"))
+    for field in single:
+        if has_others(record, field):
+            noted[f"have several texts in {field[:40]!r}, of which the first is taken"] = None
+    if noted:
+        row["noted"] = [*row.get("noted", ()), *noted]
 
 
 def _keep(row: Row, record: dict[str, Any], mapping: Mapping, used: set[str]) -> None:
@@ -93,10 +112,10 @@ def _conversation(mapping: Mapping) -> Converter:
                 raise RowError(f"{column} is null, expected a list of turns")
             raise RowError(f"has no {column}; it has {', '.join(list(record)[:6]) or 'no columns'}")
         messages = messages_of(turns, column, roles)
-        if (
-            messages[:1] and messages[0]["role"] != "system"
-        ):  # what a row says itself goes before what all are given
-            messages = [*system_turns(record, mapping), *messages]
+        # What a row says itself goes before what all are given.
+        given = system_turns(record, mapping) if messages[0]["role"] != "system" else []
+        marks.by_list(record, messages, column)
+        messages = [*given, *messages]
         row: Row = {"messages": messages}
         if tools := tools_in(record, mapping):
             row["tools"] = tools
@@ -115,11 +134,14 @@ def _exchange(mapping: Mapping) -> Converter:
         if mapping.choices:
             return chosen_row(record, mapping, value)
         if type(value) in (int, bool) and not labelled:
-            raise RowError(f"{mapping.answer} is {kind_of(value)}, expected a text")
+            what = f"{mapping.answer} is {kind_of(value)}, expected a text"
+            both = f"answer={mapping.answer},label={mapping.answer}"
+            raise RowError(what, f"To learn it as it is written, make it the label, too (mapping: {both})")
         row: Row = {}
-        if tools := tools_in(record, mapping):
+        tools = tools_in(record, mapping)
+        if tools:
             row["tools"] = tools
-        if row and type(value) is str and value.lstrip().startswith("[{"):
+        if tools and type(value) is str and value.lstrip().startswith("[{"):
             calls = calls_of(value, mapping.answer)
             answer = [{"role": "assistant", "content": "", "tool_calls": calls}]
         elif labelled and type(value) is list:

@@ -12,12 +12,14 @@ class Problem(NamedTuple):
     """Why one record cannot be used.
 
     ``line`` counts from 1; for Parquet it is the row. ``row`` counts records, 0 where nobody counted.
+    ``fix`` is what helps, where that is not to mend the file.
     """
 
     line: int
     what: str
     file: int = 0
     row: int = 0
+    fix: str = ""
 
     @property
     def place(self) -> str:
@@ -48,7 +50,14 @@ class DataError(StudioError):
 
 
 class RowError(Exception):
-    """This record cannot become a row; the text follows the line number."""
+    """This record cannot become a row; the text follows the line number.
+
+    :param fix: what helps, where that is not to mend the file
+    """
+
+    def __init__(self, what: str, fix: str = "") -> None:
+        self.fix = fix
+        super().__init__(what)
 
 
 def kind_of(value: object) -> str:

@@ -1,7 +1,10 @@
 """Parts of a record, as a mapping names them: texts, classes, what was asked, and the answer."""
 
+import re
 from typing import Any
 
+from core.data.cells import value_in
+from core.data.columns import ROLE_NAMES, verdict_in
 from core.data.errors import RowError, kind_of
 from core.data.mapping import Mapping, constant, fill, lookup
 from core.data.shapes import turns_of
@@ -67,19 +70,50 @@ def system_turns(record: dict[str, Any], mapping: Mapping) -> list[dict[str, Any
     return [message("system", text)] if text.strip() else []
 
 
+_OBJECTS = re.compile(r"\s*(?:\[\s*)?\{")
+
+
+def is_written_talk(value: Any) -> bool:
+    """Whether a text spells a message or a list of them: JSON, or as Python prints it."""
+    if type(value) is not str or not _OBJECTS.match(value):
+        return False
+    found = value_in(value)
+    turns = [found] if type(found) is dict else found
+    return bool(turns) and type(turns) is list and all(_is_message(turn) for turn in turns)
+
+
+def _is_message(turn: Any) -> bool:
+    named = type(turn) is dict and any(type(turn.get(name)) is str for name in ROLE_NAMES)
+    return named and bool(turn.keys() & {"content", "value", "text", "tool_calls"})
+
+
+def has_others(record: dict[str, Any], path: str) -> bool:
+    """Whether a list on the way to a field holds other values than its first, which is taken."""
+    value: Any = record.get(path)
+    for part in [] if path in record else path.split("."):
+        if type(value) is list:
+            value = value[0] if value else None
+        elif value is None:
+            value = record
+        value = value.get(part) if type(value) is dict else None
+    return type(value) is list and any(type(each) is str and each != value[0] for each in value)
+
+
 def tools_in(record: dict[str, Any], mapping: Mapping) -> list[Any]:
     given = record.get(mapping.tools) if mapping.tools else None
     return tools_of(given, mapping.tools) if given else []
 
 
 def verdict(value: Any, column: str) -> bool:
-    if type(value) is bool:
-        return value
-    if value in (0, 1, "0", "1"):
-        return value in (1, "1")
-    if type(value) is str and value.strip().lower() in ("true", "false"):
-        return value.strip().lower() == "true"
-    raise RowError(f"{column} is {kind_of(value)}, expected true or false")
+    """Whether an answer is good: a truth value, or one of the words that stand for one."""
+    said = verdict_in(value)
+    if said is None:
+        shown = f"{value!r:.40}" if type(value) in (str, int, float) else kind_of(value)
+        raise RowError(
+            f"{column} is {shown}, expected true or false, good or bad, 1 or 0",
+            "Name the column with the verdict in a mapping (desirable)",
+        )
+    return said
 
 
 def turns_before(record: dict[str, Any], mapping: Mapping) -> list[dict[str, Any]]:
@@ -89,7 +123,7 @@ def turns_before(record: dict[str, Any], mapping: Mapping) -> list[dict[str, Any
         messages += messages_of(record[mapping.history], mapping.history, mapping.roles)
     prompt = mapping.prompt
     value = lookup(record, prompt) if "{" not in prompt else None
-    if isinstance(value, (list, dict)) and turns_of(value):
+    if (isinstance(value, (list, dict)) and turns_of(value)) or is_written_talk(value):
         before = messages_of(value, prompt, mapping.roles)
         if before[0]["role"] == "system":  # what a row says itself goes before what all are given
             messages = [turn for turn in messages if turn["role"] != "system"]
@@ -103,14 +137,18 @@ def turns_before(record: dict[str, Any], mapping: Mapping) -> list[dict[str, Any
 def answer_turns(record: dict[str, Any], field: str, roles: dict[str, str]) -> list[dict[str, Any]]:
     """An answer column as turns: a text, one message, or a list of them."""
     value = lookup(record, field)
-    if isinstance(value, dict) and ("role" in value or "from" in value):
-        value = [value]
-    if isinstance(value, list) and turns_of(value) and type(value[0]) is dict:
+    if is_written_talk(value):
         turns = messages_of(value, field, roles)
+    elif isinstance(value, dict) and ("role" in value or "from" in value):
+        turns = messages_of([value], field, roles)
+    elif isinstance(value, list) and turns_of(value) and type(value[0]) is dict:
+        turns = messages_of(value, field, roles)
+    elif type(value) in (int, bool):  # exactly as they stand
+        turns = [message("assistant", label_text(value, field))]
+    elif type(value) is float:
+        raise RowError(f"{field} is a number, expected a text", "Write it in quotes")
     else:
-        # Numbers and truth values are classes here, kept exactly as they stand.
-        known = type(value) in (int, bool)
-        turns = [message("assistant", label_text(value, field) if known else part_text(record, field))]
+        turns = [message("assistant", part_text(record, field))]
     for turn in turns:
         if turn["role"] == "assistant" and not turn["content"].strip() and not turn.get("tool_calls"):
             raise RowError(f"{field} is empty, so there is nothing to learn")

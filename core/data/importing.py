@@ -115,9 +115,10 @@ def _rows(convert: Any, record: Record | Problem) -> list[dict[str, Any] | Probl
         for row in made if isinstance(made, list) else [made]:
             if isinstance(row, RowError):
                 raise row
+            row.pop("noted", None)
             as_line(row)
     except RowError as error:
-        return [Problem(record.line, str(error))]
+        return [Problem(record.line, str(error), fix=error.fix)]
     return made if isinstance(made, list) else [made]
 
 
@@ -253,7 +254,9 @@ def _part(sources: Sequence[Source], part: str, options: Options, staging: Path,
                     _serial(file, number, guesses[0].mapping, writer, report)
     counted = writer.counted
     if counted.problem_count and (not options.leave_out or not counted.rows):
-        fix = "Mend the file" + (", or choose to leave bad rows out." if counted.rows else ".")
+        fixes = {problem.fix for problem in counted.problems}
+        helps = fixes.pop() if len(fixes) == 1 else ""
+        fix = (helps or "Mend the file") + (", or choose to leave bad rows out." if counted.rows else ".")
         problems = [_typed(problem, opened[problem.file]) for problem in counted.problems[:SHOWN_PROBLEMS]]
         problems += counted.problems[SHOWN_PROBLEMS:]
         raise DataError([file.name for file in opened], problems, fix, counted.problem_count)

@@ -29,12 +29,17 @@ from core.data.turns import canonical
 BLOCK = 4 * 1024**2
 CACHED = 384 * 1024  # rows worked on at once: what fits the processor's cache parses twice as fast
 MOST_LABELS = 1000
+MOST_KINDS = 100  # of findings: some name a key of the file
+MORE = "hold other keys that are not read"
 AS_STORED = Mapping(kind="conversation", turns="messages")  # rows that are what is stored
 
 
 @dataclass
 class Counted:
-    """What a part came to. ``hits`` has, for each content check, how many rows and the first of them."""
+    """What a part came to. ``hits`` has, for each content check, how many rows and the first of them.
+
+    Also for what the conversion tells of rows: then its key is the text that follows "N rows".
+    """
 
     rows: int = 0
     bytes: int = 0
@@ -134,7 +139,7 @@ class Part:
                 for row in made if isinstance(made, list) else (made,):
                     self._store(row, number)
             except RowError as error:
-                self._refuse(Problem(number, str(error)))
+                self._refuse(Problem(number, str(error), fix=error.fix))
         if self._lines:
             self.flush()
 
@@ -143,11 +148,14 @@ class Part:
         try:
             if isinstance(row, RowError):
                 raise row
+            noted = row.pop("noted", ())
             line = as_line(row)
         except RowError as error:
-            self._refuse(Problem(number, str(error)))
+            self._refuse(Problem(number, str(error), fix=error.fix))
             return
         self._note(row)
+        for text in noted:
+            self._hit(text, [self.counted.rows + len(self._lines)])
         self._add(line, row, number)
 
     def _add(self, line: bytes, row: dict[str, Any], number: int) -> None:
@@ -179,9 +187,7 @@ class Part:
         """Write rows, look through them once, and add them to the index."""
         counted = self.counted
         for kind, found in check.scan(block, lines).items():
-            count, first = counted.hits.get(kind, (0, []))
-            room = max(0, check.SHOWN - len(first))
-            counted.hits[kind] = (count + len(found), first + [counted.rows + row for row in found[:room]])
+            self._hit(kind, [counted.rows + row for row in found])
         entries = numpy.empty(len(lines), INDEX)
         sizes = numpy.fromiter(map(len, lines), numpy.uint32, len(lines))
         entries["size"] = sizes
@@ -194,6 +200,14 @@ class Part:
         self.out.write(block.data)
         counted.rows += len(lines)
         counted.bytes += len(block.data)
+
+    def _hit(self, kind: str, rows: list[int]) -> None:
+        """Count rows that a check found, or of which the import has something to tell."""
+        hits = self.counted.hits
+        if kind not in hits and len(hits) >= MOST_KINDS:
+            kind = MORE
+        count, first = hits.get(kind, (0, []))
+        hits[kind] = (count + len(rows), first + rows[: max(0, check.SHOWN - len(first))])
 
     def indexed(self) -> Any:
         """The index as one array."""

@@ -7,13 +7,14 @@ What could be read in two ways, or only without a part that matters, is refused 
 from collections.abc import Sequence
 from typing import Any
 
-import orjson
-
 from core.data import tasks
+from core.data.cells import value_in
 from core.data.columns import (
     ANSWERS,
+    BAD,
     CHOSEN,
     CONTEXTS,
+    GOOD,
     KTO_LABELS,
     PROMPTS,
     REJECTED,
@@ -26,6 +27,8 @@ from core.data.columns import (
     Guess,
     Unclear,
     label_and_group,
+    plain,
+    verdict_in,
 )
 from core.data.mapping import Mapping
 from core.errors import StudioError
@@ -68,12 +71,9 @@ def recognise(sample: Sequence[dict[str, Any]], name: str) -> Guess:
 
 
 def turns_of(value: Any) -> list[Any] | None:
-    """A value as a list of turns: a list, or a list written as JSON in a text."""
-    if isinstance(value, str) and value.lstrip()[:2] in ("[{", "[ "):
-        try:
-            value = orjson.loads(value)
-        except orjson.JSONDecodeError:
-            return None
+    """A value as a list of turns: a list, or a list written as JSON or by Python in a text."""
+    if isinstance(value, str):
+        value = value_in(value)
     if isinstance(value, dict) and isinstance(value.get("messages"), list):
         value = value["messages"]
     return value if isinstance(value, list) else None
@@ -151,14 +151,13 @@ def _preference(columns: Columns) -> Guess | None:
     return Guess("preference pairs", mapping)
 
 
-_VERDICTS = ("0", "1", "true", "false")
-
-
 def _kto(columns: Columns) -> Guess | None:
     verdict = columns.find(KTO_LABELS)
-    if not verdict or not all(str(value).lower() in _VERDICTS for value in columns.known(verdict)):
+    known = columns.known(verdict) if verdict else []
+    if not known or any(verdict_in(value) is None for value in known):
         return None
-    sure = isinstance(columns.first(verdict), bool)
+    # Words that say nothing but a verdict, unlike 0 and 1 or yes and no, which may be classes.
+    sure = all(type(value) is bool or plain(str(value)) in (*GOOD, *BAD) for value in known)
     turns = next((name for name in columns.values if holds_turns(columns.first(name))), "")
     prompt, answer = columns.find(PROMPTS), columns.find(ANSWERS, but=(verdict,))
     completion = columns.find(("completion", "response"))

@@ -21,6 +21,18 @@ from core.data.columns import (
 from core.data.mapping import Mapping
 
 _SHOWN = ("image", "images", "audio", "audios", "video", "videos")
+_MEDIA = (
+    b"\x89PNG",
+    b"\xff\xd8\xff",
+    b"GIF8",
+    b"RIFF",
+    b"ID3",
+    b"\xff\xfb",
+    b"OggS",
+    b"fLaC",
+    b"BM",
+    b"\0\0\0",
+)
 _OFFERED = {"option", "choice", "sol", "ending", "op", "opt", "answer", "candidate", "alternative"}
 _COMPARED = (
     ("premise", "hypothesis"),
@@ -40,6 +52,10 @@ def refuse_pictures(columns: Columns) -> None:
     """:raises Unclear: when rows hold pictures or sound, which their text alone does not stand for"""
     for name in columns.values:
         value = columns.first(name)
+        if isinstance(value, bytes) and not value.startswith(_MEDIA):
+            raise Unclear(
+                f"holds bytes that are no UTF-8 text ({name}); save that column as text, or leave it out"
+            )
         stored = isinstance(value, bytes) or (isinstance(value, dict) and "bytes" in value)
         if stored or (value and name.lower() in _SHOWN):
             raise Unclear(f"holds pictures or sound ({name}), and only text is learned")

@@ -8,6 +8,8 @@ from typing import Any
 
 import orjson
 
+from core.data import marks
+from core.data.cells import value_in
 from core.data.errors import RowError, kind_of
 from core.data.limits import MAX_DEPTH
 from core.data.shapes import PAIRS, turns_of
@@ -35,6 +37,12 @@ ALIASES = {
 # In ``messages`` only names with one meaning stand for others; the rest is asked.
 SURE = {"developer": "system", "function": "tool", "model": "assistant"}
 WORDS = ("content", "value", "text", "message", "parts")
+# Types of a content's parts.
+_TEXTS = ("text", "input_text", "output_text")
+_THOUGHTS = ("reasoning", "thinking", "reasoning_text", "reasoning_content")
+
+
+IN_TEXT = "hold a conversation written as a text; it is read as a conversation"
 
 
 def message(role: str, content: str) -> dict[str, Any]:
@@ -61,7 +69,10 @@ def messages_of(value: Any, column: str, roles: dict[str, str]) -> list[dict[str
     """A column's conversation as messages. :raises RowError: with the turn and field that is wrong"""
     turns = turns_of(value)
     if turns is None:
-        raise RowError(f"{column} is {kind_of(value)}, expected a list of turns")
+        raise RowError(
+            f"{column} is {kind_of(value)}, expected a list of turns",
+            "Name the column of the turns in a mapping",
+        )
     if not turns:
         raise RowError(f"has no turns: {column} is an empty list")
     if type(turns[0]) is str:
@@ -81,6 +92,8 @@ def messages_of(value: Any, column: str, roles: dict[str, str]) -> list[dict[str
             messages.append(_message(turn, place, roles))
         else:
             messages += _pair(turn, place)
+    if type(value) is str:
+        messages[0] = {**messages[0], "noted": [*messages[0].get("noted", ()), IN_TEXT]}
     return messages
 
 
@@ -109,48 +122,73 @@ def _message(turn: dict[str, Any], place: str, roles: dict[str, str]) -> dict[st
         role = (SURE if key == "role" else ALIASES).get(role or "")
     if role is None:
         hint = "; a mapping can say which it is" if type(named) is str else ""
-        raise RowError(f"{place}.{key} is {named!r:.40}, expected one of system, user, assistant, tool{hint}")
+        raise RowError(
+            f"{place}.{key} is {named!r:.40}, expected one of system, user, assistant, tool{hint}",
+            f"Say which role it is in the mapping (roles.{named:.40}=user)" if hint else "",
+        )
     words = next((name for name in WORDS if turn.get(name) is not None), "content")
     content = turn.get(words)
+    made: dict[str, Any]
     if role == "call":
-        return {"role": "assistant", "content": "", "tool_calls": calls_of(content, f"{place}.{words}")}
-    made: dict[str, Any] = {"role": role, "content": content_of(turn, place)}
+        made = {"role": "assistant", "content": "", "tool_calls": calls_of(content, f"{place}.{words}")}
+        return _marked(made, turn, place)
+    text, reasoning = said_and_thought(turn, place)
+    made = {"role": role, "content": text}
+    if reasoning and role == "assistant":
+        made["reasoning_content"] = reasoning
     if calls := turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else None):
         made["tool_calls"] = calls_of(calls, f"{place}.tool_calls")
     for name in ("name", "tool_call_id"):
         if type(turn.get(name)) is str and role == "tool":
             made[name] = turn[name]
-    for name in ("reasoning_content", "thinking"):
+    for name in ("reasoning_content", "thinking", "reasoning"):
         if type(turn.get(name)) is str and role == "assistant" and turn[name]:
             made[name] = turn[name]
-    if role == "assistant" and _unlearned(turn):
+    return _marked(made, turn, place)
+
+
+def _marked(made: dict[str, Any], turn: dict[str, Any], place: str) -> dict[str, Any]:
+    """The message with its mark; ``noted`` is what the import tells of it, and is not stored."""
+    learned = marks.is_learned(turn, place)
+    noted = [f"have {name!r} on a turn, which is not read" for name in marks.unread(turn)]
+    if made["role"] == "assistant" and learned is False:
         made["learn"] = False
+    elif made["role"] != "assistant" and learned and turn.get("weight") is None:
+        noted.append(f"mark a turn of the {made['role']} as learned; only answers are")
+    if noted:
+        made["noted"] = noted
     return made
-
-
-def _unlearned(turn: dict[str, Any]) -> bool:
-    """Several formats mark turns that are shown and not learned."""
-    zero = turn.get("weight") == 0 or turn.get("loss_weight") == 0
-    return zero or turn.get("train") is False or turn.get("learn") is False
 
 
 def content_of(turn: dict[str, Any], place: str) -> str:
     """What a turn says. :raises RowError: when that is not text"""
+    return said_and_thought(turn, place)[0]
+
+
+def said_and_thought(turn: dict[str, Any], place: str) -> tuple[str, str]:
+    """What a turn says, and what its parts of reasoning hold. :raises RowError: when that is not text"""
     name = next((name for name in WORDS if turn.get(name) is not None), "content")
     value, place = turn.get(name), f"{place}.{name}"
     if type(value) is str:
-        return value
+        return value, ""
     if value is None and (turn.get("tool_calls") or turn.get("function_call")):
-        return ""
+        return "", ""
     if type(value) is list and value and all(type(part) is dict for part in value):
-        texts = []
+        said: list[str] = []
+        thought: list[str] = []
         for part in value:
+            kind = part.get("type", "text")
             text = part.get("text", part.get("value"))
-            if part.get("type", "text") != "text" or type(text) is not str:
+            if kind in _THOUGHTS:
+                text = (
+                    text if type(text) is str else next((part[key] for key in _THOUGHTS if key in part), None)
+                )
+            if kind not in (*_TEXTS, *_THOUGHTS) or type(text) is not str:
                 kind = part.get("type") or next(iter(part), None)
-                raise RowError(f"{place} holds a part of type {kind!r:.40}; only text is learned")
-            texts.append(text)
-        return "".join(texts)
+                what = f"{place} holds a part of type {kind!r:.40}; only text is learned"
+                raise RowError(what, "Rows with pictures, sound or results hold no answer to learn")
+            (thought if kind in _THOUGHTS else said).append(text)
+        return "".join(said), "\n\n".join(thought)
     if value is None and not set(WORDS) & turn.keys():
         raise RowError(f"{place} is missing")
     raise RowError(f"{place} is {kind_of(value)}, expected a text")
@@ -181,6 +219,8 @@ def _parsed(value: Any, place: str) -> Any:
     try:
         return orjson.loads(value)
     except orjson.JSONDecodeError:
+        if (found := value_in(value)) is not None:
+            return found
         raise RowError(f"{place} is not valid JSON") from None
 
 
@@ -209,5 +249,5 @@ def learnable(row: dict[str, Any], column: str) -> dict[str, Any]:
         if turn["role"] == "assistant" and not turn["content"].strip() and not turn.get("tool_calls"):
             raise RowError(f"{column}[{number}] is an assistant turn that is empty")
     if all(turn.get("learn") is False for turn in answers):
-        raise RowError("has no assistant turn that is to be learned (all have weight 0)")
+        raise RowError("has no assistant turn that is to be learned (all are marked as not learned)")
     return row
