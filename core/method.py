@@ -15,6 +15,7 @@ class MethodSection(Section):
         "supervised learns the answers; pretraining every token of plain texts, long ones in windows; dpo "
         "and orpo better answers against worse ones; kto answers with a verdict; grpo tries answers of its "
         "own and learns from those that pass a check",
+        simple=True,
     )
     beta: float = setting(
         0.1,

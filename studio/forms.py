@@ -36,7 +36,7 @@ AS_YAML = {"data.mix", "data.mapping"}
 SIMPLE_ROWS = (
     ("model.base", "data.dataset"),
     ("training.epochs", "training.learning_rate", "training.max_length"),
-    ("lora.r", "training.effective_batch"),
+    ("method.name", "lora.r", "training.effective_batch"),
 )
 
 

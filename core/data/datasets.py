@@ -4,6 +4,7 @@ import shutil
 from typing import Any
 
 from core.config import RunConfig
+from core.data import pairs, rows
 from core.data.files import Source
 from core.data.importing import Options, add
 from core.data.mapping import Mapping
@@ -50,6 +51,12 @@ def remove(dataset_id: int) -> None:
 def _in_mix(name: str, run: dict[str, Any]) -> bool:
     """Whether a run learns from a dataset as part of a mix."""
     return name in run["recipe"] and any(part.dataset == name for part in runs.recipe(run["id"]).data.mix)
+
+
+def fitting(dataset: dict[str, Any], method: str) -> str:
+    """A method as it was chosen, if it learns from a dataset's rows; else the one that is made for them."""
+    (row,) = rows.page(dataset["id"], "train", 0, 1)  # all have the parts that the mapping gives them
+    return pairs.fitting(row, method)
 
 
 def described(config: RunConfig) -> RunConfig:

@@ -178,11 +178,12 @@ def outlook(config: RunConfig) -> Outlook:
         ("In the loss", f"{supervised / max(tokens, 1):.0%} of the tokens"),
         ("Longest row", f"{max(share.summary.longest for share in found):,} tokens"),
     ]
-    checks = _together(found, [_checks(share, config) for share in found])
+    checks = _unfit(config, chosen)
+    if not any(check.level == "bad" for check in checks):  # else there is nothing to learn, for that reason
+        checks = _together(found, [_checks(share, config) for share in found]) + checks
     checks += [Check("warning", text) for text in fit.remarks(config, steps)]
     checks += [Check("warning", finding.text) for finding in mix.leaks(chosen)]
     checks += [Check(level, text) for level, text in sides.lines(chosen, config.data)]
-    checks += _unfit(config, chosen)
     checks += _stages(config)
     checks += [Check("warning", f"{config.model.base}: {note}") for note in base.notes]
     decisions = {"device": hardware.device(), "compute type": hardware.compute_dtype(config)}

@@ -10,12 +10,31 @@ from core.errors import StudioError
 
 Row = dict[str, Any]
 WANTED = {
+    "supervised": ("messages", "answers"),
     "dpo": ("rejected", "pairs of a better and a worse answer"),
     "orpo": ("rejected", "pairs of a better and a worse answer"),
     "kto": ("desirable", "answers with a verdict (desirable: true or false)"),
     "pretraining": ("text", "plain texts"),
     "grpo": ("messages", "questions with answers"),
 }
+
+
+def methods_for(row: Row) -> tuple[str, ...]:
+    """The methods that learn from rows like this one; the one that is made for them comes first."""
+    if "rejected" in row:
+        return "dpo", "orpo", "supervised", "grpo"
+    if "desirable" in row:
+        return "kto", "supervised", "grpo"
+    return ("pretraining",) if "text" in row else ("supervised", "grpo")
+
+
+def fitting(row: Row, method: str) -> str:
+    """A method as it was chosen, if it is one for rows like this; else the one that is made for them.
+
+    Supervised is what nobody chose: pairs and verdicts have methods of their own.
+    """
+    known = methods_for(row)
+    return method if method in known and method != "supervised" else known[0]
 
 
 def refuse_unfit(row: Row, method: str, dataset: str) -> None:
@@ -25,7 +44,7 @@ def refuse_unfit(row: Row, method: str, dataset: str) -> None:
         raise StudioError(
             "method.name",
             f"{method} learns from {words}, which dataset {dataset!r} does not have",
-            "Choose another dataset, or the method supervised.",
+            f"Set the method to {methods_for(row)[0]}, or choose another dataset.",
         )
 
 

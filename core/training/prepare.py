@@ -34,7 +34,6 @@ class Prepared:
     train: list[Encoded]
     held_out: list[Encoded]
     sources: list[str]
-    train_sources: list[str] = field(default_factory=list)
     others: list[Encoded] = field(default_factory=list)
     good: list[bool] = field(default_factory=list)
     held_others: list[Encoded] = field(default_factory=list)
@@ -42,6 +41,7 @@ class Prepared:
     questions: list[Question] = field(default_factory=list)
     held_questions: list[Question] = field(default_factory=list)
     answer_tokens: int = 0
+    train_sources: list[str] = field(default_factory=list)
 
     @property
     def lengths(self) -> list[int]:

@@ -78,6 +78,7 @@ def build(page: Page) -> None:
         paths: list[str] | None,
         held_paths: list[str] | None,
         skip: bool,
+        method: str,
         *values: Any,
         progress: Any = gr.Progress(),  # noqa: B008 (how Gradio asks for it)
     ) -> tuple[Any, ...]:
@@ -90,8 +91,8 @@ def build(page: Page) -> None:
             )
         except Exception as error:
             begun_clicks.discard(click)
-            return error_box(error), *[gr.skip()] * 4
-        return *_added(dataset_id), [*(paths or []), *(held_paths or [])]
+            return error_box(error), *[gr.skip()] * 5
+        return *_added(dataset_id, method), [*(paths or []), *(held_paths or [])]
 
     def add_elsewhere(
         repo: str,
@@ -101,6 +102,7 @@ def build(page: Page) -> None:
         revision: str,
         file: str | None,
         skip: bool,
+        method: str,
         progress: Any = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, ...]:
         def told(text: str, share: float | None) -> None:
@@ -114,8 +116,8 @@ def build(page: Page) -> None:
                 wanted = (repo.strip(), config or None, split or None, held_split or None, revision or None)
                 dataset_id = hub.add(*wanted, importing.Options(leave_out=skip), told)
         except Exception as error:
-            return error_box(error), *[gr.skip()] * 4
-        return *_added(dataset_id), []
+            return error_box(error), *[gr.skip()] * 5
+        return *_added(dataset_id, method), []
 
     def finish(
         paths: list[str] | None, held_paths: list[str] | None, imported: list[str] | None
@@ -160,18 +162,19 @@ def build(page: Page) -> None:
         begun.then(adding.look, [upload, *pane.inputs], looked, **look).then(
             adding.first_row, [upload, base, *pane.inputs], pane.example, **look
         )
-    outputs = [verdict, shown.chosen, page.form["data.dataset"], page.form["data.mix"], imported]
+    method = page.form["method.name"]
+    outputs = [verdict, shown.chosen, page.form["data.dataset"], page.form["data.mix"], method, imported]
     add.click(lambda: gr.Button("Adding…", interactive=False), None, add, queue=False, **quiet)
     added = add.click(
         add_files,
-        [click, upload, held_out, leave_out, *pane.inputs],
+        [click, upload, held_out, leave_out, method, *pane.inputs],
         outputs,
         show_progress_on=verdict,
         api_visibility="private",
     )
     fetched = elsewhere[-1].click(
         add_elsewhere,
-        [*elsewhere[:-1], leave_out],
+        [*elsewhere[:-1], leave_out, method],
         outputs,
         show_progress_on=verdict,
         api_visibility="private",
@@ -223,20 +226,23 @@ def _elsewhere() -> list[Any]:
     return [repo, config, split, held_split, revision, file, button]
 
 
-def _added(dataset_id: int) -> tuple[Any, ...]:
-    """Verdict, the chosen dataset, and what the Train tab learns from now: it, and no mix."""
+def _added(dataset_id: int, method: str) -> tuple[Any, ...]:
+    """Verdict, the chosen dataset, and what the Train tab learns from now: it, and no mix, by the method
+    that its rows want."""
     added = store.get(dataset_id)
     text = f"{added['name']}: {added['rows']:,} rows of the shape {added['shape']}"
     if added["left_out"] != "0":
         text += f"; {int(added['left_out']):,} bad rows left out"
     warnings = [finding["text"] for finding in store.findings(added)]
-    told = box("good", text + ". It is chosen on the Train tab.")
+    fit = data.fitting(added, method)
+    learned = "" if fit == method else f", and the method there is {fit} now"
+    told = box("good", f"{text}. It is chosen on the Train tab{learned}.")
     if warnings:
         told += box(
             "warning", "\n".join(warnings[:4]) + ("\nSee Warnings for more." if len(warnings) > 4 else "")
         )
     chosen_too = gr.Dropdown(choices=store.names(), value=added["name"])
-    return told, dataset_id, chosen_too, ""
+    return told, dataset_id, chosen_too, "", fit
 
 
 def _pick(event: gr.SelectData, pane: str, *view: Any) -> list[Any]:

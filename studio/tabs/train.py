@@ -8,7 +8,7 @@ import gradio as gr
 
 from core import config as schema
 from core.config import RunConfig
-from core.data.datasets import described
+from core.data.datasets import described, fitting
 from core.data.overview import outlook
 from core.errors import RecipeError, StudioError
 from core.jobs import queue
@@ -71,7 +71,11 @@ def build(page: Page) -> None:
         return _check(keys, list(values))
 
     def choose(name: str, dataset: str | None) -> list[Any]:
-        return _keep_dataset(forms.values(schema.preset(PRESETS[name]), keys), keys, dataset)
+        preset = _keep_dataset(forms.values(schema.preset(PRESETS[name]), keys), keys, dataset)
+        return [
+            method_for(dataset, value) if key == "method.name" else value
+            for key, value in zip(keys, preset, strict=True)
+        ]
 
     def load_recipe(path: str) -> list[Any]:
         try:
@@ -96,6 +100,8 @@ def build(page: Page) -> None:
     page.blocks.load(check, inputs, outputs, **quiet)
     # A mix stands in for the dataset; choosing one dataset takes it back.
     form["data.dataset"].input(lambda: "", None, form["data.mix"], queue=False, **quiet)
+    method = form["method.name"]
+    form["data.dataset"].input(method_for, [form["data.dataset"], method], method, queue=False, **quiet)
     preset.input(choose, [preset, form["data.dataset"]], inputs, **quiet)
     upload.upload(load_recipe, upload, [trouble, *inputs], **quiet)
     start.click(guarded(begin), [token, shown, *inputs], [page.run, page.tabs, token], **quiet)
@@ -111,6 +117,13 @@ def build(page: Page) -> None:
         View([progress, halt], lambda run_id: measuring.signature(), lambda run_id: measuring.shown()),
         View([moved], lambda run_id: measuring.moved(), lambda run_id: [measuring.moved()]),
     ]
+
+
+def method_for(dataset: str | None, method: str) -> str:
+    """The method for a dataset that was chosen: as it is, unless its rows want another one."""
+    if not dataset or dataset not in datasets.names():
+        return method
+    return fitting(datasets.by_name(dataset), method)
 
 
 def _keep_dataset(values: list[Any], keys: list[str], dataset: str | None) -> list[Any]:

@@ -160,7 +160,7 @@ def test_a_forecast_counts_both_answers_as_a_run_has_them(
     )
     with pytest.raises(AttributeError):  # there is no forecast to show
         overview.outlook(config)
-    ((_, count, lengths, supervised),) = asked
+    ((_, count, lengths, supervised, _),) = asked
     prepared = prepare(config)
     if method == "dpo":
         assert count == len(prepared.train) and sorted(lengths) == sorted(prepared.lengths)
