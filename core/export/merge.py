@@ -20,6 +20,7 @@ from core.evaluation.generate import greedy, task_of
 from core.export import files
 from core.home import export_folder, run_folder
 from core.jobs.worker import Job
+from core.markdown import code, plain, quoted
 from core.models import adapter_check, adapters, hardware, load
 from core.store import runs
 from core.training.artifact import refuse_other_tokenizer
@@ -158,12 +159,12 @@ def _forget_origin(folder: Path) -> None:
 
 def _card(config: RunConfig, parity: dict[str, Any]) -> str:
     return f"""---
-base_model: {config.model.base}
+base_model: {quoted(config.model.base)}
 tags: [merged, plumbline]
 ---
-# {config.display_name}, merged
+# {plain(config.display_name)}, merged
 
-`{config.model.base}` with a LoRA adapter merged into its 16-bit weights. On {parity["prompts"]} held-out
+{code(config.model.base)} with a LoRA adapter merged into its 16-bit weights. On {parity["prompts"]} held-out
 prompts the next token is the same as base + adapter's in {parity["same_next_token"]}; the largest
 difference of a logit is {parity["largest_logit_difference"]:.3g}. The greedy answer, its end included
 (at most {parity["answer_tokens"]} tokens), is the same in {parity["same_answers"]}.

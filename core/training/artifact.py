@@ -7,6 +7,7 @@ from typing import Any
 
 from core.config import RunConfig, dumps
 from core.errors import StudioError
+from core.markdown import code, plain, quoted
 from core.models import load, readers
 from core.training import checkpoints
 from core.training.checkpoints import sha256_of
@@ -104,12 +105,12 @@ def card(config: RunConfig, metadata: dict[str, Any], metrics: dict[str, Any]) -
     perplexity = _figure(metrics.get("base_perplexity")), _figure(metrics.get("perplexity"))
     return f"""---
 library_name: peft
-base_model: {config.model.base}
+base_model: {quoted(config.model.base)}
 tags: [lora, qlora, plumbline]
 ---
-# {config.display_name}
+# {plain(config.display_name)}
 
-A LoRA adapter for `{config.model.base}`, trained ({config.method.name}) on
+A LoRA adapter for {code(config.model.base)}, trained ({config.method.name}) on
 
 | dataset | rows learned | of the loss | rows measured, held out | SHA-256 |
 |---|---|---|---|---|
@@ -132,7 +133,8 @@ The base's weights are unchanged: {metadata["base"]["sha256_before"]} before and
 
 def _dataset(one: dict[str, Any]) -> str:
     cells = (f"{one['train_rows']:,}", f"{one['share_of_loss']:.0%}", f"{one['held_out_rows']:,}")
-    return f"| `{one['name']}` | {' | '.join(cells)} | `{one['sha256']}` |"
+    name = code(one["name"]).replace("|", "\\|")
+    return f"| {name} | {' | '.join(cells)} | `{one['sha256']}` |"
 
 
 def _figure(value: float | None) -> str:
