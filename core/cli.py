@@ -264,6 +264,7 @@ def _evaluate(arguments: argparse.Namespace, serve: Serve) -> int:
 
 
 def _export(arguments: argparse.Namespace, serve: Serve) -> int:
+    from core.export import bases
     from core.home import export_folder
     from core.jobs import queue
     from core.store import runs
@@ -276,6 +277,8 @@ def _export(arguments: argparse.Namespace, serve: Serve) -> int:
     made = queue.get(job_id)["result"]
     print(export_folder(job_id) / made["file"])
     say_refusals(made)
+    if "bases" in made.get("parity", {}):
+        say(f"{bases.sentence(made['parity']['bases'])}.")
     return 0
 
 

@@ -64,7 +64,11 @@ def evaluate(job: Job) -> dict[str, Any]:
             sides[side] = _measure(job, model, tokenizer, config, encoded, tasks, side, turn)
     rows = _rows(tasks, sides)
     result = _result(sides, tasks, rows, len(encoded))
-    result |= {"sample": sample, "precision": str(model.dtype).removeprefix("torch.")}
+    result |= {
+        "sample": sample,
+        "quantisation": config.quantisation.method,
+        "precision": str(model.dtype).removeprefix("torch."),
+    }
     if rows and all(str(row.get("label") or "").strip() for _, row in asked):
         result["labels"] = _labels([str(row["label"]) for _, row in asked], rows)
     evaluation_id = evaluations.add(job.run_id, chosen[0].dataset["id"], job.id, result, rows)

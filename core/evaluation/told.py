@@ -82,6 +82,11 @@ def notes(result: dict[str, Any]) -> list[str]:
         found.append(
             "Answers were compared by an earlier rule, which left signs and symbols out of token F1."
         )
+    if result.get("quantisation", "none") != "none":
+        found.append(
+            f"Measured on the {result['quantisation']} base that the adapter learned on. The 16-bit base, "
+            "which it is merged into, is another model: Merge measures what that changes."
+        )
     close = [result[side].get("close", 0) for side in SIDES]
     if any(close):
         points = 100 * max(close) / result["answers"]

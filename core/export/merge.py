@@ -17,7 +17,7 @@ from core.data.xray import continued_ids
 from core.errors import StudioError
 from core.evaluation.compare import refuse_without_adapter
 from core.evaluation.generate import greedy, task_of
-from core.export import files
+from core.export import bases, files
 from core.home import export_folder, run_folder
 from core.jobs.worker import Job
 from core.markdown import code, plain, quoted
@@ -35,7 +35,8 @@ def merge(job: Job) -> dict[str, Any]:
     :returns: ``folder`` and ``file`` (a zip of it) in the export's folder, ``bytes``, ``sha256``,
         and ``parity``: merged against base + adapter, the largest difference of a next-token logit, how
         many of the prompts get the same next token, and how many the same greedy answer up to its end,
-        by the written files' own tokenizer and end tokens
+        by the written files' own tokenizer and end tokens; and ``bases``, see `core.export.bases`, where
+        the adapter learned on a quantised base
     :raises StudioError: when the run has no adapter, its tokenizer has changed, or the disk has no room
     """
     refuse_without_adapter(job.run_id)
@@ -43,11 +44,19 @@ def merge(job: Job) -> dict[str, Any]:
     config = runs.recipe(job.run_id)
     whole = config.quantisation.model_copy(update={"method": "none", "compute_dtype": "bfloat16"})
     sixteen_bit = config.model_copy(update={"quantisation": whole})
-    job.report("loading the base in 16 bits", 0.05)
     tokenizer = load.tokenizer(config.model.base, config.model.revision)
     artifact = run_folder(job.run_id) / "artifact"
     refuse_other_tokenizer(artifact, tokenizer)
     adapter_check.refuse_other_base(artifact, config.model.base, config.model.revision)
+    asked = bases.tasks(job.run_id, config) if config.quantisation.method != "none" else []
+    there: list[str] = []
+    if asked:
+        job.report(f"answering on the {config.quantisation.method} base")
+        trained = adapters.opened(load.base_model(config), artifact)
+        there = bases.answered(trained, tokenizer, config, asked, lambda done: job.check_stop())
+        del trained
+        gc.collect()
+    job.report("loading the base in 16 bits", 0.05)
     model = adapters.opened(load.base_model(sixteen_bit), artifact)
     _refuse_full_disk(model, export_folder(job.id))
     job.check_stop()
@@ -56,6 +65,7 @@ def merge(job: Job) -> dict[str, Any]:
     job.report("answering before merging", 0.2)
     length = config.evaluation.max_new_tokens
     answers = [greedy(model, tokenizer, [prompt], length)[0] for prompt in prompts]
+    here = bases.answered(model, tokenizer, config, asked, lambda done: job.check_stop())
     job.check_stop()
     job.report("merging", 0.4)
     adapters.untie(model)
@@ -79,6 +89,8 @@ def merge(job: Job) -> dict[str, Any]:
     gc.collect()
     same = [a == b for a, b in zip(answers, _written_answers(staged, prompts, length), strict=True)]
     parity |= {"same_answers": sum(same), "answer_tokens": length}
+    if asked:
+        parity["bases"] = bases.compared(config, asked, there, here)
     (staged / "README.md").write_text(_card(config, parity), encoding="utf-8")
     files.make_readable(staged)
     os.replace(staged, final)
@@ -158,6 +170,7 @@ def _forget_origin(folder: Path) -> None:
 
 
 def _card(config: RunConfig, parity: dict[str, Any]) -> str:
+    change = f"\n{bases.sentence(parity['bases'])}.\n" if "bases" in parity else ""
     return f"""---
 base_model: {quoted(config.model.base)}
 tags: [merged, plumbline]
@@ -168,4 +181,4 @@ tags: [merged, plumbline]
 prompts the next token is the same as base + adapter's in {parity["same_next_token"]}; the largest
 difference of a logit is {parity["largest_logit_difference"]:.3g}. The greedy answer, its end included
 (at most {parity["answer_tokens"]} tokens), is the same in {parity["same_answers"]}.
-"""
+{change}"""

@@ -126,8 +126,18 @@ rank {lora.r}, alpha {lora.alpha:g}, dropout {lora.dropout:g} on {", ".join(lora
 learning rate {training.learning_rate:g} ({training.schedule}), effective batch {training.effective_batch},
 {metrics["steps"]} steps, seed {training.seed}. The adapter is that of step {_step(config, metrics)}.
 
-The base's weights are unchanged: {metadata["base"]["sha256_before"]} before and after.
+{_learned_on(config)}The base's weights are unchanged: {metadata["base"]["sha256_before"]} before and after.
 `checksums.json` lists the SHA-256 of every file here; `training_config.yaml` is the recipe.
+"""
+
+
+def _learned_on(config: RunConfig) -> str:
+    method = config.quantisation.method
+    if method == "none":
+        return ""
+    return f"""The adapter learned on the base quantised to {method}, and these figures are of that. On the
+16-bit base, which is another model, some of its answers differ.
+
 """
 
 

@@ -7,6 +7,7 @@ import gradio as gr
 
 from core.errors import StudioError
 from core.evaluation.compare import refuse_without_adapter
+from core.export import bases
 from core.export.adapter import refused_elsewhere
 from core.jobs import queue
 from core.store import runs
@@ -120,5 +121,9 @@ def _result(job: dict[str, Any]) -> str:
             same = same and parity["same_answers"] == parity["prompts"]
             text += f". Same whole answer, its end included, on {parity['same_answers']} of them"
         verdict = box("good" if same else "warning", text)
+        if "bases" in parity:
+            found = parity["bases"]
+            level = "good" if found["same"] == found["rows"] else "warning"
+            verdict += box(level, bases.sentence(found))
     link = f'<p><a href="/download/{job["id"]}" download>Download {escape(made["file"])}</a></p>'
     return f'<div class="pl-card">{figures(rows)}{verdict}{link}</div>'

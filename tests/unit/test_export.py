@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from core.evaluation.generate import Task
+from core.export import bases
 from core.home import assets, export_folder
 from core.models import load, readers
 from core.training.artifact import broken_files
@@ -132,6 +134,21 @@ def test_what_leaves_is_readable_by_others(finished: Finished, merged: dict) -> 
     for job in (merged, adapter):
         with zipfile.ZipFile(export_folder(job["id"]) / job["result"]["file"]) as bundle:
             assert {entry.external_attr >> 16 & 0o777 for entry in bundle.infolist()} == {0o644}
+
+
+def test_a_merge_measures_what_the_change_of_base_does_to_answers(merged: dict) -> None:
+    found = merged["result"]["parity"]["bases"]
+    assert (found["quantisation"], found["rows"]) == ("nf4", 8)
+    assert 0 <= found["same"] <= 8 and len(found["exact"]) == 2
+    assert f"{found['same']} answers are the same on both" in bases.sentence(found)
+
+
+def test_answers_on_two_bases_are_compared_row_by_row() -> None:
+    asked = [Task([{"role": "user", "content": "?"}], answer) for answer in "abcd"]
+    found = bases.compared(recipe(), asked, ["a", "b", "c", "x"], ["a", "b", "y", "y"])
+    assert found == {"quantisation": "nf4", "rows": 4, "same": 2, "exact": [3, 2]}
+    text = bases.sentence(found)
+    assert "75.0% are exact on the nf4 base, 50.0% on the 16-bit one" in text
 
 
 def test_whole_answers_are_compared_after_a_merge(merged: dict) -> None:
