@@ -31,6 +31,9 @@ class Repository:
     :param refused_files: the same for its files alone
     :param cuts: for a file, after how many bytes each of its next transfers ends
     :param reset: whether a cut resets the connection, as a dying network does
+    :param answer: body and headers in place of what describes the repository
+    :param told: parts of that description in place of the true ones
+    :param file_headers: of every file, in place of its own
     :param claimed: for a file, the SHA-256 that is listed in place of its own
     """
 
@@ -41,6 +44,9 @@ class Repository:
     cuts: dict[str, list[int]] = field(default_factory=dict)
     reset: bool = False
     claimed: dict[str, str] = field(default_factory=dict)
+    answer: tuple[bytes, dict[str, str]] | None = None
+    told: dict[str, Any] = field(default_factory=dict)
+    file_headers: dict[str, str] = field(default_factory=dict)
 
 
 class HubServer:
@@ -112,11 +118,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _describe(self, repo_id: str, ref: str) -> None:
         if (found := self._commit(repo_id, ref)) is None:
             return
+        if found[0].answer:
+            return self._send(302 if "Location" in found[0].answer[1] else 200, *found[0].answer)
         files = found[0].commits[found[1]]
         readme = files.get("README.md", b"").decode()
         card = yaml.safe_load(readme.split("---")[1]) if readme.startswith("---") else None
         siblings = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
         answer = {"id": repo_id, "sha": found[1], "siblings": siblings, "cardData": card, "tags": []}
+        answer |= found[0].told
         self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
     def _file(self, repo_id: str, ref: str, name: str) -> None:
@@ -132,6 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
         if name.endswith(".safetensors"):  # kept apart by the Hub, and named by its SHA-256
             digest = repository.claimed.get(name) or hashlib.sha256(data).hexdigest()
             headers |= {"X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data))}
+        headers |= repository.file_headers
         status, start = 200, 0
         if wanted := re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")):
             status, start = 206, int(wanted[1])
@@ -146,7 +156,7 @@ class _Handler(BaseHTTPRequestHandler):
         self, status: int, body: bytes, headers: dict[str, str], cut: int | None = None, reset: bool = False
     ) -> None:
         self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+        for key, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command == "GET":

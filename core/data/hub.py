@@ -13,7 +13,7 @@ from typing import Any
 
 from core.data import hub_files, importing
 from core.data.files import Source
-from core.data.hub_errors import explained, is_cut
+from core.data.hub_errors import explained, is_cut, listed, understood
 from core.data.importing import Options
 from core.data.progress import Progress, Report
 from core.errors import StudioError
@@ -94,15 +94,15 @@ def look(repo_id: str, revision: str | None = None) -> HubDataset:
     from huggingface_hub import HfApi
 
     with explained(repo_id, revision, "the Hub cannot be reached", "Check the network, or import a file."):
-        info = HfApi().dataset_info(repo_id, revision=revision, timeout=HUB_SECONDS, files_metadata=True)
-    siblings = [entry for entry in info.siblings or [] if hub_files.is_inside(entry.rfilename)]
-    sizes = {entry.rfilename: entry.size or 0 for entry in siblings}
+        with understood(repo_id):
+            info = HfApi().dataset_info(repo_id, revision=revision, timeout=HUB_SECONDS, files_metadata=True)
+    commit, sizes = listed(info, repo_id)
     configs, default = _configs(repo_id, revision, info.card_data, sorted(sizes))
     if not configs:
         raise _nothing_to_read(repo_id, sorted(sizes))
     if default is None:
         default = next(iter(configs)) if len(configs) == 1 else "default" if "default" in configs else None
-    return HubDataset(repo_id, str(info.sha), configs, sizes, default)
+    return HubDataset(repo_id, commit, configs, sizes, default)
 
 
 def fetch(
@@ -188,14 +188,15 @@ def _download(found: HubDataset, name: str, folder: Path, progress: Progress) ->
     before, size = progress.done, found.sizes[name]
     for attempt in range(ATTEMPTS):
         try:
-            HfApi().hf_hub_download(
-                found.id,
-                name,
-                repo_type="dataset",
-                revision=found.revision,
-                local_dir=folder,
-                tqdm_class=progress.bar(name, size, before),
-            )
+            with understood(found.id):
+                HfApi().hf_hub_download(
+                    found.id,
+                    name,
+                    repo_type="dataset",
+                    revision=found.revision,
+                    local_dir=folder,
+                    tqdm_class=progress.bar(name, size, before),
+                )
         except Exception as error:
             if attempt + 1 == ATTEMPTS or not is_cut(error):
                 raise

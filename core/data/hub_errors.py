@@ -1,10 +1,12 @@
 """What the Hub and the network refuse, in words that say what to do."""
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from core.data.hub_files import is_inside
 from core.errors import StudioError
 
 Kind = Literal["dataset", "model"]
@@ -34,6 +36,36 @@ def explained(
         if is_cut(error):
             raise StudioError(repo_id, cut, fix) from error
         raise
+
+
+MOST_BYTES = 2**50  # of one file, by the Hub's word
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def listed(info: Any, repo_id: str) -> tuple[str, dict[str, int]]:
+    """The commit that the Hub tells of a repository, and the bytes of each of its files.
+
+    :raises StudioError: when its answer is none: a commit and names become paths on this disk
+    """
+    with understood(repo_id):
+        sizes = {entry.rfilename: entry.size or 0 for entry in info.siblings or []}
+        known = all(type(size) is int and 0 <= size < MOST_BYTES for size in sizes.values())
+        if not known or not _COMMIT.fullmatch(info.sha) or not all(type(name) is str for name in sizes):
+            raise ValueError("sizes, names or commit are none")
+    return info.sha, {name: size for name, size in sizes.items() if is_inside(name)}
+
+
+@contextmanager
+def understood(repo_id: str) -> Iterator[None]:
+    """Around what reads an answer of the Hub. :raises StudioError: when it is not what it should be
+
+    It may come from anything that answers under the Hub's address: a proxy's page, a mirror, a cut.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        what = "what answers under the Hub's address is not the Hub, or its answer is cut"
+        raise StudioError(repo_id, what, "Try again; check HF_ENDPOINT and the network's proxy.") from error
 
 
 def is_cut(error: Exception) -> bool:

@@ -13,8 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from core.data.hub_errors import explained, is_cut
-from core.data.hub_files import is_inside
+from core.data.hub_errors import explained, is_cut, listed, understood
 from core.data.progress import Progress, Report
 from core.errors import StudioError
 
@@ -80,10 +79,9 @@ def _asked(repo_id: str, revision: str | None) -> Listing:
     """One request without retries: the library's own take most of a minute."""
     from huggingface_hub import HfApi
 
-    info = HfApi().model_info(repo_id, revision=revision, timeout=HUB_SECONDS, files_metadata=True)
-    listed = [entry for entry in info.siblings or [] if is_inside(entry.rfilename)]
-    named = revision or "main"
-    return Listing(repo_id, named, str(info.sha), {entry.rfilename: entry.size or 0 for entry in listed})
+    with understood(repo_id):
+        info = HfApi().model_info(repo_id, revision=revision, timeout=HUB_SECONDS, files_metadata=True)
+    return Listing(repo_id, revision or "main", *listed(info, repo_id))
 
 
 def _unanswered(error: Exception) -> bool:
@@ -112,7 +110,7 @@ def small_files(found: Listing) -> Path:
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     for name in sorted(name for name in found.sizes if _SMALL.fullmatch(name)):
-        with _explained(found.id, found.commit):
+        with _explained(found.id, found.commit), understood(found.id):
             if not isinstance(try_to_load_from_cache(found.id, name, revision=found.commit), str):
                 HfApi().hf_hub_download(found.id, name, revision=found.commit)
     if found.named != found.commit:  # so that it is found again without a network
@@ -142,7 +140,8 @@ def weights(
     progress = Progress(total, report, check_stop)
     for name in missing:
         cut = f"{name} did not arrive whole"
-        with explained(found.id, found.commit, cut, "Start again: it goes on from there.", "model"):
+        go_on = "Start again: it goes on from there."
+        with explained(found.id, found.commit, cut, go_on, "model"), understood(found.id):
             _download(found, name, progress)
 
 
