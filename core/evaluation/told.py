@@ -70,10 +70,12 @@ def notes(result: dict[str, Any]) -> list[str]:
             "them, and later evaluations are of other rows."
         )
     elif sample["watched"]:
-        many = "All" if sample["watched"] == result["rows"] else f"{sample['watched']:,}"
+        whole = sample.get("texts", result["rows"])
+        many = "All" if sample["watched"] == whole else f"{sample['watched']:,}"
         chosen = ": they chose the step or the end, so these figures are a little too good"
         found.append(
-            f"{many} of these rows were measured while training too{chosen if sample['chose'] else ''}."
+            f"{many} of these {'texts' if 'texts' in sample else 'rows'} were measured while training too"
+            f"{chosen if sample['chose'] else ''}."
         )
     else:
         chosen = " and chose the step or the end" if sample["chose"] else ""

@@ -3,12 +3,19 @@
 import json
 import math
 import random
+import re
+from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from core.data import mix
+from core.config import RunConfig
+from core.data import importing, mix
+from core.data.files import Source
+from core.data.importing import Options
 from core.data.xray import IGNORED, prompt_ids
 from core.errors import StudioError
 from core.evaluation import compare, told
@@ -18,7 +25,7 @@ from core.evaluation.score import RULE, exact_match, paired_difference, token_f1
 from core.models import load
 from core.store import evaluations, runs
 from core.training.prepare import prepare
-from tests.runs import do, recipe
+from tests.runs import add, do, recipe
 from tests.unit.conftest import Finished
 
 
@@ -297,3 +304,58 @@ def test_close_answers_are_told_with_what_they_may_move() -> None:
     result["base"]["close"], result["adapter"]["close"] = 3, 1
     (note,) = [note for note in told.notes(result) if "bfloat16" in note]
     assert "3 answers of the base and 1 of the adapter" in note and "at most 6.0 points" in note
+
+
+@pytest.fixture
+def texts(workspace: Path, tmp_path: Path) -> RunConfig:
+    """A recipe for ten long texts of which every part has words of its own."""
+    path = tmp_path / "tales.jsonl"
+    tales = (" ".join(f"tale{n}word{word:03}" for word in range(150)) for n in range(10))
+    path.write_text("".join(json.dumps({"text": tale}) + "\n" for tale in tales))
+    importing.add([Source(path, path.name)], options=Options(name="tales"))
+    return recipe(
+        data={"dataset": "tales", "max_rows": None, "held_out_share": 0.5},
+        method={"name": "pretraining"},
+        training={"max_length": 64},
+        evaluation={"max_rows": 20},
+    )
+
+
+def test_a_long_text_is_measured_in_windows_from_all_of_it(texts: RunConfig) -> None:
+    held_out = prepare(texts).held_out
+    assert len(held_out) == 20
+    tokenizer = load.tokenizer("starter")
+    read = " ".join(tokenizer.decode(row.input_ids) for row in held_out)
+    # Of each of the five texts, windows of its first and of its last half.
+    halves = {(tale, int(word) // 75) for tale, word in re.findall(r"tale(\d)word(\d{3})\b", read)}
+    assert len(halves) == 10
+
+
+def test_evaluation_measures_the_windows_of_a_long_text(
+    texts: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    run_id, seen = add(texts), []
+
+    def measured(
+        job: object, model: object, tokenizer: object, config: object, encoded: list[Any], *rest: object
+    ) -> Any:
+        seen.append(encoded)
+        return {"loss": 1.0, "perplexity": 2.7, "tokens": 9, "answers": []}
+
+    for place, name, value in (
+        (compare, "refuse_without_adapter", lambda run_id: None),
+        (compare, "refuse_other_tokenizer", lambda *given: None),
+        (compare.adapter_check, "refuse_other_base", lambda *given: None),
+        (compare.load, "base_model", lambda config: None),
+        (compare.adapters, "opened", lambda *given: SimpleNamespace(dtype=torch.float32)),
+        (compare, "only", lambda *given: nullcontext()),
+        (compare, "_measure", measured),
+    ):
+        monkeypatch.setattr(place, name, value)
+    assert do("evaluate", run_id)["error"] is None
+    result = evaluations.latest(run_id)["result"]
+    assert [len(encoded) for encoded in seen] == [20, 20] and result["rows"] == 20
+    assert result["sample"]["windows"] > 50 and result["sample"]["texts"] == 5
+    assert told.rows_of(result) == f"20 of {result['sample']['windows']} windows, of 5 of 5 held-out texts"
