@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from core.data import marks
+from core.data import marks, prerendered, trees
 from core.data.choice import chosen_row
 from core.data.errors import RowError, kind_of
 from core.data.fields import (
@@ -28,6 +28,7 @@ from core.data.turns import calls_of, canonical, learnable, message, messages_of
 
 Row = dict[str, Any]
 Converter = Callable[[dict[str, Any]], Row | list[Row | RowError]]
+READ_BACK = "hold a chat template written out; they are read as conversations"
 KEPT_LENGTH = 200  # characters of another column that are kept beside the row
 _HH = re.compile(r"\n\n(Human|Assistant): ?")
 
@@ -45,6 +46,8 @@ def converter(mapping: Mapping) -> Converter:
         "kto": _kto,
         "squad": _squad,
         "instances": _instances,
+        "written": _written,
+        "tree": _tree,
     }[mapping.kind](mapping)
     used = mapping.columns()
     labelled = mapping.label == mapping.answer or mapping.choices
@@ -159,6 +162,30 @@ def _text(mapping: Mapping) -> Converter:
         if not text or text.isspace():
             raise RowError(f"{mapping.text} is empty")
         return {"text": text}
+
+    return convert
+
+
+def _written(mapping: Mapping) -> Converter:
+    def convert(record: dict[str, Any]) -> Row:
+        messages = prerendered.messages_in(part_text(record, mapping.text), mapping.text)
+        return {
+            "messages": messages,
+            "noted": ["hold a chat template written out; they are read as conversations"],
+        }
+
+    return convert
+
+
+def _tree(mapping: Mapping) -> Converter:
+    def convert(record: dict[str, Any]) -> Row:
+        messages, others = trees.best_path(record.get(mapping.turns), mapping.turns)
+        if messages[0]["role"] != "system":
+            messages = [*system_turns(record, mapping), *messages]
+        row: Row = learnable({"messages": messages}, mapping.turns)
+        if others:
+            row["noted"] = ["are trees with other replies, which are left out: the best path is taken"]
+        return row
 
     return convert
 

@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Kind = Literal["conversation", "exchange", "text", "preference", "kto", "squad", "instances"]
+Kind = Literal[
+    "conversation", "exchange", "text", "preference", "kto", "squad", "instances", "written", "tree"
+]
 # What each kind cannot do without; the page asks for these first.
 NEEDS: dict[Kind, tuple[str, ...]] = {
     "conversation": ("turns",),
@@ -21,6 +23,8 @@ NEEDS: dict[Kind, tuple[str, ...]] = {
     "kto": ("prompt", "answer", "desirable"),
     "squad": ("turns",),
     "instances": ("prompt", "turns"),
+    "written": ("text",),
+    "tree": ("turns",),
 }
 MAY: dict[Kind, tuple[str, ...]] = {
     "conversation": ("system", "tools", "desirable", "label", "group"),
@@ -30,6 +34,8 @@ MAY: dict[Kind, tuple[str, ...]] = {
     "kto": ("system", "group"),
     "squad": ("system",),
     "instances": ("system",),
+    "written": ("label", "group"),
+    "tree": ("system",),
 }
 # The parts that are text, and so may be a template or a text in quotes; the others are columns.
 WRITTEN = ("system", "prompt", "answer", "text", "chosen", "rejected")

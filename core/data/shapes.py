@@ -4,10 +4,11 @@
 What could be read in two ways, or only without a part that matters, is refused with its columns.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from core.data import tasks
+from core.data import prerendered, tasks, trees
 from core.data.cells import value_in
 from core.data.columns import (
     ANSWERS,
@@ -48,8 +49,10 @@ def recognise(sample: Sequence[dict[str, Any]], name: str) -> Guess:
     try:
         tasks.refuse_pictures(columns)
         for look in (
+            _written,
             _preference,
             _kto,
+            _tree,
             _conversation,
             _refuse_single_turns,
             _squad,
@@ -102,6 +105,26 @@ def is_pair(turn: dict[str, Any]) -> bool:
     return any(set(pair) <= turn.keys() for pair in PAIRS)
 
 
+def _written(columns: Columns) -> Guess | None:
+    """One column of texts in which a chat template is written out, in most of the first rows."""
+    name = columns.find_text(("text", "content", "prompt", "data"))
+    if not name and len(columns.values) == 1:
+        name = next(iter(columns.values))
+    if not columns.is_text(name) or columns.find(ANSWERS) or columns.find(CHOSEN):
+        return None
+    texts = [value for value in columns.known(name) if isinstance(value, str)]
+    forms = Counter(filter(None, map(prerendered.form_of, texts)))
+    if 2 * sum(forms.values()) <= len(texts):
+        return None
+    mapping = Mapping(kind="written", text=name, **label_and_group(columns, name))
+    return Guess(f"text with a template written out: {', '.join(forms)}", mapping)
+
+
+def _tree(columns: Columns) -> Guess | None:
+    name = next((name for name in columns.values if trees.is_tree(columns.first(name))), "")
+    return Guess("a tree of replies", Mapping(kind="tree", turns=name)) if name else None
+
+
 def _conversation(columns: Columns) -> Guess | None:
     named = [columns.by_plain[name] for name in TURNS if name in columns.by_plain]
     earlier = columns.find(("history",))  # what went before a prompt and its answer
@@ -135,7 +158,10 @@ def _refuse_single_turns(columns: Columns) -> None:
     role = columns.find(ROLE_NAMES)
     said = columns.find_text(("text", "content", "value", "message"), but=(role,))
     if role and said and all(str(value).lower() in _SPEAKERS for value in columns.known(role)):
-        raise Unclear(f"holds one message a row ({role}), and which of them make a conversation is not read")
+        raise Unclear(
+            f"holds one message a row ({role}), and which of them make a conversation is not read; "
+            "a file with one tree or conversation a line is (OASST: the one whose name ends in trees)"
+        )
 
 
 def _preference(columns: Columns) -> Guess | None:

@@ -26,6 +26,8 @@ KINDS = {
     "kto": "an answer and whether it is good",
     "squad": "SQuAD paragraphs",
     "instances": "a task with instances",
+    "written": "a conversation with a template written out",
+    "tree": "a tree of messages and replies",
 }
 PARTS = [name for name in Mapping.model_fields if name not in ("kind", "roles")]
 HEADERS = {"as recognised": None, "names the columns": True, "is a row": False}
