@@ -35,22 +35,21 @@ def build(page: Page) -> None:
     notice = gr.HTML(
         empty("Train a run first; then base and adapter answer here side by side."), elem_id="chat-notice"
     )
-    with gr.Row(equal_height=True):
-        system = gr.Textbox(
-            label="System prompt",
-            info="Sent before the conversation, when it is not empty",
-            lines=1,
-            max_lines=6,
-            scale=4,
-            elem_id="chat-system",
-        )
-        alone = gr.Checkbox(
-            label="Each question alone",
-            info="Sent without the questions and answers before it",
-            scale=1,
-            min_width=220,
-            elem_id="chat-alone",
-        )
+    with gr.Row():
+        with gr.Column(scale=4, min_width=260):
+            system = gr.Textbox(
+                label="System prompt",
+                info="Sent before the conversation, when it is not empty",
+                lines=1,
+                max_lines=6,
+                elem_id="chat-system",
+            )
+        with gr.Column(scale=1, min_width=240):
+            alone = gr.Checkbox(
+                label="Each question alone",
+                info="Sent without the questions and answers before it",
+                elem_id="chat-alone",
+            )
     with gr.Row():
         with gr.Column(min_width=320):
             base = pane("chat-base", "The base answers here.")

@@ -61,6 +61,8 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 
 def opened(page: Page, studio: Studio, run: int) -> None:
     page.goto(f"{studio.url}?run={run}")
+    # The address opens the Runs tab: clicked before, another tab would be left again.
+    expect(page.get_by_role("tab", name="Runs", exact=True)).to_have_attribute("aria-selected", "true")
     open_tab(page, "Chat")
     expect(page.locator("#chat-adapter")).to_contain_text(f"(run {run})")
 
@@ -78,6 +80,7 @@ def test_every_character_is_shown_and_nothing_is_fetched(page: Page, studio: Stu
     for pane in ("#chat-base", "#chat-adapter"):
         assert TAGS in (page.locator(pane).text_content() or "")
     assert page.title() == "Plumbline"
+    page.get_by_role("button", name="Stop", exact=True).click()
 
 
 def test_who_scrolled_up_is_left_there_while_an_answer_is_written(page: Page, studio: Studio) -> None:
@@ -96,7 +99,7 @@ def test_who_scrolled_up_is_left_there_while_an_answer_is_written(page: Page, st
     page.wait_for_function(f"{written} > {len(before) + 10}")
     assert pane.evaluate("one => one.scrollTop") == 0
     assert page.evaluate("getSelection().toString()").startswith("First")
-    page.locator("#chat-stop").click()
+    page.get_by_role("button", name="Stop", exact=True).click()
     expect(page.locator("#chat-adapter .pl-assistant header")).to_contain_text("stopped")
 
 
@@ -127,7 +130,7 @@ def test_another_run_ends_the_answer_and_has_its_own_conversation(page: Page, st
     # The model is free again, for the other run.
     asked(page, "Say yes")
     expect(page.locator("#chat-adapter .pl-assistant .pl-said")).not_to_be_empty(timeout=60_000)
-    page.locator("#chat-stop").click()
+    page.get_by_role("button", name="Stop", exact=True).click()
     page.locator("#run-chat input").click()
     page.get_by_role("option", name="run 1").click()
     expect(page.locator("#chat-adapter")).to_contain_text("(run 1)")

@@ -25,6 +25,7 @@ from core.evaluation.score import RULE, exact_match, paired_difference, token_f1
 from core.models import load
 from core.store import evaluations, runs
 from core.training.prepare import prepare
+from studio.tabs import evaluate
 from tests.runs import add, do, recipe
 from tests.unit.conftest import Finished
 
@@ -359,3 +360,9 @@ def test_evaluation_measures_the_windows_of_a_long_text(
     assert [len(encoded) for encoded in seen] == [20, 20] and result["rows"] == 20
     assert result["sample"]["windows"] > 50 and result["sample"]["texts"] == 5
     assert told.rows_of(result) == f"20 of {result['sample']['windows']} windows, of 5 of 5 held-out texts"
+
+
+def test_a_row_whose_answer_was_cut_says_so_beside_its_score() -> None:
+    row = {"row": 3, "base_score": 0.0, "adapter_score": 1.0}
+    assert evaluate._right(row, "base", {3}) == "no (cut)"
+    assert evaluate._right(row, "adapter", {2}) == "yes"
