@@ -8,8 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from core.data.cells import value_in
 from core.data.mapping_text import mapping_of
+from core.data.shapes import turns_of
 from core.store import datasets as store
 from tests.uploads import every, first, lines, refusal, stored
 
@@ -148,7 +148,7 @@ def test_pairs_as_python_or_json_prints_them_are_read(tmp_path: Path) -> None:
     ids=lambda text: text[:12],
 )
 def test_what_is_no_value_in_pythons_spelling_stays_a_text(text: str) -> None:
-    assert value_in(text) is None
+    assert turns_of(text) is None
 
 
 def test_verdicts_in_words_are_seen(tmp_path: Path) -> None:
@@ -182,6 +182,11 @@ def test_several_answers_are_told_and_the_first_is_taken(tmp_path: Path) -> None
     assert told(stored(tmp_path, "b.jsonl", lines(squad))) == [
         "1 of 1 rows have several texts in 'answers.text', of which the first is taken"
     ]
+
+
+def test_a_task_with_instances_keeps_its_instruction(tmp_path: Path) -> None:
+    row = {"id": "t1", "instruction": "Add.", "instances": [{"input": "1+1", "output": "2"}]}
+    assert first(stored(tmp_path, "a.jsonl", lines(row)))["messages"][0]["content"] == "Add.\n\n1+1"
 
 
 def test_parts_of_reasoning_are_reasoning(tmp_path: Path) -> None:
