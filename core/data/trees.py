@@ -4,11 +4,10 @@ from typing import Any
 
 from core.data.errors import RowError, kind_of
 from core.data.limits import MAX_DEPTH
-from core.data.turns import ALIASES
 
 REPLIES = ("replies", "children")
 _WORDS = ("text", "content", "value")
-_NAMES = {**ALIASES, "prompter": "user"}
+_NAMES = {"prompter": "user", "human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 
 
 def is_tree(value: Any) -> bool:
