@@ -14,7 +14,7 @@ import numpy
 
 from core import figures
 from core.config import RunConfig
-from core.data import judgements, mix, pairs, rows, sides, stats
+from core.data import judgements, left_out, mix, pairs, rows, sides, stats
 from core.data.mix import Chosen
 from core.data.stats import UNCUT, Measured, Summary
 from core.errors import StudioError
@@ -84,7 +84,7 @@ def shares(config: RunConfig, chosen: list[Chosen] | None = None) -> list[Share]
     """Effective rows and tokens of every dataset. :raises StudioError: when one cannot be had"""
     model, length, found = config.model, config.training.max_length, []
     for one in chosen if chosen is not None else mix.choose(config.data):
-        measured = stats.of_part(one.part, one.dataset, model.base, model.revision)
+        measured = stats.of_part(one.part, one.dataset, model.base, model.revision, config.data.day)
         if config.method.name == "pretraining":
             found.append(_windows(one, measured, length))
         elif config.method.judges and (both := judgements.both(one, measured, config)):
@@ -274,7 +274,8 @@ def _checks(share: Share, config: RunConfig) -> list[Check]:
         return [Check("bad", error.text)]
     if counted.end_learned_rows == 0:
         return [Check("bad", "no row teaches the end of a turn: the model would never stop")]
-    checks = []
+    lost = left_out.told(counted.left_out, config.model.base, config.model.revision)
+    checks = [Check("warning", text) for text in lost]
     if counted.empty_rows:
         text = (
             f"{counted.empty_rows:,} of {counted.rows:,} rows would train on nothing at {length} tokens and "
