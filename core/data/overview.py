@@ -22,6 +22,7 @@ from core.home import home
 from core.jobs import probe
 from core.models import fit, hardware, load
 from core.models.hardware import Choice
+from core.store import datasets as store
 
 if TYPE_CHECKING:
     from core.training.forecast import Forecast
@@ -184,6 +185,7 @@ def outlook(config: RunConfig) -> Outlook:
     checks += [Check("warning", text) for text in fit.remarks(config, steps)]
     checks += [Check("warning", finding.text) for finding in mix.leaks(chosen)]
     checks += [Check(level, text) for level, text in sides.lines(chosen, config.data)]
+    checks += _unfilled(chosen)
     checks += _stages(config)
     checks += [Check("warning", f"{config.model.base}: {note}") for note in base.notes]
     decisions = {"device": hardware.device(), "compute type": hardware.compute_dtype(config)}
@@ -207,6 +209,16 @@ def _measured_on(config: RunConfig, chosen: list[Chosen]) -> str:
         f"{some:,} of {every:,} {name}" for name, (some, every) in mix.classes_of(chosen, numbers).items()
     ]
     return ", ".join([f"{rows:,} of {pool:,} held-out rows", *found])
+
+
+def _unfilled(chosen: list[Chosen]) -> list[Check]:
+    """Placeholders that would be learned as they stand."""
+    return [
+        Check("warning", f"{one.name}: {finding['text']}")
+        for one in chosen
+        for finding in store.findings(one.dataset)
+        if finding["kind"] == "placeholder"
+    ]
 
 
 def _stages(config: RunConfig) -> list[Check]:
