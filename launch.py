@@ -129,6 +129,7 @@ def test(python: Path, arguments: list[str]) -> int:
     """
     install(python, TEST_REQUIREMENTS)
     environment = {**os.environ, "PLUMBLINE_CHROMIUM": browser(python)}
+    proxies()
     marks = "not gpu" if "--all" in arguments else "not gpu and not slow"
     rest = [argument for argument in arguments if argument != "--all"]
     # Tests of a file share a model; two workers with one each take about 6 GiB.
@@ -142,14 +143,33 @@ def browser(python: Path) -> str:
     found = os.environ.get("PLUMBLINE_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if found:
         return found
-    if shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
-        print("Installing Chromium with apt-get.", flush=True)
-        subprocess.run(["apt-get", "update", "-qq"], check=True)
-        quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "install", "-y", "-qq", "chromium"], check=True, env=quiet)
+    if can_apt():
+        apt("chromium")
         return shutil.which("chromium") or ""
     subprocess.run([str(python), "-m", "playwright", "install", "chromium"], check=True)
     return ""
+
+
+def proxies() -> None:
+    """nginx and Caddy, whose examples in the README the tests run; told when they cannot be had."""
+    for name in ("nginx", "caddy"):
+        if shutil.which(name):
+            continue
+        if can_apt():
+            apt(name, "--no-install-recommends")
+        else:
+            print(f"{name} is not installed: the README's example for it is not run.", flush=True)
+
+
+def can_apt() -> bool:
+    return bool(shutil.which("apt-get")) and hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+def apt(package: str, *options: str) -> None:
+    print(f"Installing {package} with apt-get.", flush=True)
+    subprocess.run(["apt-get", "update", "-qq"], check=True)
+    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    subprocess.run(["apt-get", "install", "-y", "-qq", *options, package], check=True, env=quiet)
 
 
 if __name__ == "__main__":

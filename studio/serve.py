@@ -27,6 +27,7 @@ from core.jobs.mode import choose
 from core.jobs.words import subject
 from core.jobs.worker import Worker
 from studio import app as studio_app
+from studio import sessions
 from studio.gate.connection import Connection
 from studio.gate.middleware import guard
 from studio.gate.settings import settings_from_environment
@@ -59,6 +60,7 @@ def application(host: str) -> FastAPI:
         blocks,
         path="/",
         theme=studio_app.THEME,
+        head=(assets() / "proxy.html").read_text(encoding="utf-8"),
         css_paths=assets() / "style.css",
         show_error=False,
         # Below the gate's own limit: Gradio removes what it cuts off, the gate only ends it.
@@ -74,6 +76,7 @@ def application(host: str) -> FastAPI:
     )
     # Gradio checks which files a request names only of an app that it started itself.
     blocks.has_launched = True
+    sessions.bound(blocks)
     guard(server, settings, Path(get_upload_folder()))
     return server
 

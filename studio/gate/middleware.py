@@ -18,6 +18,7 @@ from studio.gate.answers import REMOTE_FILE, Refusal, answer, too_large
 from studio.gate.bodies import Body, Uploads
 from studio.gate.files import refusal_of
 from studio.gate.names import values
+from studio.gate.prefix import inside, prefix_of
 from studio.gate.settings import GateSettings
 from studio.gate.visitors import Visitors
 
@@ -78,34 +79,43 @@ class Gate:
                     headers["X-Accel-Buffering"] = "no"  # nginx would hold a stream back until it ends
             await send(message)
 
+        prefix = prefix_of(scope, self.settings.prefix)
+        path = inside(scope["path"], prefix)
+        scope = {**scope, "path": path}
         refusal = await self.visitors.refusal(scope) or self._refusal(scope)
         if refusal:
             await answer(refusal, scope, receive, send_with_headers)
             return
+        if not path:  # links of the page hold from inside the prefix
+            query = scope["query_string"].decode("latin-1")
+            moved = Refusal(307, "", (("Location", f"{prefix}/" + (f"?{query}" if query else "")),))
+            await answer(moved, scope, receive, send_with_headers)
+            return
+        limit = self._limit(path)
         kept = [pair for pair in scope["headers"] if pair[0] not in UNTRUSTED_HEADERS]
-        scope = {**scope, "headers": kept}
+        scope = {**scope, "headers": kept, "root_path": prefix, "path": prefix + path}
         if scope["type"] == "websocket":
             await self.app(scope, receive, send_with_headers)
-        elif scope["path"] == UPLOAD_PATH:
+        elif path == UPLOAD_PATH:
             with self.uploads.one():
-                await self._run(scope, Body(receive, self._limit(scope)), send_with_headers)
+                await self._run(scope, Body(receive, limit), send_with_headers)
         elif scope["method"] in ("GET", "HEAD"):
-            await self._run(scope, Body(receive, self._limit(scope)), send_with_headers)
+            await self._run(scope, Body(receive, limit), send_with_headers)
         else:
-            await self._checked(scope, Body(receive, self._limit(scope)), send_with_headers)
+            await self._checked(scope, Body(receive, limit), send_with_headers)
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         """Why this request may not reach the app, whoever sent it, as far as its head tells."""
         if REMOTE.match(scope["path"]):
             return REMOTE_FILE
         # A length that is no number is for the server to judge; the bytes are counted anyway.
-        length, limit = "".join(values(scope, b"content-length")), self._limit(scope)
+        length, limit = "".join(values(scope, b"content-length")), self._limit(scope["path"])
         if length.isdecimal() and (len(length) > 15 or int(length) > limit):
             return too_large(limit)
         return None
 
-    def _limit(self, scope: Scope) -> int:
-        upload = scope["path"] == UPLOAD_PATH
+    def _limit(self, path: str) -> int:
+        upload = path == UPLOAD_PATH
         return self.settings.max_upload_bytes if upload else self.settings.max_body_bytes
 
     async def _checked(self, scope: Scope, body: Body, send: Send) -> None:

@@ -1,10 +1,11 @@
-"""Who may come in, from the environment: PLUMBLINE_AUTH, PLUMBLINE_HOSTS and those of Spaces."""
+"""Who may come in and where, from PLUMBLINE_AUTH, PLUMBLINE_HOSTS, PLUMBLINE_PREFIX and those of Spaces."""
 
 import os
 from dataclasses import dataclass, field
 
 from core.errors import StudioError
 from studio.gate.names import authority, ip
+from studio.gate.prefix import PREFIX
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -19,6 +20,7 @@ class GateSettings:
     max_body_bytes: int = 1024**2  # of everything but the upload route
     frame_ancestors: str = "'self'"
     any_ip: bool = False  # a Host that is an IP address passes: a rebinding attack needs a name
+    prefix: str = ""  # what a proxy serves the studio under, such as "/studio"
     origins: tuple[str, ...] = ()  # accepted whatever Host is, for example "https://a.hf.space"
 
 
@@ -46,6 +48,7 @@ def settings_from_environment(host: str) -> GateSettings:
         credentials=credentials,
         frame_ancestors="'self' https://huggingface.co" if on_space else "'self'",
         any_ip=not local,
+        prefix=_prefix(os.environ.get("PLUMBLINE_PREFIX", "")),
         origins=tuple(f"https://{name}" for name in space_hosts),
     )
 
@@ -61,6 +64,17 @@ def _credentials(text: str) -> tuple[str, str] | None:
             'Write both with a colon between them: PLUMBLINE_AUTH="user:password".',
         )
     return user, password
+
+
+def _prefix(text: str) -> str:
+    prefix = text.strip().rstrip("/")
+    if prefix and not PREFIX.fullmatch(prefix):
+        raise StudioError(
+            "PLUMBLINE_PREFIX",
+            "this is not the path that a proxy serves the studio under",
+            'Write it with a slash in front and nothing else: PLUMBLINE_PREFIX="/studio".',
+        )
+    return prefix
 
 
 def _names(variable: str) -> tuple[str, ...]:

@@ -125,5 +125,5 @@ def _result(job: dict[str, Any]) -> str:
             found = parity["bases"]
             level = "good" if found["same"] == found["rows"] else "warning"
             verdict += box(level, bases.sentence(found))
-    link = f'<p><a href="/download/{job["id"]}" download>Download {escape(made["file"])}</a></p>'
+    link = f'<p><a href="download/{job["id"]}" download>Download {escape(made["file"])}</a></p>'
     return f'<div class="pl-card">{figures(rows)}{verdict}{link}</div>'
