@@ -99,6 +99,7 @@ def import_options(
     delimiter: str = "",
     header: bool | None = None,
     system: str = "",
+    all_trained: bool = False,
 ) -> Options:
     """How an import is done.
 
@@ -108,9 +109,11 @@ def import_options(
     :param delimiter: of CSV, when it is not recognised
     :param header: whether the first CSV line names the columns, when that is not recognised
     :param system: a system prompt for every row that has none of its own
+    :param all_trained: train on files too whose names say that they are held out, such as test.csv
     :raises StudioError: when the mapping is none
     """
-    return Options(name, mapping_of(mapping), system, Reading(encoding, delimiter, header), leave_out)
+    reading = Reading(encoding, delimiter, header)
+    return Options(name, mapping_of(mapping), system, reading, leave_out, all_trained)
 
 
 def sources(files: Files) -> list[Source]:

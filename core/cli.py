@@ -182,16 +182,18 @@ def _print_result(evaluation: dict[str, Any]) -> None:
 
 def _train(arguments: argparse.Namespace, serve: Serve) -> int:
     from core import api
-    from core.data import mix, sides
+    from core.data import left_out, mix, sides
     from core.jobs import start
     from core.store import runs
 
     recipe = cli_settings.recipe(arguments)
     stored = api.add(recipe, arguments.data, arguments.leave_bad_rows_out)
-    data = runs.recipe(stored[0]).data
+    config = runs.recipe(stored[0])
     with contextlib.suppress(StudioError):  # the run will say it
-        for level, text in sides.lines(mix.choose(data), data):
+        for level, text in sides.lines(mix.choose(config.data), config.data):
             say(f"{'note: ' if level == 'warning' else ''}{text}")
+        for text in left_out.warnings(config):
+            say(f"note: {text}")
     for run_id, job_id in zip(stored, start.queued(stored), strict=True):
         say(f"Run {run_id}: {runs.get(run_id)['name']}")
         if watch(job_id)["state"] != "completed":

@@ -54,10 +54,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mapping",
         metavar="PARTS",
-        help="prompt=question,answer=reply,roles.bot=assistant, a YAML or JSON file, or a saved one's name",
+        help="prompt=question,answer=reply,roles.bot=assistant,fill.name=Ada (for {{name}} in the rows), a "
+        "YAML or JSON file, or a saved one's name",
     )
     parser.add_argument(
         "--system", metavar="TEXT", default="", help="a system prompt for every row that has none of its own"
+    )
+    parser.add_argument(
+        "--train-on-all", action="store_true", help="also on files whose names say test or validation"
     )
     parser.add_argument("--save-mapping", metavar="NAME", help="keep the mapping for other files")
     parser.add_argument("--preview", action="store_true", help="show what it would do, and store nothing")
@@ -125,6 +129,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
         "delimiter": named.get(arguments.delimiter, arguments.delimiter),
         "header": arguments.header,
         "system": arguments.system,
+        "all_trained": arguments.train_on_all,
     }
 
 

@@ -236,7 +236,7 @@ def _lengths(measured: Any, base: str) -> None:
 
 def xray(arguments: argparse.Namespace) -> int:
     from core.cli_xray import draw
-    from core.data import overview, rows
+    from core.data import left_out, overview, rows
     from core.data import xray as rays
     from core.models import load
     from core.store import datasets as store
@@ -260,4 +260,6 @@ def xray(arguments: argparse.Namespace) -> int:
     )
     entry("", f"{seen.cut_rows:,} rows cut, {seen.empty_rows:,} with nothing left to learn")
     entry("", f"the end of a turn is learned in {seen.end_learned_rows / max(1, seen.rows):.0%}")
+    for text in left_out.told(seen.left_out, base, revision):
+        entry("warning", text)
     return 0

@@ -3,6 +3,7 @@
 `problems` reports everything that is wrong at once, by field; `RunConfig` objects are valid.
 """
 
+import datetime
 import difflib
 import json
 from collections.abc import Iterator
@@ -91,6 +92,24 @@ class DataSection(Section):
     mapping: Mapping | None = setting(
         None, "Mapping", "Which column is what, when a file is imported with this recipe; empty means guessed"
     )
+    day: str = setting(
+        "",
+        "Day",
+        "The date that some chat templates write (Llama 3.2, gpt-oss), like 2026-12-01. Filled in at Start "
+        "and kept: resumed, evaluated or asked on another day, a run sees the same tokens. Empty means today",
+    )
+
+    @field_validator("day", mode="before")
+    @classmethod
+    def _a_day(cls, value: Any) -> Any:
+        if isinstance(value, datetime.date):  # YAML reads an unquoted day as one
+            return value.isoformat()
+        if isinstance(value, str) and value:
+            try:
+                return datetime.date.fromisoformat(value).isoformat()
+            except ValueError:
+                raise ValueError("must be a day like 2026-12-01, or empty") from None
+        return value
 
     @field_validator("mix", "mapping", mode="before")
     @classmethod

@@ -28,4 +28,5 @@ def phrase(item: Any) -> str:
         return f"must be true or false{shown}"
     if kind == "literal_error":
         return f"must be one of {context['expected']}{shown}"
-    return f"{item['msg'][0].lower()}{item['msg'][1:]}{shown}"
+    said = item["msg"].removeprefix("Value error, ")
+    return f"{said[0].lower()}{said[1:]}{shown}"

@@ -72,12 +72,13 @@ class Said:
 
 @dataclass
 class Loaded:
-    """The one model that chat holds. ``busy`` is held while it answers."""
+    """The one model that chat holds. ``busy`` is held while it answers; ``day`` is the run's."""
 
     run_id: int
     stamp: float
     model: Any
     tokenizer: Any
+    day: str
     busy: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -112,7 +113,7 @@ def opened(run_id: int) -> Loaded:
         refuse_other_tokenizer(folder, tokenizer)
         adapter_check.refuse_other_base(folder, config.model.base, config.model.revision)
         model = adapters.opened(load.base_model(config), folder)
-        _loaded = Loaded(run_id, stamp, model, tokenizer)
+        _loaded = Loaded(run_id, stamp, model, tokenizer, config.data.day)
         return _loaded
 
 
@@ -182,7 +183,10 @@ class _Stream:
 
         self.chat, self.side, self.settings = chat, side, settings
         tokenizer = chat.tokenizer
-        prompt = continued_ids(asked, tokenizer) if isinstance(asked, str) else asked.prompt(tokenizer)
+        if isinstance(asked, str):
+            prompt = continued_ids(asked, tokenizer)
+        else:
+            prompt = asked.prompt(tokenizer, chat.day)
         # Families without learned or rotary places have no such limit in their config.
         text = chat.model.config.get_text_config(decoder=True)
         most = getattr(text, "max_position_embeddings", None)

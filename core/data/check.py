@@ -108,7 +108,7 @@ CHECKS: dict[str, Check] = {
         _any(b"Assistant:", b"### Response:"),
     ),
     "placeholder": Check(
-        "hold an unfilled placeholder such as {{name}}",
+        "hold an unfilled placeholder such as {{name}}: fill it in with the mapping (fill.name=...)",
         re.compile(rb"\{\{ ?[\w .]{1,40} ?\}\}"),
         _any(b"{{"),
     ),

@@ -53,8 +53,10 @@ def converter(mapping: Mapping) -> Converter:
     labelled = mapping.label == mapping.answer or mapping.choices
     parts = ("text", "prompt", "chosen", "rejected", *(() if labelled else ("answer",)))
     single = [field for part in parts if (field := getattr(mapping, part)) and "{" not in field]
+    fill = _filler(mapping.fill)
 
     def convert(record: dict[str, Any]) -> Row | list[Row | RowError]:
+        record = fill(record)
         made = make(record)
         if made is record:
             return made
@@ -65,6 +67,22 @@ def converter(mapping: Mapping) -> Converter:
         return made
 
     return convert
+
+
+def _filler(texts: dict[str, str]) -> Callable[[Any], Any]:
+    """Writes texts where a record's own have placeholders such as ``{{name}}``."""
+    if not texts:
+        return lambda value: value
+    pattern = re.compile(r"\{\{ ?(" + "|".join(map(re.escape, texts)) + r") ?\}\}")
+
+    def fill(value: Any) -> Any:
+        if type(value) is str:
+            return pattern.sub(lambda match: texts[match[1]], value)
+        if type(value) is list:
+            return [fill(each) for each in value]
+        return {name: fill(each) for name, each in value.items()} if type(value) is dict else value
+
+    return fill
 
 
 def _note(row: Row, record: dict[str, Any], single: list[str]) -> None:

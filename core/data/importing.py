@@ -7,6 +7,7 @@ process a core. An import either stores everything or nothing.
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,7 @@ from core.store import datasets as store
 SAMPLE = 200  # records that the guess is made from
 PARALLEL_FROM = 32 * 1024**2  # bytes; below, starting children costs more than they save
 RANGE = 8 * 1024**2
+_HELD_OUT = re.compile(r"(?<![a-z])(test|valid|validation|val|dev|eval|held[-_ ]?out)(?![a-z])")
 Report = Callable[[float, str], None]
 
 
@@ -47,6 +49,7 @@ class Options:
     """How an import is done. ``mapping`` None means the guess is taken.
 
     :param system: a system prompt for every row that has none of its own
+    :param all_trained: files whose names say that they are held out are trained on, as was asked for
     """
 
     name: str = ""
@@ -54,6 +57,7 @@ class Options:
     system: str = ""
     reading: Reading = Reading()
     leave_out: bool = False
+    all_trained: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,6 +171,12 @@ def _with_system(mapping: Mapping, text: str, name: str) -> Mapping:
     return mapping.model_copy(update={"system": quoted(text.strip())})
 
 
+def named_held_out(names: Sequence[str]) -> list[str]:
+    """Of several files those whose names say that they are for testing, where others are for training."""
+    found = [name for name in names if _HELD_OUT.search(name.lower())]
+    return found if len(found) < len(names) else []
+
+
 def add(
     sources: Sequence[Source],
     held_out: Sequence[Source] = (),
@@ -183,6 +193,10 @@ def add(
     """
     if not sources:
         raise StudioError("import", "has no file", "Choose at least one.")
+    names = named_held_out([source.name for source in sources])
+    if names and not held_out and not options.all_trained:
+        what = "is named like rows to hold out, and stands among the files to train on"
+        raise StudioError(names[0], what, "Give it as a held-out file, or say that all files are trained on.")
     staging = Path(tempfile.mkdtemp(prefix="import-", dir=folder("staging")))
     try:
         train = _part(sources, "train", options, staging, report)

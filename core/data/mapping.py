@@ -39,6 +39,7 @@ MAY: dict[Kind, tuple[str, ...]] = {
 }
 # The parts that are text, and so may be a template or a text in quotes; the others are columns.
 WRITTEN = ("system", "prompt", "answer", "text", "chosen", "rejected")
+NOT_PARTS = ("kind", "roles", "fill")  # fields of a mapping that name no column
 _PLACE = re.compile(r"\{([^{}\n]+)\}")
 
 
@@ -67,12 +68,13 @@ class Mapping(BaseModel):
     label: str = part("", "Class of the row, for balance, stratified splits and scores")
     group: str = part("", "Group of the row, for splits and scores by group")
     roles: dict[str, str] = part({}, "Names of roles in the file: bot = assistant")
+    fill: dict[str, str] = part({}, "What stands for {{name}} in the rows: name = Ada")
 
     def columns(self) -> set[str]:
         """Every column that plays a part."""
         found: set[str] = set()
         for name, value in self:
-            if name in ("kind", "roles") or not value or constant(value) is not None:
+            if name in NOT_PARTS or not value or constant(value) is not None:
                 continue
             found |= {place.split(".")[0] for place in _PLACE.findall(value)} if "{" in value else {value}
             found.add(value.split(".")[0])
@@ -85,11 +87,10 @@ class Mapping(BaseModel):
     def said(self) -> str:
         """The mapping in one line: ``user = {instruction} {input}, answer = output``."""
         parts = [
-            f"{name} = {' '.join(value.split())}"
-            for name, value in self
-            if value and name not in ("kind", "roles")
+            f"{name} = {' '.join(value.split())}" for name, value in self if value and name not in NOT_PARTS
         ]
         parts += [f"{old} = {new}" for old, new in self.roles.items()]
+        parts += [f"{{{{{name}}}}} = {text}" for name, text in self.fill.items()]
         return ", ".join(parts)
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast, get_args
 from pydantic import ValidationError
 
 from core import outside
-from core.data.mapping import MAY, NEEDS, WRITTEN, Kind, Mapping, constant, is_whole, places
+from core.data.mapping import MAY, NEEDS, NOT_PARTS, WRITTEN, Kind, Mapping, constant, is_whole, places
 from core.errors import StudioError
 from core.store import datasets as store
 
@@ -26,8 +26,8 @@ _GUESSED: tuple[Kind, ...] = ("kto", "exchange", "preference", "instances", "con
 def mapping_of(given: Mapping | Pairs[str, Any] | str | Path | None) -> Mapping | None:
     """The mapping that is meant.
 
-    :param given: ``prompt=question,answer=reply,roles.bot=assistant``, a file, a saved mapping's name,
-        or its parts as a dict; the kind may be left out
+    :param given: ``prompt=question,answer=reply,roles.bot=assistant,fill.name=Ada``, a file, a saved
+        mapping's name, or its parts as a dict; the kind may be left out
     :raises StudioError: when it is none, with the parts that it may have
     """
     if given is None or isinstance(given, Mapping):
@@ -46,8 +46,9 @@ def _pairs(text: str) -> dict[str, Any]:
         name, sign, value = (word.strip() for word in pair.partition("="))
         if not sign or not value:
             raise StudioError(WHERE, f"{pair.strip()!r:.80} is no part=column", parts_of(None))
-        if name.startswith("roles."):
-            raw.setdefault("roles", {})[name.removeprefix("roles.")] = value
+        inside, dot, key = name.partition(".")
+        if dot and inside in ("roles", "fill"):
+            raw.setdefault(inside, {})[key] = value
         else:
             raw[name] = value
     return raw
@@ -81,7 +82,7 @@ def _checked(raw: dict[str, Any], where: str = WHERE) -> Mapping:
     if said not in get_args(Kind):
         raise StudioError(where, f"has no kind {said!r:.40}", f"Kinds: {', '.join(get_args(Kind))}.")
     kind = cast(Kind, said)
-    allowed = {"kind", "roles", *NEEDS[kind], *MAY[kind]}
+    allowed = {*NOT_PARTS, *NEEDS[kind], *MAY[kind]}
     if unknown := sorted(given - allowed):
         raise StudioError(where, f"{kind} has no part {', '.join(map(repr, unknown))}", parts_of(kind))
     try:
@@ -116,7 +117,7 @@ def _refuse_bad_templates(mapping: Mapping, columns: list[str]) -> None:
     """:raises StudioError: at a part whose braces are not all around a column's name, or at a text in
     quotes where only a column can be"""
     for part, value in mapping:
-        if part in ("kind", "roles") or value in columns:
+        if part in NOT_PARTS or value in columns:
             continue
         if constant(value) is not None:
             if part not in WRITTEN:
@@ -141,7 +142,7 @@ def refuse_missing_columns(mapping: Mapping, columns: list[str], name: str) -> N
     """
     _refuse_bad_templates(mapping, columns)
     for part, value in mapping:
-        if part in ("kind", "roles") or not value or constant(value) is not None:
+        if part in NOT_PARTS or not value or constant(value) is not None:
             continue
         named = [value] if value in columns else places(value) or [value]
         for column in named:

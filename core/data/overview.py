@@ -14,7 +14,7 @@ import numpy
 
 from core import figures
 from core.config import RunConfig
-from core.data import judgements, mix, pairs, rows, sides, stats
+from core.data import judgements, left_out, mix, pairs, rows, sides, stats
 from core.data.mix import Chosen
 from core.data.stats import UNCUT, Measured, Summary
 from core.errors import StudioError
@@ -22,6 +22,7 @@ from core.home import home
 from core.jobs import probe
 from core.models import fit, hardware, load
 from core.models.hardware import Choice
+from core.store import datasets as store
 
 if TYPE_CHECKING:
     from core.training.forecast import Forecast
@@ -84,7 +85,7 @@ def shares(config: RunConfig, chosen: list[Chosen] | None = None) -> list[Share]
     """Effective rows and tokens of every dataset. :raises StudioError: when one cannot be had"""
     model, length, found = config.model, config.training.max_length, []
     for one in chosen if chosen is not None else mix.choose(config.data):
-        measured = stats.of_part(one.part, one.dataset, model.base, model.revision)
+        measured = stats.of_part(one.part, one.dataset, model.base, model.revision, config.data.day)
         if config.method.name == "pretraining":
             found.append(_windows(one, measured, length))
         elif config.method.judges and (both := judgements.both(one, measured, config)):
@@ -184,6 +185,7 @@ def outlook(config: RunConfig) -> Outlook:
     checks += [Check("warning", text) for text in fit.remarks(config, steps)]
     checks += [Check("warning", finding.text) for finding in mix.leaks(chosen)]
     checks += [Check(level, text) for level, text in sides.lines(chosen, config.data)]
+    checks += _unfilled(chosen)
     checks += _stages(config)
     checks += [Check("warning", f"{config.model.base}: {note}") for note in base.notes]
     decisions = {"device": hardware.device(), "compute type": hardware.compute_dtype(config)}
@@ -207,6 +209,16 @@ def _measured_on(config: RunConfig, chosen: list[Chosen]) -> str:
         f"{some:,} of {every:,} {name}" for name, (some, every) in mix.classes_of(chosen, numbers).items()
     ]
     return ", ".join([f"{rows:,} of {pool:,} held-out rows", *found])
+
+
+def _unfilled(chosen: list[Chosen]) -> list[Check]:
+    """Placeholders that would be learned as they stand."""
+    return [
+        Check("warning", f"{one.name}: {finding['text']}")
+        for one in chosen
+        for finding in store.findings(one.dataset)
+        if finding["kind"] == "placeholder"
+    ]
 
 
 def _stages(config: RunConfig) -> list[Check]:
@@ -274,7 +286,8 @@ def _checks(share: Share, config: RunConfig) -> list[Check]:
         return [Check("bad", error.text)]
     if counted.end_learned_rows == 0:
         return [Check("bad", "no row teaches the end of a turn: the model would never stop")]
-    checks = []
+    lost = left_out.told(counted.left_out, config.model.base, config.model.revision)
+    checks = [Check("warning", text) for text in lost]
     if counted.empty_rows:
         text = (
             f"{counted.empty_rows:,} of {counted.rows:,} rows would train on nothing at {length} tokens and "

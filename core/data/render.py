@@ -4,14 +4,16 @@ A template's own ``{% generation %}`` marks decide where it has them, else `core
 Control tokens that a row merely quotes never become control tokens.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from core.data import probe, sandbox
-from core.data.spoken import Frame, Message, Span, Turns, Write, called, framed, frames, is_bare_call, lost
+from core.data import probe, sandbox, traced
+from core.data.spoken import Frame, Span, Turns, Write, framed, frames, is_bare_call, is_plain
+from core.data.traced import Message
 from core.errors import StudioError
 
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
@@ -25,7 +27,8 @@ class Rendered:
 
     Control tokens that the row quotes stand in ``text`` as private-use characters, one for each of
     theirs; ``plain`` (for ``str.translate``) gives them back, and is empty when there are none.
-    ``before`` and ``after`` are tokens around the text. A chat template writes its own.
+    ``before`` and ``after`` are tokens around the text. A chat template writes its own. ``left_out`` names
+    what the template leaves out of the learned turns, once for each turn.
     """
 
     text: str
@@ -33,6 +36,7 @@ class Rendered:
     plain: dict[int, str]
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 def render(row: dict[str, Any], tokenizer: Any) -> tuple[str, list[Span]]:
@@ -54,10 +58,14 @@ def control_tokens(tokenizer: Any) -> dict[int, str]:
 
 
 class Renderer:
-    """One tokenizer's template and control tokens, looked up once for many rows."""
+    """One tokenizer's template and control tokens, looked up once for many rows.
 
-    def __init__(self, tokenizer: Any) -> None:
+    :param day: the day that templates write which write a day, as in ``2026-12-01``; empty means today
+    """
+
+    def __init__(self, tokenizer: Any, day: str = "") -> None:
         self.tokenizer = tokenizer
+        self._day = day
         self.control = control_tokens(tokenizer)
         longest_first = sorted(self.control.values(), key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
@@ -83,13 +91,23 @@ class Renderer:
             spans = [(0, len(text))] if learned else []
             return Rendered(text, spans, plain, self._before, self._after)
         given, plain = self._disguised([row["messages"], row.get("tools")])
-        text, spans = self._conversation(given[0], given[1], learned)
-        return Rendered(text, spans, plain)
+        text, spans, left_out = self._conversation(given[0], given[1], learned)
+        return Rendered(text, spans, plain, left_out=left_out)
 
     def prompt(self, messages: list[Message], tools: list[dict[str, Any]] | None = None) -> Rendered:
         """A conversation that the model is to continue; nothing of it is learned."""
-        given, plain = self._disguised([messages, tools])
-        return Rendered(self._write(_cleaned(given[0]), given[1], prompt=True)[0], [], plain)
+        (messages, tools), plain = self._disguised([messages, tools])
+        refusals: list[StudioError] = []
+        for spelled in _spellings(_cleaned(messages)):
+            try:
+                text = self._write(spelled, tools, prompt=True)[0]
+                turns = self._turns(spelled, tools, text)
+                for turn in (turn for turn, message in enumerate(spelled) if message.get("tool_calls")):
+                    turns.left_out(turn, [(0, len(text))])
+                return Rendered(text, [], plain)
+            except StudioError as error:
+                refusals.append(error)
+        raise refusals[0]
 
     def text(self, text: str) -> Rendered:
         """A plain text that the model is to continue; nothing of it is learned."""
@@ -101,7 +119,9 @@ class Renderer:
         start = "".join(self.control.get(token, "") for token in self._before)
         return text.removeprefix(start).removesuffix(self.tokenizer.eos_token)
 
-    def _conversation(self, messages: list[Message], tools: Any, learned: bool) -> tuple[str, list[Span]]:
+    def _conversation(
+        self, messages: list[Message], tools: Any, learned: bool
+    ) -> tuple[str, list[Span], tuple[str, ...]]:
         wanted = [
             turn
             for turn, message in enumerate(messages)
@@ -115,19 +135,21 @@ class Renderer:
                 refusals.append(error)
         raise refusals[0]
 
-    def _learned(self, messages: list[Message], tools: Any, wanted: list[int]) -> tuple[str, list[Span]]:
+    def _learned(
+        self, messages: list[Message], tools: Any, wanted: list[int]
+    ) -> tuple[str, list[Span], tuple[str, ...]]:
         marked = _is_marked(self._template(tools))
         text, marks = self._write(messages, tools, marks=marked)
-        turns = Turns(messages, lambda part, prompt=False: self._write(part, tools, prompt)[0], self._control)
+        turns = self._turns(messages, tools, text)
         if marked:
-            spans = _kept(marks, turns, wanted, text)
-        else:
-            spans = framed(turns, text, wanted, self._framing(tools, turns.write))
-        said = "".join(text[start:end] for start, end in spans)
-        calls = [call for turn in wanted for call in messages[turn].get("tool_calls") or []]
-        if any(called(call) not in said for call in calls):
-            raise lost("leaves out a tool call of the assistant")
-        return text, spans
+            return text, *_kept(marks, turns, wanted)
+        return text, *framed(turns, wanted, self._framing(tools, turns.write))
+
+    def _turns(self, whole: list[Message], tools: Any, text: str) -> Turns:
+        def write(messages: list[Message], prompt: bool = False) -> str:
+            return self._write(messages, tools, prompt)[0]
+
+        return Turns(whole, text, write, self._control, traced.literals(self._template(tools)))
 
     def _write(
         self, messages: list[Message], tools: Any, prompt: bool = False, marks: bool = False
@@ -135,8 +157,9 @@ class Renderer:
         """What the template writes and, when asked for, the spans that it marks itself."""
         special_tokens = self.tokenizer.special_tokens_map
         try:
+            template = self._template(tools)
             return sandbox.written(
-                self._template(tools), messages, tools, special_tokens, prompt=prompt, marks=marks
+                template, messages, tools, special_tokens, prompt=prompt, marks=marks, day=self._day
             )
         except sandbox.Exceeded as exceeded:
             raise StudioError("chat template", str(exceeded), probe.FIX) from exceeded
@@ -180,20 +203,38 @@ def _is_marked(template: str) -> bool:
     return bool(_MARKS.search(_COMMENTS.sub("", template)))
 
 
-def _kept(marks: list[Span], turns: Turns, wanted: list[int], text: str) -> list[Span]:
-    """The template's marks without those in a turn that is not to be learned."""
+def _kept(marks: list[Span], turns: Turns, wanted: list[int]) -> tuple[list[Span], tuple[str, ...]]:
+    """The template's marks but those in turns that are not to be learned, and what is left out of them."""
     if not wanted:
-        return []
+        return [], ()
     masked = [
-        turns.span(turn, text)
+        span
         for turn, message in enumerate(turns.messages)
         if message["role"] == "assistant" and turn not in wanted
+        for span in turns.spans(turn)
     ]
-    return [
+    kept = [
         (start, end)
         for start, end in marks
         if start < end and not any(start < last and end > first for first, last in masked)
     ]
+    if _all_there(kept, turns, wanted):
+        return kept, ()
+    return kept, tuple(what for turn in wanted for what in turns.left_out(turn, kept))
+
+
+def _all_there(kept: list[Span], turns: Turns, wanted: list[int]) -> bool:
+    """Whether plain answers stand in the marks, word for word: a quick look that most rows pass."""
+    said, at = "".join(turns.text[start:end] for start, end in kept), 0
+    for turn in wanted:
+        if not is_plain(turns.messages, turn):
+            return False
+        answer = turns.messages[turn]["content"].strip()
+        found = said.find(answer, at)
+        if found < 0:
+            return False
+        at = found + len(answer)
+    return True
 
 
 def _cleaned(messages: list[Message]) -> list[Message]:
@@ -208,13 +249,30 @@ def _cleaned(messages: list[Message]) -> list[Message]:
 def _spellings(messages: list[Message]) -> Iterator[list[Message]]:
     """The conversation, then with other words for "says nothing" beside a tool call.
 
-    Some templates look for content that is missing, or None, or empty, before they write the call.
+    Some templates look for content that is missing, or None, or empty, before they write the call; some
+    want its arguments as JSON text.
     """
-    yield messages
-    if any(is_bare_call(message) for message in messages):
-        yield [_without_content(each) if is_bare_call(each) else each for each in messages]
-        for nothing in ("", None):
-            yield [{**each, "content": nothing} if is_bare_call(each) else each for each in messages]
+    if not any(message.get("tool_calls") for message in messages):
+        yield messages
+        return
+    for spelled in (messages, [_with_text_arguments(each) for each in messages]):
+        yield spelled
+        if any(is_bare_call(message) for message in spelled):
+            yield [_without_content(each) if is_bare_call(each) else each for each in spelled]
+            for nothing in ("", None):
+                yield [{**each, "content": nothing} if is_bare_call(each) else each for each in spelled]
+
+
+def _with_text_arguments(message: Message) -> Message:
+    def changed(call: dict[str, Any]) -> dict[str, Any]:
+        function = call.get("function", call)
+        arguments = function.get("arguments")
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        function = {**function, "arguments": text}
+        return {**call, "function": function} if "function" in call else function
+
+    calls = message.get("tool_calls")
+    return {**message, "tool_calls": [changed(call) for call in calls]} if calls else message
 
 
 def _without_content(message: Message) -> Message:

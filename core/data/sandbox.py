@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,13 @@ def written(
     *,
     prompt: bool = False,
     marks: bool = False,
+    day: str = "",
     seconds: int = SECONDS,
 ) -> tuple[str, list[tuple[int, int]]]:
     """What a template writes and, when asked for, the spans that it marks itself.
 
     :param special_tokens: the tokenizer's ``special_tokens_map``
+    :param day: what the template is told when it asks for the date; empty means today
     :param seconds: of processor time
     :raises Failed: when it raises
     :raises Exceeded: when it takes too long, too much memory, or writes too much
@@ -71,6 +74,7 @@ def written(
         "special_tokens": special_tokens,
         "prompt": prompt,
         "marks": marks,
+        "day": day,
     }
     with _one_at_a_time:
         if template == own_template():
@@ -194,9 +198,13 @@ def main() -> None:
 
 
 def _answer(template: str, task: dict[str, Any]) -> dict[str, Any]:
-    from transformers.utils.chat_template_utils import render_jinja_template
+    from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
     try:
+        # Templates ask this for the date. Transformers would answer with today's, and takes no other.
+        known = _compile_jinja_template(template).globals
+        day = datetime.fromisoformat(task["day"]) if task["day"] else datetime.now()
+        known["strftime_now"] = day.strftime
         rendered: Any = render_jinja_template(
             conversations=[task["messages"]],
             tools=task["tools"],

@@ -25,6 +25,19 @@ SHOWN = 20  # rows that a summary names
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """What a template leaves out of learned turns: of how many turns, and in which rows.
+
+    :param numbers: the first of the ``rows``, from 1
+    """
+
+    what: str
+    turns: int
+    rows: int
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Summary:
     """What a set of rows comes to at one ``max_length``; ``empty`` rows would train on nothing.
 
@@ -40,6 +53,7 @@ class Summary:
     end_learned_rows: int
     longest: int
     empty_numbers: tuple[int, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,7 @@ class Measured:
     stop: Any
     numbers: Any
     total: int
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def exact(self) -> bool:
@@ -98,6 +113,7 @@ class Measured:
             end_learned_rows=int((self.ends < max_length).sum()),
             longest=int(self.lengths.max(initial=0)),
             empty_numbers=tuple((self.numbers[empty][:SHOWN] + 1).tolist()),
+            left_out=self.left_out,
         )
 
 
@@ -111,8 +127,11 @@ def measured(
     row: list[Any] = []
     start: list[Any] = []
     stop: list[Any] = []
+    losses: dict[str, list[int]] = {}
     for number, one in enumerate(encoded):
         labels = numpy.array(one.labels, numpy.int64)
+        for what in one.left_out:
+            losses.setdefault(what, []).append(number)
         lengths.append(len(labels) + len(one.cut))
         edges = numpy.flatnonzero(
             numpy.diff(numpy.concatenate([[0], labels != IGNORED, [0]]).astype(numpy.int8))
@@ -131,7 +150,14 @@ def measured(
         stop=_joined(stop),
         numbers=numbers,
         total=total or len(lengths),
+        left_out=tuple(_left_out(what, found, numbers) for what, found in losses.items()),
     )
+
+
+def _left_out(what: str, found: list[int], numbers: Any) -> LeftOut:
+    """:param found: the place of each turn's row"""
+    at = list(dict.fromkeys(found))
+    return LeftOut(what, len(found), len(at), tuple((numbers[at[:SHOWN]] + 1).tolist()))
 
 
 def _joined(arrays: list[Any]) -> Any:
@@ -156,15 +182,18 @@ def sample(total: int) -> Any:
 
 
 def of_dataset(
-    dataset: dict[str, Any], part: str, base: str, revision: str | None, prefix: str = ""
+    dataset: dict[str, Any], part: str, base: str, revision: str | None, prefix: str = "", day: str = ""
 ) -> Measured:
-    """:param dataset: a row of the store"""
-    return _of_dataset(dataset["id"], dataset["sha256"], part, base, revision, prefix)
+    """:param dataset: a row of the store
+
+    :param day: of a recipe, for templates that write one
+    """
+    return _of_dataset(dataset["id"], dataset["sha256"], part, base, revision, prefix, day)
 
 
 @lru_cache(maxsize=32)
 def _of_dataset(
-    dataset_id: int, sha256: str, part: str, base: str, revision: str | None, prefix: str
+    dataset_id: int, sha256: str, part: str, base: str, revision: str | None, prefix: str, day: str
 ) -> Measured:
     """``sha256`` only tells one content from another."""
     tokenizer = load.tokenizer(base, revision)
@@ -172,7 +201,7 @@ def _of_dataset(
     numbers = sample(total)
     found = (mix.prefixed(row, prefix) for row in rows.at(dataset_id, part, numbers))
     try:
-        return measured(encode_all(found, tokenizer, UNCUT), end_tokens(tokenizer), numbers, total)
+        return measured(encode_all(found, tokenizer, UNCUT, day), end_tokens(tokenizer), numbers, total)
     except EncodeError as error:
         number = int(numbers[error.row])
         line = int(rows.index(dataset_id, part)[number]["line"])
@@ -180,8 +209,10 @@ def _of_dataset(
         raise StudioError(where, f"{error.where} {error.what}", error.fix) from error
 
 
-def of_part(part: MixPart, dataset: dict[str, Any], base: str, revision: str | None) -> Measured:
-    return of_dataset(dataset, "train", base, revision, part.prefix)
+def of_part(
+    part: MixPart, dataset: dict[str, Any], base: str, revision: str | None, day: str = ""
+) -> Measured:
+    return of_dataset(dataset, "train", base, revision, part.prefix, day)
 
 
 def together(parts: list[tuple[Any, int]]) -> Any:

@@ -9,6 +9,7 @@ from core.data.render import Rendered, Renderer
 from core.errors import StudioError
 
 Tokens = tuple[list[int], list[tuple[int, int]]]  # ids, and the characters that each stands for
+Placed = tuple[int, tuple[int, int]]
 
 
 def tokenise(rendered: list[Rendered], renderer: Renderer) -> Iterator[Tokens]:
@@ -43,7 +44,7 @@ def _spelled_out(
         end = offsets[number][0] if number < len(ids) else len(text)
         piece, own = text[place:end], ids[first:number]
         if any(ord(character) in rendered.plain for character in piece):
-            for token, (start, stop) in _spell(piece, own, rendered.plain, renderer.tokenizer):
+            for token, (start, stop) in _spell(piece, own, rendered.plain, renderer):
                 new_ids.append(token)
                 new_offsets.append((place + start, place + stop))
         else:
@@ -55,19 +56,36 @@ def _spelled_out(
     return new_ids, new_offsets
 
 
-def _spell(
-    piece: str, own: list[int], plain: dict[int, str], tokenizer: Any
-) -> list[tuple[int, tuple[int, int]]]:
-    speller = _speller(tokenizer)
+def _spell(piece: str, own: list[int], plain: dict[int, str], renderer: Renderer) -> list[Placed]:
+    speller = _speller(renderer.tokenizer)
     # Alone, the piece may begin differently than in its place (a word mark at the start of a text):
     # then something goes before it that no token joins, and is taken away again.
     lead = "" if speller.encode(piece, add_special_tokens=False).ids == own else "\0"
-    spelled = speller.encode(lead + piece.translate(plain), add_special_tokens=False)
-    return [
-        (token, (start - len(lead), end - len(lead)))
+    return _apart(piece.translate(plain), lead, 0, speller, renderer.control)
+
+
+def _apart(text: str, lead: str, place: int, speller: Any, control: dict[int, str]) -> list[Placed]:
+    """Tokens of a text, none of them a control token.
+
+    Unigram tokenizers hold those among their pieces, and find them again in letters: such a text is cut
+    within the first one that is found, and both halves are tokenised alone.
+
+    :param lead: goes before the text and is taken away again
+    :param place: where the text stands
+    """
+    spelled = speller.encode(lead + text, add_special_tokens=False)
+    found = [
+        (token, (place + start - len(lead), place + end - len(lead)))
         for token, (start, end) in zip(spelled.ids, spelled.offsets, strict=True)
         if end > len(lead) or not lead
     ]
+    for token, (start, end) in found:
+        inside = [cut for cut in range(max(start, place) + 1, end) if not text[cut - place - 1].isspace()]
+        if token in control and inside:
+            cut = inside[0] - place
+            left = _apart(text[:cut], lead, place, speller, control)
+            return left + _apart(text[cut:], "\0", place + cut, speller, control)
+    return found
 
 
 @lru_cache(maxsize=2)

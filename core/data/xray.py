@@ -36,13 +36,15 @@ class Encoded:
 
     ``input_ids`` and ``labels`` have the same length, at most ``max_length``; a label is the
     token itself where it is learned and IGNORED where it is not. ``cut`` holds the tokens past
-    ``max_length``. ``cut_supervised`` of them would have been learned.
+    ``max_length``. ``cut_supervised`` of them would have been learned. ``left_out`` names what the
+    template leaves out of the learned turns, once for each turn.
     """
 
     input_ids: list[int]
     labels: list[int]
     cut: list[int]
     cut_supervised: int
+    left_out: tuple[str, ...] = ()
 
     @property
     def supervised(self) -> int:
@@ -50,22 +52,25 @@ class Encoded:
         return max(0, len(self.labels) - 1) - self.labels[1:].count(IGNORED)
 
 
-def encode(row: dict[str, Any], tokenizer: Any, max_length: int) -> Encoded:
+def encode(row: dict[str, Any], tokenizer: Any, max_length: int, day: str = "") -> Encoded:
     """Render, tokenise and mask one row.
 
     :param row: ``messages`` or ``text``, as `core.data.shapes` makes it
+    :param day: of templates that write one; that of the run, empty before there is one
     :raises StudioError: when the template cannot render the row, or loses the answer
     """
-    return next(encode_all([row], tokenizer, max_length))
+    return next(encode_all([row], tokenizer, max_length, day))
 
 
-def encode_all(rows: Iterable[dict[str, Any]], tokenizer: Any, max_length: int) -> Iterator[Encoded]:
+def encode_all(
+    rows: Iterable[dict[str, Any]], tokenizer: Any, max_length: int, day: str = ""
+) -> Iterator[Encoded]:
     """`encode` for many rows, in batches.
 
     :raises EncodeError: for the first row that cannot be encoded; rows of earlier batches were given before
     :raises StudioError: when no row is at fault: there is no template, or it does not work
     """
-    renderer = Renderer(tokenizer)
+    renderer = Renderer(tokenizer, day)
     numbered = enumerate(rows)
     while batch := list(islice(numbered, BATCH)):
         rendered = [_rendered(renderer, number, row) for number, row in batch]
@@ -74,10 +79,13 @@ def encode_all(rows: Iterable[dict[str, Any]], tokenizer: Any, max_length: int) 
 
 
 def prompt_ids(
-    messages: list[dict[str, Any]], tokenizer: Any, tools: list[dict[str, Any]] | None = None
+    messages: list[dict[str, Any]], tokenizer: Any, tools: list[dict[str, Any]] | None = None, day: str = ""
 ) -> list[int]:
-    """Tokens of a conversation that the model is to continue."""
-    renderer = Renderer(tokenizer)
+    """Tokens of a conversation that the model is to continue.
+
+    :param day: of templates that write one; that of the run, empty when there is none
+    """
+    renderer = Renderer(tokenizer, day)
     return next(tokenise([renderer.prompt(messages, tools)], renderer))[0]
 
 
@@ -149,6 +157,7 @@ def _encoded(rendered: Rendered, ids: list[int], offsets: list[Any], max_length:
         labels=labels[:max_length],
         cut=ids[max_length:],
         cut_supervised=len(cut) - cut.count(IGNORED),
+        left_out=rendered.left_out,
     )
 
 

@@ -47,7 +47,7 @@ def evaluate(job: Job) -> dict[str, Any]:
     adapter_check.refuse_other_base(artifact, config.model.base, config.model.revision)
     model = adapters.opened(load.base_model(config), artifact)
     job.running()
-    encoded = list(encode_all(held_out, tokenizer, config.training.max_length))
+    encoded = list(encode_all(held_out, tokenizer, config.training.max_length, config.data.day))
     sample = {"pool": sum(len(one.held_out) for one in chosen)} | mix.classes_of(chosen, numbers)
     sample |= {"watched": _watched(job.run_id, config, chosen, numbers), "chose": config.training.chooses}
     if config.method.name == "pretraining":
@@ -125,7 +125,7 @@ def _measure(
     replies = answers(
         model,
         tokenizer,
-        [task.prompt(tokenizer) for task in tasks],
+        [task.prompt(tokenizer, config.data.day) for task in tasks],
         settings.max_new_tokens,
         settings.batch,
         report("answering", 1.0, len(tasks)),

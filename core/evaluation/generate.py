@@ -24,9 +24,12 @@ class Task:
     answer: str
     tools: list[dict[str, Any]] | None = None
 
-    def prompt(self, tokenizer: Any) -> list[int]:
-        """:raises StudioError: when the template cannot render the conversation"""
-        return prompt_ids(self.messages, tokenizer, self.tools)
+    def prompt(self, tokenizer: Any, day: str) -> list[int]:
+        """:param day: of the run, for templates that write one
+
+        :raises StudioError: when the template cannot render the conversation
+        """
+        return prompt_ids(self.messages, tokenizer, self.tools, day)
 
 
 def task_of(row: dict[str, Any]) -> Task | None:

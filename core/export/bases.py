@@ -24,7 +24,7 @@ def tasks(run_id: int, config: RunConfig) -> list[Task]:
 def answered(
     model: Any, tokenizer: Any, config: RunConfig, asked: Sequence[Task], each_batch: Callable[[int], None]
 ) -> list[str]:
-    prompts = [task.prompt(tokenizer) for task in asked]
+    prompts = [task.prompt(tokenizer, config.data.day) for task in asked]
     settings = config.evaluation
     found = answers(model, tokenizer, prompts, settings.max_new_tokens, settings.batch, each_batch)
     return [reply.text for reply in found]

@@ -125,7 +125,7 @@ def _prompts(run_id: int, config: RunConfig, tokenizer: Any) -> list[list[int]]:
     prompts = []
     for _, row in held_out:
         task = task_of(row)
-        ids = task.prompt(tokenizer) if task else continued_ids(row["text"], tokenizer)
+        ids = task.prompt(tokenizer, config.data.day) if task else continued_ids(row["text"], tokenizer)
         prompts.append(ids[:length])
     return prompts
 

@@ -14,7 +14,7 @@ from core.store.database import database
 _IRRELEVANT: Any = {
     "name": True,
     "lora": {"alpha"},
-    "data": {"mapping"},
+    "data": {"mapping", "day"},
     "training": {
         "learning_rate",
         "schedule",

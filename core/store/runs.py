@@ -3,6 +3,7 @@
 A deleted run leaves one event for each of its jobs, so that no number is ever given a second time.
 """
 
+import datetime
 import json
 import math
 import time
@@ -32,17 +33,18 @@ def add(
         that it trains again (a reproduction)
     :param parent_step: of a branch; None means the parent's artifact
     """
+    now = time.time()
     values = {
         "name": config.display_name,
         "state": "queued",
         "base": config.model.base,
         "dataset_id": dataset_id,
-        "recipe": dumps(config),
+        "recipe": dumps(_dated(config, now)),
         "step": 0,
         "parent": parent,
         "parent_step": parent_step,
         "relation": relation,
-        "created_at": time.time(),
+        "created_at": now,
     }
     with writing():
         return insert("runs", {"id": free_number("runs"), **values})
@@ -67,7 +69,17 @@ def get(run_id: int) -> dict[str, Any]:
 
 
 def recipe(run_id: int) -> RunConfig:
-    return loads(get(run_id)["recipe"], f"recipe of run {run_id}")
+    """A run's recipe. One of earlier versions has no day: it is that on which the run was started."""
+    run = get(run_id)
+    return _dated(loads(run["recipe"], f"recipe of run {run_id}"), run["created_at"])
+
+
+def _dated(config: RunConfig, started: float) -> RunConfig:
+    """The recipe with the day that templates write, which is this machine's."""
+    if config.data.day:
+        return config
+    day = datetime.date.fromtimestamp(started).isoformat()
+    return config.model_copy(update={"data": config.data.model_copy(update={"day": day})})
 
 
 def decisions(run_id: int) -> dict[str, dict[str, str]]:

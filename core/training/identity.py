@@ -61,8 +61,9 @@ def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs in words, settings first; empty when a run may go on from the checkpoint."""
     if not was:
         return []
-    # A setting that the checkpoint's version did not have was at what is its default now.
-    before = counted(RunConfig()) | was["settings"]
+    # A setting that the checkpoint's version did not have was at what is its default now; the day was the
+    # run's own.
+    before = counted(RunConfig()) | {"data.day": now["settings"]["data.day"]} | was["settings"]
     found = [
         f"{key} was {_said(before.get(key))}, is {_said(now['settings'].get(key))}"
         for key in sorted(before.keys() | now["settings"].keys())

@@ -128,6 +128,7 @@ class _Encoder:
 
     def __init__(self, tokenizer: Any, config: RunConfig, job: Job | None) -> None:
         self.tokenizer, self.job = tokenizer, job
+        self.day = config.data.day
         self.length, self.method = config.training.max_length, config.method.name
 
     def lines(self, given: Iterator[tuple[str, Row]]) -> list[_Line]:
@@ -149,15 +150,19 @@ class _Encoder:
         if self.method == "grpo":
             asked = [pairs.asked_and_answer(row) for row in plain]
             return [
-                _Line(source, row, question=(prompt_ids(turns, self.tokenizer, given.get("tools")), answer))
+                _Line(source, row, question=(self._asking(turns, given), answer))
                 for (source, row), (turns, answer), given in zip(encoded, asked, plain, strict=True)
             ]
         if self.method == "pretraining":
             return [_Line(source, part) for source, row in encoded for part in windows(row, self.length)]
         return [_Line(source, row) for source, row in encoded]
 
+    def _asking(self, turns: list[Row], row: Row) -> list[int]:
+        return prompt_ids(turns, self.tokenizer, row.get("tools"), self.day)
+
     def _encoded(self, some: list[Row]) -> list[Encoded]:
-        return [row for _, row in self._watched(enumerate(encode_all(some, self.tokenizer, self.length)))]
+        encoded = encode_all(some, self.tokenizer, self.length, self.day)
+        return [row for _, row in self._watched(enumerate(encoded))]
 
     def _watched(self, some: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
         for number, each in enumerate(some):

@@ -1,5 +1,6 @@
 """A new file on the Data tab: what it seems to hold, the mapping to correct, its first row as learned."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,20 +30,32 @@ KINDS = {
     "written": "a conversation with a template written out",
     "tree": "a tree of messages and replies",
 }
-PARTS = [name for name in Mapping.model_fields if name not in ("kind", "roles")]
+PARTS = [name for name in Mapping.model_fields if name not in mapping.NOT_PARTS]
+_PAIRS = re.compile(r",(?=[^,=]+=)")  # a text may hold commas
 HEADERS = {"as recognised": None, "names the columns": True, "is a row": False}
 SHOWN_COLUMNS, SAMPLE_WIDTH = 30, 90
-FRESH = [False, None, "", "utf-8", "", "as recognised", 2000]  # a new file: no correction, reading as usual
+FRESH = [
+    False,
+    None,
+    gr.Checkbox(False, visible=False),
+    "",
+    "utf-8",
+    "",
+    "as recognised",
+    2000,
+]  # a new file: no correction, reading as usual
 
 
 @dataclass(frozen=True)
 class Pane:
     """The components of the pane, and the inputs from which `options` makes an import's options.
 
+    :param all_trained: asked where files of one upload are named like rows to hold out
     :param reset: what FRESH holds the first values of; ``corrected`` comes before them
     """
 
     guess: Any
+    all_trained: Any
     example: Any
     fields: list[Any]
     inputs: list[Any]
@@ -54,6 +67,9 @@ def build() -> Pane:
     """Everything but the upload itself, which stands on the left of the tab."""
     guess = gr.HTML(empty("Choose a file on the left: what it holds appears here."), elem_id="guess")
     corrected = gr.State(False)
+    all_trained = gr.Checkbox(
+        False, label="Train on all of these files", visible=False, elem_id="all-trained"
+    )
     system = gr.Textbox(
         label="System prompt for every row (optional)",
         info="For rows that have none of their own; leave it empty to add none",
@@ -88,6 +104,11 @@ def build() -> Pane:
             info="Names of roles in the file: bot = assistant, customer = user",
             elem_id="mapping-roles",
         )
+        fill = gr.Textbox(
+            label="Placeholders",
+            info="What stands for {{name}} in the rows: name = Ada, author = Ada Ltd",
+            elem_id="mapping-fill",
+        )
         gr.HTML(
             '<p class="pl-muted">A field names a column, or is a template: '
             "<code>{question}</code> stands for a column's text. A text in quotes is the same in every "
@@ -109,16 +130,17 @@ def build() -> Pane:
                 2000, label="Piece length", info="Characters a row, for plain text", precision=0, minimum=100
             )
     example = gr.HTML(elem_id="example")
-    fields = [kind, *parts, roles]
+    fields = [kind, *parts, roles, fill]
     save.click(_save, [name, *fields], [saved, guess], show_progress="hidden", api_visibility="private")
-    inputs = [corrected, *fields, system, encoding, delimiter, header, chunk]
+    inputs = [corrected, *fields, all_trained, system, encoding, delimiter, header, chunk]
     pane = Pane(
         guess,
+        all_trained,
         example,
         [columns, saved, *fields],
         inputs,
         corrected,
-        [saved, system, encoding, delimiter, header, chunk],
+        [saved, all_trained, system, encoding, delimiter, header, chunk],
     )
     saved.input(_use, saved, [*fields, corrected], show_progress="hidden", api_visibility="private")
     return pane
@@ -127,18 +149,19 @@ def build() -> Pane:
 def options(values: Sequence[Any], name: str = "", leave_out: bool = False) -> Options:
     """An import's options from the pane's inputs. :raises StudioError: when the mapping is wrong"""
     corrected, *rest = values
-    fields, (system, encoding, delimiter, header, chunk) = rest[:-5], rest[-5:]
+    fields, (all_trained, system, encoding, delimiter, header, chunk) = rest[:-6], rest[-6:]
     return Options(
         name=name,
         mapping=_mapping(fields) if corrected else None,
         system=system or "",
+        all_trained=bool(all_trained),
         reading=Reading(encoding, delimiter or "", HEADERS[header], int(chunk or 2000)),
         leave_out=leave_out,
     )
 
 
 def _mapping(fields: Sequence[Any]) -> Mapping:
-    kind, *parts, roles = fields
+    kind, *parts, roles, fill = fields
     wanted = {*mapping.NEEDS[kind], *mapping.MAY[kind]}
     chosen = {name: value or "" for name, value in zip(PARTS, parts, strict=True) if name in wanted}
     pairs: dict[str, str] = {}
@@ -149,7 +172,19 @@ def _mapping(fields: Sequence[Any]) -> Mapping:
                 "roles", f"cannot read {pair!r}", "Write name = user, assistant, system or tool."
             )
         pairs[old.strip()] = new.strip()
-    return Mapping(kind=kind, roles=pairs, **chosen)
+    return Mapping(kind=kind, roles=pairs, fill=_placeholders(fill), **chosen)
+
+
+def _placeholders(text: str | None) -> dict[str, str]:
+    """Texts by the name of the placeholder that they stand for. :raises StudioError: when one is not given"""
+    found = {}
+    for pair in _PAIRS.split(text or ""):
+        name, sign, value = (word.strip() for word in pair.partition("="))
+        if sign and name and value:
+            found[name.strip("{} ")] = value
+        elif pair.strip():
+            raise StudioError("placeholders", f"cannot read {pair.strip()!r:.80}", "Write name = its text.")
+    return found
 
 
 def sources(paths: Sequence[str] | str | None) -> list[Source]:
@@ -159,8 +194,8 @@ def sources(paths: Sequence[str] | str | None) -> list[Source]:
 
 
 def look(paths: Sequence[str] | None, *values: Any) -> list[Any]:
-    """Guess and fields for a file; a corrected mapping is kept. Outputs: ``[guess, *fields]``."""
-    unchanged = [gr.skip() for _ in range(2 + 1 + len(PARTS) + 1)]
+    """Guess and fields for a file; a corrected mapping is kept. Outputs: guess, all_trained and fields."""
+    unchanged = [gr.skip() for _ in range(3 + 1 + len(PARTS) + 2)]
     found = sources(paths)
     if not found:
         return [empty("Choose a file on the left: what it holds appears here."), *unchanged]
@@ -171,7 +206,11 @@ def look(paths: Sequence[str] | None, *values: Any) -> list[Any]:
     shown = _guess(seen, len(found)) + _others(found[1:], seen, options(values))
     asks = any(isinstance(row, Problem) and "a mapping can" in row.what for row in seen.rows[:1])
     fields = _fields(seen.mapping, list(seen.columns)) if not values[0] else _visible(seen, values[1])
-    return [shown, gr.Accordion(open=bool(seen.problem or values[0] or asks)), _saved(), *fields]
+    named = importing.named_held_out([source.name for source in found])
+    if named:
+        shown += box("warning", f"{named[0]} is named like rows to hold out: move it to the held-out files.")
+    asked = gr.Checkbox(visible=bool(named))
+    return [shown, asked, gr.Accordion(open=bool(seen.problem or values[0] or asks)), _saved(), *fields]
 
 
 def first_row(paths: Sequence[str] | None, base: str, *values: Any) -> str:
@@ -233,15 +272,18 @@ def _fields(chosen: Mapping, columns: list[str]) -> list[Any]:
         gr.Dropdown(choices=["", *columns], value=getattr(chosen, name), visible=name in wanted)
         for name in PARTS
     ]
-    roles = ", ".join(f"{old} = {new}" for old, new in chosen.roles.items())
-    return [chosen.kind, *parts, roles]
+    return [chosen.kind, *parts, _pairs(chosen.roles), _pairs(chosen.fill)]
+
+
+def _pairs(given: dict[str, str]) -> str:
+    return ", ".join(f"{name} = {text}" for name, text in given.items())
 
 
 def _visible(seen: Preview, kind: str) -> list[Any]:
     """The same fields after a correction: values stay as the user has them."""
     wanted = {*mapping.NEEDS[kind], *mapping.MAY[kind]}
     parts = [gr.Dropdown(choices=["", *seen.columns], visible=name in wanted) for name in PARTS]
-    return [gr.skip(), *parts, gr.skip()]
+    return [gr.skip(), *parts, gr.skip(), gr.skip()]
 
 
 def _saved() -> Any:
@@ -263,11 +305,11 @@ def _use(name: str | None) -> list[Any]:
     """A saved mapping in the fields."""
     text = store.mappings().get(name or "")
     if text is None:
-        return [gr.skip() for _ in range(1 + len(PARTS) + 2)]
+        return [gr.skip() for _ in range(1 + len(PARTS) + 3)]
     chosen = Mapping.model_validate_json(text)
     wanted = {*mapping.NEEDS[chosen.kind], *mapping.MAY[chosen.kind]}
     parts = [gr.Dropdown(value=getattr(chosen, part), visible=part in wanted) for part in PARTS]
-    return [chosen.kind, *parts, ", ".join(f"{a} = {b}" for a, b in chosen.roles.items()), True]
+    return [chosen.kind, *parts, _pairs(chosen.roles), _pairs(chosen.fill), True]
 
 
 def add(

@@ -143,7 +143,7 @@ def build(page: Page) -> None:
         return None, gr.Button(visible=False), box("good", "Deleted."), left
 
     # Guess, then the first row with the model's template: the second takes longer the first time.
-    looked = [pane.guess, *pane.fields]
+    looked = [pane.guess, pane.all_trained, *pane.fields]
     look = {**quiet, "concurrency_id": "look", "concurrency_limit": 2}
     fresh = [add, tabs, pane_shown, click, pane.corrected, *pane.reset]
     arrived = upload.change(ready, upload, fresh, queue=False, **quiet)

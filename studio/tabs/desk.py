@@ -251,7 +251,7 @@ def _whole(dataset_id: int | None, part: str, length: float, base: str) -> str:
         measured = stats.of_dataset(dataset, part, base, None)
     except Exception as error:
         return error_box(error)
-    return xray_view.whole(dataset["name"], measured.at(int(length)), measured, int(length))
+    return xray_view.whole(dataset["name"], measured.at(int(length)), measured, int(length), base)
 
 
 def _statistics(dataset_id: int | None, part: str, length: float, base: str) -> list[Any]:

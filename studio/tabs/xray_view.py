@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from core.data import stats, xray
+from core.data import left_out, stats, xray
 from core.data.stats import Summary
 from core.models import load
 from studio.messages import escape, facts
@@ -47,8 +47,8 @@ def _beside(row: dict[str, Any]) -> str:
     return ""
 
 
-def whole(name: str, summary: Summary, measured: stats.Measured, max_length: int) -> str:
-    """The whole set at a cut, in one line of figures."""
+def whole(name: str, summary: Summary, measured: stats.Measured, max_length: int, base: str) -> str:
+    """The whole set at a cut, in one line of figures, and what the base's template leaves out of it."""
     share = summary.supervised / max(summary.tokens, 1)
     said = [
         ("in the loss", f"{share:.0%} of {summary.tokens:,} tokens"),
@@ -58,4 +58,7 @@ def whole(name: str, summary: Summary, measured: stats.Measured, max_length: int
     ]
     of = "" if measured.exact else f" (measured on {summary.rows:,} of {measured.total:,} rows)"
     title = f"<b>All of {escape(name)} at {max_length:,} tokens</b>{escape(of)}"
-    return f'<div class="pl-card">{title}{facts(said)}</div>'
+    lost = "".join(
+        f'<p class="pl-warning">! {escape(text)}</p>' for text in left_out.told(summary.left_out, base, None)
+    )
+    return f'<div class="pl-card">{title}{facts(said)}{lost}</div>'

@@ -3,10 +3,13 @@
 import json
 import re
 import shutil
+import threading
 from collections.abc import Iterator
+from typing import Any
 
+import gradio as gr
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 from core.home import assets
 from tests.browser.conftest import open_tab
@@ -77,30 +80,53 @@ def test_every_character_is_shown_and_nothing_is_fetched(page: Page, studio: Stu
     opened(page, studio, 1)
     asked(page, TAGS + "\nline" * 60)
     expect(page.locator("#chat-adapter")).to_contain_text("line line")
-    for pane in ("#chat-base", "#chat-adapter"):
-        assert TAGS in (page.locator(pane).text_content() or "")
+    for side in ("#chat-base", "#chat-adapter"):
+        assert TAGS in (page.locator(side).text_content() or "")
     assert page.title() == "Plumbline"
     page.get_by_role("button", name="Stop", exact=True).click()
 
 
-def test_who_scrolled_up_is_left_there_while_an_answer_is_written(page: Page, studio: Studio) -> None:
-    opened(page, studio, 1)
-    asked(page, "First\n" + "line\n" * 80)
-    answer, pane = (
-        page.locator("#chat-adapter .pl-assistant .pl-said"),
-        page.locator("#chat-adapter .pl-talk"),
+def test_who_scrolled_up_is_left_there_while_an_answer_is_written(browser: Browser) -> None:
+    """The pane alone, written to one word at a time."""
+    from core.chat import session, talk
+    from studio.tabs import pane
+
+    next_word = threading.Semaphore(0)
+    held = talk.asked(talk.empty(), "First\n" + "line\n" * 80, "")
+
+    def answer() -> Iterator[dict[str, Any]]:
+        for text in ("One", "One two", "One two <b>three"):
+            next_word.acquire()
+            said = {side: session.Said(text) for side in session.SIDES}
+            yield pane.shown(1, "Run 1", talk.answered(held, said), "base")
+
+    with gr.Blocks(analytics_enabled=False) as blocks:
+        one = pane.pane("one", "Nothing yet.")
+        gr.Button("Go").click(answer, None, one)
+    _, url, _ = blocks.launch(
+        prevent_thread_lock=True, quiet=True, css_paths=assets() / "style.css", footer_links=[]
     )
-    expect(answer).not_to_be_empty(timeout=60_000)
-    assert pane.evaluate("one => one.scrollTop") > 200
-    pane.evaluate("one => { one.scrollTop = 0; }")
-    pane.evaluate("one => getSelection().selectAllChildren(one.querySelector('.pl-user .pl-said'))")
-    before = answer.text_content() or ""
-    written = "document.querySelector('#chat-adapter .pl-assistant .pl-said').textContent.length"
-    page.wait_for_function(f"{written} > {len(before) + 10}")
-    assert pane.evaluate("one => one.scrollTop") == 0
-    assert page.evaluate("getSelection().toString()").startswith("First")
-    page.get_by_role("button", name="Stop", exact=True).click()
-    expect(page.locator("#chat-adapter .pl-assistant header")).to_contain_text("stopped")
+    page = browser.new_page()
+    try:
+        page.goto(url)
+        page.get_by_role("button", name="Go", exact=True).click()
+        next_word.release()
+        said, shown = page.locator("#one .pl-assistant .pl-said"), page.locator("#one .pl-talk")
+        expect(said).to_have_text("One")
+        assert shown.evaluate("one => one.scrollTop") > 200
+        shown.evaluate("one => { one.scrollTop = 0; }")
+        shown.evaluate("one => getSelection().selectAllChildren(one.querySelector('.pl-user .pl-said'))")
+        next_word.release()
+        expect(said).to_have_text("One two")
+        assert shown.evaluate("one => one.scrollTop") == 0
+        assert page.evaluate("getSelection().toString()").startswith("First")
+        shown.evaluate("one => { one.scrollTop = one.scrollHeight; }")
+        next_word.release()
+        expect(said).to_have_text("One two <b>three")
+        assert shown.evaluate("one => one.scrollHeight - one.scrollTop - one.clientHeight") < 2
+    finally:
+        page.close()
+        blocks.close()
 
 
 def test_a_question_that_cannot_be_answered_goes_back_into_the_box(page: Page, studio: Studio) -> None:
@@ -109,8 +135,8 @@ def test_a_question_that_cannot_be_answered_goes_back_into_the_box(page: Page, s
     asked(page, question)
     expect(page.locator("#chat-notice")).to_contain_text("tokens", timeout=60_000)
     expect(page.locator("#prompt textarea")).to_have_value(question)
-    for pane in ("#chat-base", "#chat-adapter"):
-        expect(page.locator(pane)).not_to_contain_text("word")
+    for side in ("#chat-base", "#chat-adapter"):
+        expect(page.locator(side)).not_to_contain_text("word")
     # Nothing of it is left over: with it, roles would no longer alternate.
     asked(page, "Say yes")
     expect(page.locator("#chat-adapter .pl-assistant .pl-said")).not_to_be_empty(timeout=60_000)
@@ -125,8 +151,8 @@ def test_another_run_ends_the_answer_and_has_its_own_conversation(page: Page, st
     expect(page.locator("#chat-adapter")).to_contain_text("(run 2)")
     expect(page.locator("#chat-adapter")).not_to_contain_text("Mine alone")
     page.wait_for_timeout(3000)  # an answer that went on would be shown by now
-    for pane in ("#chat-base", "#chat-adapter"):
-        expect(page.locator(pane)).not_to_contain_text("Mine alone")
+    for side in ("#chat-base", "#chat-adapter"):
+        expect(page.locator(side)).not_to_contain_text("Mine alone")
     # The model is free again, for the other run.
     asked(page, "Say yes")
     expect(page.locator("#chat-adapter .pl-assistant .pl-said")).not_to_be_empty(timeout=60_000)

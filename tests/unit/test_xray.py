@@ -229,3 +229,27 @@ def test_characters_of_several_tokens_are_shown_whole() -> None:
     shown = tokens(encode({"messages": talk}, chosen, 10_000), chosen)
     assert "".join(token.text for token in shown) == chosen.apply_chat_template(talk, tokenize=False)
     assert not any("\ufffd" in token.text for token in shown)
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_control_tokens_that_a_row_quotes_stay_text_where_they_are_pieces_of_a_unigram(scheme: str) -> None:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    names = ("<|im_start|>", "<|im_end|>", "</s>")
+    letters = sorted(set("abcdefghijklmnopqrstuvwxyz<>|_/.\u2581\0"))
+    vocabulary = [(one, 0.0) for one in ("<unk>", *names)] + [(one, -5.0) for one in letters]
+    built = Tokenizer(models.Unigram(vocabulary, unk_id=0))
+    built.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    built.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    chosen = PreTrainedTokenizerFast(tokenizer_object=built, unk_token="<unk>", eos_token="</s>")
+    chosen.add_tokens([AddedToken(name, special=True) for name in names], special_tokens=True)
+    chosen.chat_template = CHATML_WITHOUT_GENERATION.replace("\\n", " ")
+    said = "a </s><|im_end|> b </s>"
+    talk = [{"role": "user", "content": "say </s> and <|im_end|>"}, {"role": "assistant", "content": said}]
+    encoded = encode({"messages": talk}, chosen, 1000)
+    counts = [encoded.input_ids.count(chosen.convert_tokens_to_ids(name)) for name in names]
+    assert counts == [2, 2, 0] and chosen.unk_token_id not in encoded.input_ids
+    learned = [label for label in encoded.labels if label != IGNORED]
+    written = "".join(chosen.convert_ids_to_tokens(learned)).replace("\u2581", " ")
+    assert written.strip() == said + "<|im_end|>"
