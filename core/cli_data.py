@@ -1,4 +1,4 @@
-"""``plumbline data``: add, show, xray, check, mix and remove datasets, as the Data tab does."""
+"""``plumbline data``: add, show, xray, check, mix, rename and remove datasets, as the Data tab does."""
 
 import argparse
 import sys
@@ -21,7 +21,7 @@ SAMPLES = 2  # values of a column that a preview shows
 
 def add_parser(verbs: Any) -> None:
     """Put ``data`` and its verbs under the verbs of the command line."""
-    data = verbs.add_parser("data", help="list datasets; data add|show|xray|check|mix|remove")
+    data = verbs.add_parser("data", help="list datasets; data add|show|xray|check|mix|rename|remove")
     verbs = data.add_subparsers(dest="data_verb", metavar="VERB")
     data.set_defaults(data_verb="list")
     _add_options(verbs.add_parser("add", help="check files, or a Hub dataset, and store them"))
@@ -32,6 +32,11 @@ def add_parser(verbs: Any) -> None:
     check.add_argument("--near", action="store_true", help="look for rows that say nearly the same")
     check.add_argument("--threshold", type=float, default=0.85, help="how alike, 0.7 to 1 (default 0.85)")
     cli_mix.options(verbs.add_parser("mix", help="what each dataset of a mix comes to"))
+    rename = verbs.add_parser(
+        "rename", help="call a dataset otherwise; recipes with its old name still find it"
+    )
+    rename.add_argument("name", help="a dataset, as `data` lists it")
+    rename.add_argument("new_name", metavar="NEW")
     remove = verbs.add_parser("remove", help="delete a dataset that no run uses")
     remove.add_argument("name", help="a dataset, as `data` lists it")
     remove.add_argument("--yes", action="store_true", help="without asking")
@@ -217,6 +222,15 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _rename(arguments: argparse.Namespace) -> int:
+    from core.store import datasets as store
+
+    dataset = store.by_name(arguments.name)
+    new = store.rename(dataset["id"], arguments.new_name)
+    say(f"{dataset['name']} is called {new} now.")
+    return 0
+
+
 def _remove(arguments: argparse.Namespace) -> int:
     from core.data import datasets
     from core.store import datasets as store
@@ -246,5 +260,6 @@ VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
     "xray": cli_show.xray,
     "check": _check,
     "mix": cli_mix.mix,
+    "rename": _rename,
     "remove": _remove,
 }

@@ -155,6 +155,8 @@ def described(dataset: dict[str, Any]) -> None:
         entry("left out", f"{count:,} bad row{'s' if count > 1 else ''}")
     entry("source", dataset["source"] or "")
     origin = json.loads(dataset["origin"] or "{}")
+    if former := origin.pop("former_names", []):
+        entry("formerly", ", ".join(former))
     if origin:
         entry("origin", ", ".join(f"{name} {value}" for name, value in origin.items() if value))
     entry("content", f"SHA-256 {dataset['sha256']}")

@@ -2,7 +2,7 @@
 
 Gradio (6.31) parses the source of every component at import to keep its .pyi files up to date,
 a third of the time to the page. It leaves that out for classes that have no file, so while it is
-imported its components claim to have none.
+imported its components claim to have none, and so do the two of the page's own.
 """
 
 import inspect
@@ -12,7 +12,7 @@ _file_of = inspect.getfile
 
 
 def _no_file_for_components(thing: Any) -> str:
-    if isinstance(thing, type) and thing.__module__.startswith("gradio."):
+    if isinstance(thing, type) and thing.__module__.startswith(("gradio.", "studio.")):
         raise OSError("left out at import")
     return _file_of(thing)
 
@@ -20,5 +20,7 @@ def _no_file_for_components(thing: Any) -> str:
 inspect.getfile = _no_file_for_components
 try:
     import gradio  # noqa: F401
+
+    import studio.held  # noqa: F401
 finally:
     inspect.getfile = _file_of

@@ -5,15 +5,16 @@ from typing import Any
 import gradio as gr
 
 from core.data import datasets
-from core.errors import StudioError
 from core.jobs import queue
 from core.store import runs
-from studio.live import RESIZE, Page, View, trouble
+from studio.held import Choice, Held
+from studio.live import RESIZE, Page, View, newest
 from studio.status import strip
 from studio.tabs import chat, data, evaluate, export, train
 from studio.tabs import runs as runs_tab
 
 TICK_SECONDS = 2.0
+TABS = ("data", "train", "runs", "evaluate", "chat", "export")
 # Hints and the accent at a contrast of at least 4.5 on both grounds (WCAG AA).
 THEME = gr.themes.Default(primary_hue="amber", neutral_hue="slate").set(
     block_info_text_color="*neutral_500",
@@ -28,19 +29,18 @@ THEME = gr.themes.Default(primary_hue="amber", neutral_hue="slate").set(
 )
 
 
-def build() -> gr.Blocks:
-    """The Blocks of the studio. Theme and style are given where it is mounted."""
+def build() -> Page:
+    """The page and, in it, the Blocks of the studio. Theme and style are given where they are mounted."""
     datasets.ensure_samples()
     with gr.Blocks(
         title="Plumbline", fill_width=True, analytics_enabled=False, delete_cache=(3600, 86400)
     ) as blocks:
-        run = gr.State(None)
-        seen = gr.State([])
+        run, returned, place = Held(), Held(0), Held()
         gr.HTML('<div class="pl-brand"><b>Plumbline</b><span>fine-tuning that shows its work</span></div>')
         status = gr.HTML(strip, elem_id="strip")
         told = gr.HTML(visible=False, elem_id="trouble")
         with gr.Tabs(selected="train", elem_id="tabs") as tabs:
-            page = Page(blocks, run, tabs)
+            page = Page(blocks, run, tabs, returned)
             page.views.append(View([status], lambda run_id: strip(), lambda run_id: [strip()]))
             with gr.Tab("Data", id="data", render_children=True):
                 data_slot = gr.Column()
@@ -58,42 +58,30 @@ def build() -> gr.Blocks:
                 ("Export", export.build),
             ):
                 with gr.Tab(title, id=title.lower(), render_children=True):
-                    chosen.append(
-                        gr.Dropdown([], label="Run", interactive=True, elem_id=f"run-{title.lower()}")
-                    )
+                    chosen.append(Choice([], label="Run", interactive=True, elem_id=f"run-{title.lower()}"))
                     build_tab(page)
-        _follow(page, run, seen, chosen, status, told)
-    return blocks.queue(max_size=64)
+        _follow(page, place, chosen, status, told)
+    blocks.queue(max_size=64)
+    return page
 
 
-def _follow(
-    page: Page, run: gr.State, seen: gr.State, chosen: list[gr.Dropdown], status: gr.HTML, told: gr.HTML
-) -> None:
-    """Wire the views: drawn on load, when another run is chosen, and on every tick."""
+def _follow(page: Page, place: Held, chosen: list[Choice], status: gr.HTML, told: gr.HTML) -> None:
+    """Wire the views: drawn on load, when another run is chosen, and on every tick.
+
+    :param place: what this tab showed before it was loaded again: the run and the open tab
+    """
     quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-    # A State's change event fires only after handlers that went through the queue.
-    moving = {"show_progress": "hidden", "concurrency_limit": None, "api_visibility": "private"}
     page.views.append(View(chosen, _choices, lambda run_id: [_dropdown(run_id) for _ in chosen]))
 
-    def tick(run_id: int | None, shown: list[str], paused: bool) -> list[Any]:
-        # It may have been deleted, perhaps on another page, perhaps at this moment.
-        drawn = run_id if run_id is None or runs.exists(run_id) else _newest()
-        try:
-            signatures, updates = page.draw(drawn, shown, paused)
-        except StudioError:
-            drawn = _newest()
-            signatures, updates = page.draw(drawn, shown, paused)
-        text = trouble(signatures)
-        told_now = gr.HTML(text, visible=bool(text))
-        return [gr.skip() if drawn == run_id else drawn, signatures, told_now, *updates]
-
-    def arrive(request: gr.Request) -> tuple[int | None, Any]:
-        wanted = request.query_params.get("run", "")
-        run_id = _existing(int(wanted)) if wanted.isdecimal() else None
+    def arrive(place: Any, request: gr.Request) -> tuple[int | None, Any]:
+        before = place if isinstance(place, dict) else {}
+        run_id = _existing(before.get("run"))
         if run_id is None:
-            run_id = _newest()
+            run_id = _existing(request.query_params.get("run", "")) or newest()
+        opened = before.get("tab") if before.get("tab") in TABS else None
         # Without a run the Train tab is open already: naming it again would undo a quick click.
-        return run_id, gr.skip() if run_id is None else gr.Tabs(selected="runs")
+        wanted = opened or ("runs" if run_id is not None else "train")
+        return run_id, gr.skip() if wanted == "train" else gr.Tabs(selected=wanted)
 
     def show_active(run_id: int | None) -> tuple[Any, Any]:
         job = queue.active()
@@ -103,26 +91,26 @@ def _follow(
             return run_id, gr.Tabs(selected="train")
         return (job["run_id"] if job else run_id), gr.Tabs(selected="runs")
 
-    live = [run, seen, told, *page.outputs]
+    asks, live = [page.run, page.paused], [page.run, told, page.returned, *page.outputs]
+    at_once = {"js": "(run, paused) => plumbline.tick(run, paused, false)", **quiet}
     # In two steps: where to go is known at once, what is there takes longer to draw.
-    arrived = page.blocks.load(arrive, None, [run, page.tabs], **quiet)
-    arrived.then(tick, [run, seen, page.paused], live, **quiet)
+    arrived = page.blocks.load(arrive, place, [page.run, page.tabs], js="() => [plumbline.place()]", **quiet)
+    arrived.then(None, asks, live, **at_once)
     timer = gr.Timer(TICK_SECONDS)
-    timer.tick(tick, [run, seen, page.paused], live, **quiet)
+    timer.tick(None, asks, live, js="(run, paused) => plumbline.tick(run, paused, true)", **quiet)
     for action in page.actions:
-        action.then(tick, [run, seen, page.paused], live, **quiet)
-    run.change(tick, [run, seen, page.paused], live, **quiet)
+        action.then(None, asks, live, **at_once)
+    page.run.change(None, asks, live, **at_once)
     for dropdown in chosen:
-        dropdown.input(lambda value: value, dropdown, run, **moving)
-    status.click(show_active, run, [run, page.tabs], **moving)
+        dropdown.input(None, dropdown, page.run, js="run => run", **quiet)
+    status.click(show_active, page.run, [page.run, page.tabs], **quiet)
 
 
-def _existing(run_id: int) -> int | None:
-    return run_id if run_id < 2**63 and runs.exists(run_id) else None
-
-
-def _newest() -> int | None:
-    return next((row["id"] for row in runs.listed(1)), None)
+def _existing(said: Any) -> int | None:
+    """A run by the number that a browser gives, if there is one."""
+    wanted = str(said)
+    known = wanted.isdecimal() and len(wanted) < 19 and runs.exists(int(wanted))
+    return int(wanted) if known else None
 
 
 def _choices(run_id: int | None) -> Any:
@@ -131,4 +119,4 @@ def _choices(run_id: int | None) -> Any:
 
 def _dropdown(run_id: int | None) -> Any:
     choices = [(f"run {row['id']}: {row['name']} ({row['state']})", row["id"]) for row in runs.listed()]
-    return gr.Dropdown(choices=choices, value=run_id)
+    return Choice(choices=choices, value=run_id)

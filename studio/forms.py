@@ -11,6 +11,7 @@ from core import config as schema
 from core.config import RunConfig, Setting
 from core.sections import GROUPS, INITIALISATIONS
 from core.store import datasets
+from studio.held import Choice
 
 SECTIONS = {
     "": "Run",
@@ -54,7 +55,7 @@ def component(setting: Setting, default: Any) -> Any:
         return gr.Dropdown([default], value=default, allow_custom_value=True, **common)
     if setting.key == "data.dataset":
         names = datasets.names()
-        return gr.Dropdown(names, value=default if default in names else next(iter(names), None), **common)
+        return Choice(names, value=default if default in names else next(iter(names), None), **common)
     if setting.key in AS_TEXT or setting.key in AS_YAML or _may_be_empty(kind):
         return gr.Textbox(default, **common)
     if setting.key == "lora.init":
@@ -156,12 +157,42 @@ def values(config: RunConfig, keys: list[str]) -> list[Any]:
         value = getattr(getattr(config, section), name) if section else getattr(config, name)
         if key in AS_TEXT:
             value = f"{value:g}"
+        if key == "data.dataset":
+            value = datasets.current(value)
         if _may_be_empty(kinds[key]):
             value = "" if value is None else str(value)
         if key in AS_YAML:
             value = _line_of_yaml(value)
         shown.append([str(each) for each in value] if isinstance(value, tuple) else value)
     return shown
+
+
+def taken_back(draft: Any, form: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """What the browser kept of the form, perhaps of another version's.
+
+    :param draft: values by key, as the browser sends them
+    :returns: those that the form's components can show, and the keys of the others
+    """
+    kept = dict(draft) if isinstance(draft, dict) else {}
+    if "data.dataset" in kept:
+        kept["data.dataset"] = datasets.current(kept["data.dataset"])
+    fit = {key: value for key, value in kept.items() if key in form and _fits(form[key], key, value)}
+    return fit, [key for key in kept if key not in fit]
+
+
+def _fits(component: Any, key: str, value: Any) -> bool:
+    """Whether a component can show a value. What is typed wrongly can be shown, and is told of there."""
+    if isinstance(component, gr.Checkbox):
+        return isinstance(value, bool)
+    if isinstance(component, gr.Number):
+        return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    if isinstance(component, gr.Dropdown):
+        values = value if component.multiselect else [value]
+        offered = datasets.names() if key == "data.dataset" else [each for _, each in component.choices]
+        return isinstance(values, list) and all(
+            each in offered or (component.allow_custom_value and isinstance(each, str)) for each in values
+        )
+    return isinstance(value, str)
 
 
 def _line_of_yaml(value: Any) -> str:

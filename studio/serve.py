@@ -4,6 +4,7 @@ The worker lives here and not in a page, so closing the browser changes nothing 
 """
 
 import gc
+import json
 import os
 import shutil
 import socket
@@ -13,11 +14,12 @@ import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Annotated
 
 import gradio as gr
 import uvicorn
-from fastapi import FastAPI, HTTPException
-from fastapi.responses import FileResponse
+from fastapi import FastAPI, HTTPException, Query
+from fastapi.responses import FileResponse, Response
 from gradio.utils import get_upload_folder
 
 from core.errors import StudioError
@@ -33,6 +35,7 @@ from studio.gate.middleware import guard
 from studio.gate.settings import settings_from_environment
 
 UPLOAD_LIMIT = 2 * 1024**3
+Run = Annotated[int | None, Query(ge=1, lt=2**63)]
 
 
 def application(host: str) -> FastAPI:
@@ -54,14 +57,25 @@ def application(host: str) -> FastAPI:
             raise HTTPException(404, "its file was deleted from the workspace")
         return FileResponse(path, filename=path.name)
 
-    blocks = studio_app.build()
+    page = studio_app.build()
+    blocks = page.blocks
+
+    @server.get("/live")
+    def live(
+        run: Run = None, seen: str = "", shown: Run = None, paused: bool = False, now: bool = False
+    ) -> Response:
+        """What changed on a page since its last answer; see `studio.live` and assets/page.js."""
+        answer = page.answer(run, seen.split("."), shown, paused, now)
+        text = f'{{"server": {json.dumps(blocks.app_id)}, {answer[1:]}'
+        return Response(text, media_type="application/json", headers={"Cache-Control": "no-store"})
+
     gr.mount_gradio_app(
         server,
         blocks,
         path="/",
         theme=studio_app.THEME,
-        head=(assets() / "proxy.html").read_text(encoding="utf-8"),
         css_paths=assets() / "style.css",
+        head=_head(),
         show_error=False,
         # Below the gate's own limit: Gradio removes what it cuts off, the gate only ends it.
         max_file_size=UPLOAD_LIMIT - 1024**2,
@@ -79,6 +93,12 @@ def application(host: str) -> FastAPI:
     sessions.bound(blocks)
     guard(server, settings, Path(get_upload_folder()))
     return server
+
+
+def _head() -> str:
+    """The sentence for a proxy that passes too little on, and the page's script."""
+    proxy, script = ((assets() / name).read_text(encoding="utf-8") for name in ("proxy.html", "page.js"))
+    return f"{proxy}<script>{script}</script>"
 
 
 def serve(host: str, port: int, run_id: int | None, worker_mode: str = "auto") -> None:

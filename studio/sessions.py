@@ -28,7 +28,7 @@ class Sessions(OrderedDict[str, SessionState]):
     """Gradio's sessions by their hash, the one used last at the end.
 
     One that has to go leaves the values of its States, so that a page that comes back goes on
-    where it was. Lists say what a page has drawn: without them it is drawn anew.
+    where it was. What else a page holds is in its browser (`studio.held`).
     """
 
     def __init__(self) -> None:
@@ -44,9 +44,7 @@ class Sessions(OrderedDict[str, SessionState]):
         """Take out a session: of the ones whose page was closed that used longest ago, if there is one."""
         name = next((name for name, session in self.items() if session.is_closed), next(iter(self)))
         session = self.pop(name)
-        self._left[name] = {
-            key: held for key, held in session.state_data.items() if not isinstance(held, list)
-        }
+        self._left[name] = dict(session.state_data)
         if len(self._left) > REMEMBERED:
             self._left.popitem(last=False)
         return name, session

@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 class Studio:
     """A running studio: its address, its process, and what it printed."""
 
-    def __init__(self, home: Path, *arguments: str, **environment: str) -> None:
+    def __init__(self, home: Path, *arguments: str, port: str = "0", **environment: str) -> None:
         self.printed: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "launch.py"), *arguments, "--port", "0"],
+            [sys.executable, str(ROOT / "launch.py"), *arguments, "--port", port],
             env={**os.environ, "PLUMBLINE_HOME": str(home), "PYTHONUNBUFFERED": "1", **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

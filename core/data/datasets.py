@@ -31,8 +31,9 @@ def remove(dataset_id: int) -> None:
 
     :raises StudioError: while a run refers to it, or a check of it is being worked on
     """
-    name = store.get(dataset_id)["name"]
-    users = [run for run in runs.listed(limit=-1) if dataset_id == run["dataset_id"] or _in_mix(name, run)]
+    dataset = store.get(dataset_id)
+    name, called = dataset["name"], store.called(dataset)
+    users = [run for run in runs.listed(limit=-1) if dataset_id == run["dataset_id"] or _in_mix(called, run)]
     if users:
         listed = ", ".join(f"{run['name']} (run {run['id']})" for run in users[:5])
         raise StudioError(f"dataset {name!r}", f"is used by {listed}", "Its runs need it to be reproduced.")
@@ -48,9 +49,14 @@ def remove(dataset_id: int) -> None:
         shutil.rmtree(trash, ignore_errors=True)
 
 
-def _in_mix(name: str, run: dict[str, Any]) -> bool:
-    """Whether a run learns from a dataset as part of a mix."""
-    return name in run["recipe"] and any(part.dataset == name for part in runs.recipe(run["id"]).data.mix)
+def _in_mix(called: list[str], run: dict[str, Any]) -> bool:
+    """Whether a run learns from a dataset as part of a mix.
+
+    :param called: the dataset's name and its former ones
+    """
+    if not any(name in run["recipe"] for name in called):
+        return False
+    return any(part.dataset in called for part in runs.recipe(run["id"]).data.mix)
 
 
 def fitting(dataset: dict[str, Any], method: str) -> str:

@@ -51,11 +51,14 @@ def choose(data: DataSection, before: list[dict[str, Any]] | None = None) -> lis
 
     :param before: the choice of a run that has begun, as `recorded` gives it: what it held out it holds out
         still, however rows would be split today
-    :raises StudioError: when a dataset is missing or too small to hold any row out, or lacks a column
-        that rows are split or ordered by
+    :raises StudioError: when a dataset is missing, named twice, or too small to hold any row out, or lacks
+        a column that rows are split or ordered by
     """
     known = {one["dataset"]: one for one in before or ()}
     chosen = [_choose(part, data, known.get(part.dataset)) for part in data.parts]
+    if len({one.dataset["id"] for one in chosen}) < len(chosen):
+        what = "names one dataset twice, by its name and a former one"
+        raise StudioError("data.mix", what, "Give it a higher weight.")
     total = sum(len(one.train) for one in chosen)
     if data.max_rows is None or data.max_rows >= total:
         return chosen

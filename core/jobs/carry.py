@@ -74,7 +74,8 @@ def parcels(config: RunConfig) -> list[Parcel]:
 
 def renamed(config: RunConfig, found: list[Parcel]) -> RunConfig:
     """A recipe that learns from the datasets as they are called where they arrive."""
-    names = {parcel.dataset["name"]: parcel.name for parcel in found}
+    # By what the recipe calls them, which may be a former name.
+    names = {part.dataset: one.name for part, one in zip(config.data.parts, found, strict=True)}
     mix = tuple(part.model_copy(update={"dataset": names[part.dataset]}) for part in config.data.mix)
     dataset = names.get(config.data.dataset, config.data.dataset)
     data = config.data.model_copy(update={"dataset": dataset, "mix": mix, "mapping": None})

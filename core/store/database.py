@@ -7,7 +7,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +220,16 @@ def writing() -> Iterator[Database]:
     except BaseException:
         db.conn.rollback()
         raise
+
+
+def stamp() -> tuple[tuple[int, int], ...]:
+    """Changes with every commit of any process: what was read under an equal stamp is still so."""
+    found = []
+    for path in (database_path(), database_path().with_name(database_path().name + "-wal")):
+        with suppress(FileNotFoundError):
+            state = path.stat()
+            found.append((state.st_mtime_ns, state.st_size))
+    return tuple(found)
 
 
 def insert(table: str, values: dict[str, Any]) -> int:

@@ -32,11 +32,44 @@ def add(name: str, values: dict[str, Any], rows: Path) -> int:
     return dataset_id
 
 
+def rename(dataset_id: int, wanted: str) -> str:
+    """Call a dataset by another name; recipes and runs that call it by an earlier one still find it.
+
+    :param wanted: made safe to show, as at an import
+    :returns: the new name
+    :raises StudioError: when it is empty, or another dataset is or was called so
+    """
+    with writing() as db:
+        dataset = get(dataset_id)
+        old, new = dataset["name"], _clean(wanted)
+        if not new:
+            raise StudioError(f"dataset {old!r}", "has no new name yet", "Write letters or digits.")
+        for other in listed():
+            if other["id"] != dataset_id and new in called(other):
+                said = "another is" if other["name"] == new else f"{other['name']!r} was"
+                raise StudioError(
+                    f"dataset {old!r}", f"cannot be {new!r}: {said} called so", "Choose another."
+                )
+        former = [name for name in called(dataset) if name != new]
+        origin = json.loads(dataset["origin"] or "{}") | {"former_names": former}
+        db.table("datasets").update(dataset_id, {"name": new, "origin": json.dumps(origin)})
+    return new
+
+
+def called(dataset: dict[str, Any]) -> list[str]:
+    """Its name, and those it had before: recipes may use any of them."""
+    return [dataset["name"], *json.loads(dataset["origin"] or "{}").get("former_names", [])]
+
+
+def _clean(wanted: str) -> str:
+    """A name that is safe to show, in a command too; empty when nothing is left."""
+    return re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", wanted)).strip("-.")[:60]
+
+
 def _free(wanted: str) -> str:
-    """A readable name that no dataset has yet."""
-    clean = unicodedata.normalize("NFC", wanted)
-    clean = re.sub(r"[^\w.-]+", "-", clean).strip("-.")[:60] or "dataset"
-    taken = set(names())
+    """A readable name that no dataset has, or had: an old recipe must not find another dataset."""
+    clean = _clean(wanted) or "dataset"
+    taken = {name for dataset in listed() for name in called(dataset)}
     if clean not in taken:
         return clean
     return next(f"{clean}-{n}" for n in itertools.count(2) if f"{clean}-{n}" not in taken)
@@ -51,11 +84,22 @@ def get(dataset_id: int) -> dict[str, Any]:
 
 
 def by_name(name: str) -> dict[str, Any]:
-    """:raises StudioError: when there is no dataset of this name, with the known ones"""
+    """The dataset that is, or was, called so.
+
+    :raises StudioError: when there is none, with the known ones
+    """
     for row in database().table("datasets").rows_where("name = ?", [name]):
         return row
+    for row in listed():
+        if name in called(row):
+            return row
     known = ", ".join(row["name"] for row in listed()) or "none yet"
     raise StudioError(f"dataset {name!r}", "does not exist", f"In this workspace: {known}.")
+
+
+def current(name: Any) -> Any:
+    """What a dataset is called now; anything else is given back as it is."""
+    return next((row["name"] for row in listed() if name in called(row)), name)
 
 
 def names() -> list[str]:

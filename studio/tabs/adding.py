@@ -16,6 +16,7 @@ from core.data.mapping import Mapping
 from core.data.mapping_text import refuse_incomplete
 from core.errors import StudioError
 from core.store import datasets as store
+from studio.held import Held
 from studio.messages import box, empty, error_box, table
 from studio.tabs import xray_view
 
@@ -66,7 +67,7 @@ class Pane:
 def build() -> Pane:
     """Everything but the upload itself, which stands on the left of the tab."""
     guess = gr.HTML(empty("Choose a file on the left: what it holds appears here."), elem_id="guess")
-    corrected = gr.State(False)
+    corrected = Held(False)
     all_trained = gr.Checkbox(
         False, label="Train on all of these files", visible=False, elem_id="all-trained"
     )
@@ -315,6 +316,7 @@ def _use(name: str | None) -> list[Any]:
 def add(
     paths: Sequence[str] | None,
     held_out: Sequence[str] | None,
+    name: str,
     skip: bool,
     values: Sequence[Any],
     report: Any,
@@ -323,7 +325,7 @@ def add(
     found = sources(paths)
     if not found:
         raise StudioError("import", "has no file", "Choose one first.")
-    return importing.add(found, sources(held_out), options(values, leave_out=skip), report)
+    return importing.add(found, sources(held_out), options(values, name, skip), report)
 
 
 assert set(get_args(mapping.Kind)) == set(KINDS)

@@ -2,7 +2,6 @@
 
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ from core.errors import StudioError, message_of
 from core.evaluation.compare import refuse_without_adapter
 from core.jobs import queue
 from core.store import runs
+from studio.held import Held
 from studio.live import Page, View
 from studio.messages import box, empty, error_box
 from studio.tabs.pane import pane, shown
@@ -87,9 +87,8 @@ def build(page: Page) -> None:
                 0, label="Seed", info=f"0 to {session.LARGEST_SEED:,}", precision=0, elem_id="chat-seed"
             )
     settings = [most, temperature, top_p, top_k, repetition, seed]
-    who = gr.State(lambda: uuid.uuid4().hex)
-    talks = gr.State({})
-    back = gr.State("")  # a question that got no answer, on its way back into the box
+    who, talks = Held(), Held({})
+    back = Held("")  # a question that got no answer, on its way back into the box
     opened = gr.Textbox(visible="hidden", elem_id="chat-opened")  # changes whenever the panes are emptied
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     asking = gr.on(
@@ -102,6 +101,11 @@ def build(page: Page) -> None:
         trigger_mode="once",
         **quiet,
     )
+    # Kept over a reload: the panes are filled from it when the chosen run is drawn.
+    taken = "() => [plumbline.token(), ...plumbline.takenTalks()]"
+    page.blocks.load(None, None, [who, talks, prompt], js=taken, **quiet)
+    keep = "(talks, prompt) => plumbline.keepTalks(talks, prompt)"
+    gr.on([talks.change, prompt.change], None, [talks, prompt], None, js=keep, **quiet)
     asking.then(_put_back, [back, prompt], [back, prompt], queue=False, **quiet)
     stop.click(_stop, who, None, queue=False, **quiet)
     # What empties the panes ends the answer that would go on filling them.

@@ -10,6 +10,7 @@ from core.data import folder, hub, importing
 from core.data.files import SUFFIXES, Source
 from core.errors import StudioError
 from core.store import datasets as store
+from studio.held import Choice, Held
 from studio.live import Page, View
 from studio.messages import box, error_box, guarded
 from studio.tabs import adding, desk, mixing
@@ -26,6 +27,9 @@ def build(page: Page) -> None:
                 file_types=list(SUFFIXES),
                 height=150,
                 elem_id="upload",
+            )
+            name = gr.Textbox(
+                label="Name", placeholder="as the file is called", max_lines=1, elem_id="dataset-name"
             )
             add = gr.Button("Choose a file", variant="primary", interactive=False, elem_id="add-dataset")
             leave_out = gr.Checkbox(
@@ -51,13 +55,24 @@ def build(page: Page) -> None:
                 elem_id="datasets",
                 column_widths=["29%", "27%", "20%", "24%"],
             )
+            with gr.Row(equal_height=True):
+                new_name = gr.Textbox(
+                    show_label=False,
+                    container=False,
+                    placeholder="New name of the chosen one",
+                    max_lines=1,
+                    min_width=160,
+                    scale=2,
+                    elem_id="new-name",
+                )
+                rename = gr.Button("Rename it", size="sm", min_width=90, scale=1, elem_id="rename")
             with gr.Row():
                 delete = gr.Button("Delete the chosen one", size="sm")
                 confirm = gr.Button("Yes, delete it", size="sm", variant="stop", visible=False)
         with gr.Column(scale=3, min_width=420):
-            chosen = gr.State(None)
-            pane_shown = gr.State(desk.XRAY)
-            click, imported = gr.State(""), gr.State(None)
+            chosen = Held()
+            pane_shown = Held(desk.XRAY)
+            click, imported = Held(""), Held()
             begun_clicks: set[str] = set()
             with gr.Tabs(selected="xray", elem_id="desk") as tabs:
                 shown = desk.build(page, tabs, chosen, pane_shown)
@@ -77,6 +92,7 @@ def build(page: Page) -> None:
         click: str,
         paths: list[str] | None,
         held_paths: list[str] | None,
+        called: str,
         skip: bool,
         method: str,
         *values: Any,
@@ -87,12 +103,12 @@ def build(page: Page) -> None:
         begun_clicks.add(click)
         try:
             dataset_id = adding.add(
-                paths, held_paths, skip, values, lambda share, text: progress(share, desc=text)
+                paths, held_paths, called, skip, values, lambda share, text: progress(share, desc=text)
             )
         except Exception as error:
             begun_clicks.discard(click)
-            return error_box(error), *[gr.skip()] * 5
-        return *_added(dataset_id, method), [*(paths or []), *(held_paths or [])]
+            return error_box(error), *[gr.skip()] * 6
+        return *_added(dataset_id, called, method), [*(paths or []), *(held_paths or [])]
 
     def add_elsewhere(
         repo: str,
@@ -101,6 +117,7 @@ def build(page: Page) -> None:
         held_split: str,
         revision: str,
         file: str | None,
+        called: str,
         skip: bool,
         method: str,
         progress: Any = gr.Progress(),  # noqa: B008
@@ -111,13 +128,13 @@ def build(page: Page) -> None:
         try:
             if file:
                 source = Source(folder.inside(file), file)
-                dataset_id = importing.add([source], options=importing.Options(leave_out=skip))
+                dataset_id = importing.add([source], options=importing.Options(called, leave_out=skip))
             else:
                 wanted = (repo.strip(), config or None, split or None, held_split or None, revision or None)
-                dataset_id = hub.add(*wanted, importing.Options(leave_out=skip), told)
+                dataset_id = hub.add(*wanted, importing.Options(called, leave_out=skip), told)
         except Exception as error:
-            return error_box(error), *[gr.skip()] * 5
-        return *_added(dataset_id, method), []
+            return error_box(error), *[gr.skip()] * 6
+        return *_added(dataset_id, called, method), []
 
     def finish(
         paths: list[str] | None, held_paths: list[str] | None, imported: list[str] | None
@@ -129,6 +146,19 @@ def build(page: Page) -> None:
         front = (gr.skip(), gr.skip()) if kept else (gr.Tabs(selected="xray"), desk.XRAY)
         held = gr.skip() if set(held_paths or []) - set(imported) else None
         return [gr.skip() if kept or not paths else None, held, _button(kept), *front, None]
+
+    def call(dataset_id: int | None, wanted: str, trained: str | None) -> list[Any]:
+        """Another name, on the Train tab too where the dataset is chosen there."""
+        if dataset_id is None:
+            return [box("warning", "Choose a dataset in the list first."), gr.skip(), gr.skip(), gr.skip()]
+        try:
+            old = store.get(dataset_id)["name"]
+            new = store.rename(dataset_id, wanted)
+        except StudioError as error:
+            return [error_box(error), gr.skip(), gr.skip(), gr.skip()]
+        told = f"{old} is called {new} now. Recipes and runs that say {old} still find it."
+        chosen_too = Choice(choices=store.names(), value=store.current(trained))
+        return [box("good", told), "", chosen_too, gr.Button(visible=False)]
 
     def remove(dataset_id: int | None, trained: str | None) -> tuple[Any, ...]:
         if dataset_id is None:
@@ -163,18 +193,19 @@ def build(page: Page) -> None:
             adding.first_row, [upload, base, *pane.inputs], pane.example, **look
         )
     method = page.form["method.name"]
-    outputs = [verdict, shown.chosen, page.form["data.dataset"], page.form["data.mix"], method, imported]
+    form = [page.form["data.dataset"], page.form["data.mix"], method]
+    outputs = [verdict, shown.chosen, *form, name, imported]
     add.click(lambda: gr.Button("Adding…", interactive=False), None, add, queue=False, **quiet)
     added = add.click(
         add_files,
-        [click, upload, held_out, leave_out, method, *pane.inputs],
+        [click, upload, held_out, name, leave_out, method, *pane.inputs],
         outputs,
         show_progress_on=verdict,
         api_visibility="private",
     )
     fetched = elsewhere[-1].click(
         add_elsewhere,
-        [*elsewhere[:-1], leave_out, method],
+        [*elsewhere[:-1], name, leave_out, method],
         outputs,
         show_progress_on=verdict,
         api_visibility="private",
@@ -188,7 +219,14 @@ def build(page: Page) -> None:
         [shown.chosen, confirm, verdict, page.form["data.dataset"]],
         **quiet,
     )
-    for changed in (added, fetched, removed):
+    renamed = gr.on(
+        [rename.click, new_name.submit],
+        guarded(call),
+        [shown.chosen, new_name, page.form["data.dataset"]],
+        [verdict, new_name, page.form["data.dataset"], confirm],
+        **quiet,
+    )
+    for changed in (added, fetched, removed, renamed):
         shown.follow(changed)
         page.actions.append(changed)
     one = {**quiet, "concurrency_id": "xray", "concurrency_limit": 1}
@@ -226,14 +264,19 @@ def _elsewhere() -> list[Any]:
     return [repo, config, split, held_split, revision, file, button]
 
 
-def _added(dataset_id: int, method: str) -> tuple[Any, ...]:
-    """Verdict, the chosen dataset, and what the Train tab learns from now: it, and no mix, by the method
-    that its rows want."""
+def _added(dataset_id: int, called: str, method: str) -> tuple[Any, ...]:
+    """Verdict, the chosen dataset, what the Train tab learns from now (it, and no mix, by the method that
+    its rows want), and no name.
+
+    :param called: the name that was asked for; it may have been taken
+    """
     added = store.get(dataset_id)
     text = f"{added['name']}: {added['rows']:,} rows of the shape {added['shape']}"
     if added["left_out"] != "0":
         text += f"; {int(added['left_out']):,} bad rows left out"
     warnings = [finding["text"] for finding in store.findings(added)]
+    if called.strip() not in ("", added["name"]):
+        text += f" (the name {called.strip()} is taken, or has signs that a name cannot have)"
     fit = data.fitting(added, method)
     learned = "" if fit == method else f", and the method there is {fit} now"
     told = box("good", f"{text}. It is chosen on the Train tab{learned}.")
@@ -241,8 +284,8 @@ def _added(dataset_id: int, method: str) -> tuple[Any, ...]:
         told += box(
             "warning", "\n".join(warnings[:4]) + ("\nSee Warnings for more." if len(warnings) > 4 else "")
         )
-    chosen_too = gr.Dropdown(choices=store.names(), value=added["name"])
-    return told, dataset_id, chosen_too, "", fit
+    chosen_too = Choice(choices=store.names(), value=added["name"])
+    return told, dataset_id, chosen_too, "", fit, ""
 
 
 def _pick(event: gr.SelectData, pane: str, *view: Any) -> list[Any]:

@@ -6,13 +6,14 @@ import gradio as gr
 
 from core.jobs import queue, removal
 from core.store import runs
+from studio.held import Held
 from studio.live import Page, View
 from studio.messages import box, error_box, guarded
 
 
 def build(page: Page, delete: gr.Button) -> None:
     """:param delete: the button that asks"""
-    asked = gr.State(None)
+    asked = Held()
     with gr.Column(visible=False, elem_id="delete-panel") as panel:
         text = gr.HTML()
         with gr.Row():

@@ -1,6 +1,5 @@
 """Runs from the run that is shown: branch from a step, train it again, start again with the smaller plan."""
 
-import uuid
 from typing import Any
 
 import gradio as gr
@@ -11,6 +10,7 @@ from core.recipe_text import parsed
 from core.store import datasets, runs
 from core.training import lineage
 from studio import forms
+from studio.held import Choice, Held
 from studio.live import Page, View
 from studio.messages import box, error_box, guarded
 
@@ -20,7 +20,7 @@ OTHERS = "training.weight_decay: 0.1, lora.dropout: 0.05"
 
 def build(page: Page) -> None:
     """Branch, and train again. An opened run closes it, for then the new run is what to look at."""
-    token = gr.State("")
+    token = Held()
     with gr.Accordion("Branch, or train it again", open=False, elem_id="lineage") as fold:
         gr.Markdown(
             "A branch is a new run that begins with the adapter of one of this run's steps, and makes the "
@@ -28,12 +28,12 @@ def build(page: Page) -> None:
             "stays as it is."
         )
         with gr.Row():
-            step = gr.Dropdown(
+            step = Choice(
                 [("none kept yet", LAST)], value=LAST, label="From step", min_width=150, elem_id="branch-step"
             )
             rate = gr.Textbox(label=forms.label("training.learning_rate"), min_width=150, max_lines=1)
             epochs = gr.Textbox(label=forms.label("training.epochs"), min_width=150, max_lines=1)
-            dataset = gr.Dropdown(
+            dataset = Choice(
                 [("as it is", LAST)], value=LAST, label=forms.label("data.dataset"), min_width=200
             )
         others = gr.Textbox(
@@ -57,12 +57,11 @@ def build(page: Page) -> None:
         go.click(branch, [page.run, token, *fields], outputs, **quiet),
         same.click(reproduce, [page.run, token], outputs, **quiet),
     ]
-    # What was typed for one run is not meant for the next.
-    page.run.change(lambda: [LAST, "", "", LAST, "", ""], None, [*fields, trouble], queue=False, **quiet)
+    # What was typed for one run is not meant for the next. A click has the token of the run that its page
+    # showed: a second one, which comes before the new run is there, makes no second run.
+    fresh = "() => ['', '', '', '', '', '', plumbline.token()]"
+    page.run.change(None, None, [*fields, trouble, token], js=fresh, **quiet)
     page.views += [
-        # A click has the token of what its page showed: a second one, which comes before the new run
-        # is drawn, makes no second run.
-        View([token], lambda run_id: run_id, lambda run_id: [uuid.uuid4().hex]),
         View([step, rate, epochs, dataset, go, same], _signature, _fields),
     ]
 
@@ -149,10 +148,10 @@ def _fields(run_id: int | None) -> list[Any]:
     names = "+".join(part.dataset for part in config.data.parts) if config else ""
     ended = run_id is not None and runs.get(run_id)["state"] in queue.ENDED
     return [
-        gr.Dropdown(choices=steps, interactive=bool(kept)),
+        Choice(choices=steps, interactive=bool(kept)),
         gr.Textbox(placeholder=f"{training.learning_rate:g}" if training else ""),
         gr.Textbox(placeholder=_length(training) if training else ""),
-        gr.Dropdown(choices=[(names or "as it is", LAST), *((name, name) for name in datasets.names())]),
+        Choice(choices=[(names or "as it is", LAST), *((name, name) for name in datasets.names())]),
         gr.Button("Branch and train" if kept else "No step is kept yet", interactive=bool(kept)),
         gr.Button("Train it again" if ended else "Train it again when it has ended", interactive=ended),
     ]

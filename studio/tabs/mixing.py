@@ -10,6 +10,7 @@ from core.data import mix, overview
 from core.errors import StudioError
 from core.store import datasets as store
 from studio import forms
+from studio.held import Choice, Held
 from studio.live import Page, View
 from studio.messages import MARKS, bar, box, empty, error_box, escape
 
@@ -19,7 +20,7 @@ ORDERS = list(get_args(DataSection.model_fields["order"].annotation))
 
 
 def build(page: Page) -> None:
-    chosen = gr.Dropdown(
+    chosen = Choice(
         [], multiselect=True, label=f"Datasets (at most {SLOTS})", max_choices=SLOTS, elem_id="mix-datasets"
     )
     weights: list[Any] = []
@@ -44,7 +45,7 @@ def build(page: Page) -> None:
     result = gr.HTML(empty("Choose two or more datasets."), elem_id="mix-result")
     use = gr.Button("Use this mix on the Train tab", variant="primary", elem_id="use-mix")
     used = gr.HTML()
-    names = gr.State([])
+    names = Held([])
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
     form = page.form
     knobs = [*weights, *prefixes, split, split_column, share, order, order_column]
@@ -66,7 +67,7 @@ def build(page: Page) -> None:
     use.click(_use, [chosen, *knobs], [used, form["data.dataset"], *target], **quiet)
     form["data.dataset"].input(lambda: "", None, used, queue=False, **quiet)
     page.views.append(
-        View([chosen], lambda run_id: store.names(), lambda run_id: [gr.Dropdown(choices=store.names())])
+        View([chosen], lambda run_id: store.names(), lambda run_id: [Choice(choices=store.names())])
     )
 
 

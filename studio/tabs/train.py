@@ -1,5 +1,6 @@
 """Train: choose, see what Start would do and take, measure it, start."""
 
+import json
 import uuid
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from core.models import fit
 from core.models.load import is_shared_id
 from core.store import datasets, probes
 from studio import forms
+from studio.held import Choice, Held
 from studio.live import Page, View
 from studio.messages import box, empty, error_box, guarded
 from studio.tabs import measuring, outlook_view
@@ -34,6 +36,7 @@ PRESETS = {
 def build(page: Page) -> None:
     with gr.Row():
         with gr.Column(scale=3):
+            told = gr.HTML(visible=False, elem_id="taken-back")
             preset = gr.Radio(
                 list(PRESETS),
                 value="Starter",
@@ -62,9 +65,8 @@ def build(page: Page) -> None:
     page.form = form
     forms.follow_method(form)
     keys, inputs = list(form), list(form.values())
-    token = gr.State(lambda: uuid.uuid4().hex)
+    token, measure_token = Held(), Held()
     shown = gr.State(None)  # the recipe's key and its forecast, as they stand in the panel
-    measure_token = gr.State(lambda: uuid.uuid4().hex)
     quiet = {"show_progress": "hidden", "api_visibility": "private"}
 
     def check(*values: Any) -> tuple[Any, ...]:
@@ -92,12 +94,29 @@ def build(page: Page) -> None:
         measuring.start(valid(forms.raw(keys, list(values))), click)
         return uuid.uuid4().hex
 
+    def take_back(draft: Any) -> list[Any]:
+        """The form as it was before this page was loaded again."""
+        fit, lost = forms.taken_back(draft, {"preset": preset, **form})
+        named = ", ".join(forms.label(key) for key in lost)
+        warning = box("warning", f"Not taken over from before this page was loaded again: {named}.")
+        return [gr.HTML(warning, visible=bool(lost)), fit]
+
     outputs = [panel, start, measure, recipe, shown]
     # One listener for all of them: separate ones could answer out of order. A job that starts or ends
     # changes what the buttons may do, and a measurement changes the figures.
-    changes = [field.change for field in [*inputs, moved]]
+    changes = [field.change for field in [*inputs, moved, page.returned]]
     gr.on(changes, check, inputs, outputs, trigger_mode="always_last", **quiet)
     page.blocks.load(check, inputs, outputs, **quiet)
+    draft, fit, kept = Held(), Held(), [preset, *inputs]
+    names = json.dumps(["preset", *keys])
+    keep = f"(...values) => plumbline.keepFields({names}, values)"
+    gr.on([field.change for field in inputs] + [preset.input], None, kept, None, js=keep, **quiet)
+    page.blocks.load(None, None, draft, js="() => plumbline.takenFields()", **quiet)
+    draft.change(take_back, draft, [told, fit], queue=False, **quiet)
+    fill = f"fit => plumbline.fill({names}, fit)"
+    fit.change(None, fit, kept, js=fill, **quiet)
+    tokens = "() => [plumbline.token(), plumbline.token()]"
+    page.blocks.load(None, None, [token, measure_token], js=tokens, **quiet)
     # A mix stands in for the dataset; choosing one dataset takes it back.
     form["data.dataset"].input(lambda: "", None, form["data.mix"], queue=False, **quiet)
     method = form["method.name"]
@@ -112,7 +131,7 @@ def build(page: Page) -> None:
         View(
             [form["data.dataset"]],
             lambda run_id: datasets.names(),
-            lambda run_id: [gr.Dropdown(choices=datasets.names())],
+            lambda run_id: [Choice(choices=datasets.names())],
         ),
         View([progress, halt], lambda run_id: measuring.signature(), lambda run_id: measuring.shown()),
         View([moved], lambda run_id: measuring.moved(), lambda run_id: [measuring.moved()]),
