@@ -229,6 +229,8 @@ def _at_odds(config: RunConfig) -> dict[str, str]:
     found, lora, metric = {}, config.lora, config.training.best_metric
     if both := sorted(set(lora.modules_to_save) & set(lora.target_modules)):
         found["lora.modules_to_save"] = f"has {', '.join(both)}, which gets an adapter already; take one out"
+    if config.training.router_loss and not config.method.is_likelihood:
+        found["training.router_loss"] = f"is not for the method {config.method.name}; set it to 0"
     if lora.init == "orthogonal" and lora.r % 2:
         found["lora.init"] = f"orthogonal needs an even rank, lora.r is {lora.r}"
     if lora.init == "loftq" and config.quantisation.method == "none":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,28 @@ def _error(expected: float | None, measured: float | None) -> str:
         return "-"
     percent = round(100 * (expected - measured) / measured)
     return f"{percent:+d} %" if percent else "0 %"
+
+
+def perplexity(loss: float) -> float:
+    """exp of a loss in nats per token; infinite past the largest number.
+
+    :param loss: a mean negative log-likelihood; other losses have no perplexity
+    """
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def verdicts(summary: dict[str, Any]) -> list[str]:
+    """What a run that has ended did not gain, in sentences; of earlier versions' runs less is known."""
+    found = []
+    if summary.get("learned_nothing"):
+        why = "; grpo learns where some answers to a question pass and others do not"
+        said = why if summary.get("method") == "grpo" else ""
+        found.append(f"nothing was learned: the adapter is what it began as{said}")
+    elif summary.get("best_step") == 0 and summary["eval_loss"] > summary["best_eval_loss"]:
+        lowest, last = (f"{summary[name]:.4g}" for name in ("best_eval_loss", "eval_loss"))
+        told = f"the held-out loss was lowest before training ({lowest}, now {last})"
+        found.append(f"nothing was gained: {told}")
+    return found
 
 
 def gib(value: float) -> str:

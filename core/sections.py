@@ -219,23 +219,32 @@ class TrainingSection(Section):
     learning_rate: float = setting(
         2e-4,
         "Learning rate",
-        "2e-4 is usual for LoRA; halve it if the loss jumps, small models bear more",
+        "2e-4 is usual for LoRA, 5e-6 to 5e-5 for dpo and kto, 1e-5 for grpo; halve it if the loss jumps, "
+        "small models bear more",
         simple=True,
         gt=0,
         le=0.1,
     )
     schedule: Literal["cosine", "linear", "constant"] = setting(
-        "cosine", "Schedule", "How the learning rate falls over the run", heading="Learning rate"
+        "cosine",
+        "Schedule",
+        "How the learning rate falls after the warmup; constant stays",
+        heading="Learning rate",
     )
     min_rate_share: float = setting(
         0.0,
         "Lowest rate",
-        "Where cosine and linear end, as a share of the learning rate; 0.1 keeps learning to the end",
+        "What cosine and linear fall to, as a share of the learning rate; 0.1 keeps learning to the end",
         ge=0,
         le=1,
     )
     warmup_share: float = setting(
-        0.03, "Warmup share", "Part of the run in which the learning rate rises from 0", ge=0, lt=1
+        0.03,
+        "Warmup share",
+        "Part of the run in which the learning rate rises from 0 in equal parts: the first step takes one "
+        "of them, the last step of the warmup all",
+        ge=0,
+        lt=1,
     )
     warmup_steps: int | None = setting(
         None, "Warmup steps", "The same in optimizer steps; where both are given, the steps count", ge=0
@@ -311,6 +320,15 @@ class TrainingSection(Section):
         "Share of each target spread over all tokens: less sure of itself; the held-out loss stays plain",
         ge=0,
         lt=1,
+    )
+    router_loss: float = setting(
+        0.0,
+        "Router loss",
+        "Mixtures of experts: weight of a loss that spreads tokens over the experts; 0 leaves it out, 0.001 "
+        "to 0.01 is usual where experts learn. Of each row alone, so slower; logged apart from the loss",
+        methods=("supervised", "pretraining"),
+        ge=0,
+        le=10,
     )
     seed: int = setting(
         0,

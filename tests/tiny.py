@@ -72,6 +72,45 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "stablelm": {},
 }
 FAMILIES = tuple(SETTINGS)
+LINEAR_AND_FULL = ["linear_attention", "full_attention"]
+SOME = {"num_experts": 4, "num_experts_per_tok": 2}
+LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 32}
+NARROW = {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "layer_types": LINEAR_AND_FULL,
+}
+# Mixtures of experts. Those with the loss of how evenly their tokens are spread, and those without.
+BALANCED: dict[str, dict[str, Any]] = {
+    "mixtral": LOCAL,
+    "qwen2_moe": SOME | NARROW,
+    "qwen3_moe": SETTINGS["qwen3_moe"],
+    "qwen3_next": SOME | NARROW | DELTA | HEADS,
+    "qwen3_5_moe_text": SOME | NARROW | DELTA | HEADS,
+    "granitemoe": LOCAL,
+    "granitemoeshared": LOCAL,
+    "granitemoe_swa": LOCAL | {"layer_types": BOTH[::-1]},
+    "gpt_oss": SETTINGS["gpt_oss"],
+    "olmoe": SOME,
+    "flex_olmo": SOME,
+    "phimoe": LOCAL | {"router_jitter_noise": 0.0, "input_jitter_noise": 0.0},
+    "minimax": LOCAL | {"layer_types": LINEAR_AND_FULL},
+    "minimax_m2": LOCAL | HEADS,
+    "ernie4_5_moe": NARROW | {"moe_num_experts": 4, "moe_k": 2},
+    "mellum": SOME | NARROW | HEADS | {"layer_types": ["full_attention"] * 2},
+    "laguna": SOME | NARROW | HEADS | {"layer_types": ["full_attention"] * 2},
+}
+UNBALANCED: dict[str, dict[str, Any]] = {
+    "glm4_moe": ROUTED | {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 0},
+    "deepseek_v3": ROUTED
+    | {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 0, "num_key_value_heads": 4}
+    | {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16},
+    "afmoe": SOME | NARROW | HEADS | {"num_shared_experts": 1, "layer_types": BOTH},
+}
 
 
 def base(
@@ -81,7 +120,8 @@ def base(
     stack.ready()  # the threads of a real run: more of them only wait for each other at these sizes
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.for_model(family, **(SIZES | SETTINGS[family] | changes))
+    known = SETTINGS | BALANCED | UNBALANCED
+    config = AutoConfig.for_model(family, **(SIZES | known[family] | changes))
     torch.manual_seed(seed)
     model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     with torch.no_grad():

@@ -5,6 +5,7 @@ whole. Both are trained as copies; the base's own values stay beside them.
 """
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -180,7 +181,8 @@ def _name_in_file(name: str) -> str:
 def _name_in_base(name: str) -> str:
     """What a parameter of a PeftModel is called without peft."""
     plain = name.removeprefix("base_model.model.")
-    return plain.replace(".base_layer.", ".").replace(".original_module.", ".")
+    # Where several parameters of one module have adapters, as those of experts do, peft nests its layers.
+    return re.sub(r"(\.(base_layer|original_module))+\.", ".", plain)
 
 
 def base_tensors(model: Any) -> list[tuple[str, Any]]:

@@ -4,6 +4,7 @@ Works on a model without weights (`core.models.load.skeleton`), so that it is kn
 on the loaded one, so that nothing else is believed then.
 """
 
+import sys
 from functools import lru_cache
 from typing import Any
 
@@ -12,7 +13,9 @@ from core.errors import RecipeError
 from core.models import load
 
 ATTENTION = ("attn", "attention")
-HIGH_RATE = 1e-2
+USUAL_RATES = {"dpo": "5e-6 to 5e-5", "orpo": "8e-6 to 8e-5", "kto": "5e-6 to 5e-5", "grpo": "1e-6 to 2e-5"}
+HIGH_RATES = {"dpo": 1e-4, "orpo": 5e-4, "kto": 1e-4, "grpo": 1e-4}  # else 1e-2
+FEW_STEPS = 2
 
 
 def refuse(model: Any, config: RunConfig) -> None:
@@ -30,19 +33,30 @@ def refuse_unfit(config: RunConfig) -> None:
 def remarks(config: RunConfig, steps: int) -> list[str]:
     """What may be meant so, but seldom is. :param steps: of the whole run"""
     training, found = config.training, []
-    if training.learning_rate > HIGH_RATE:
-        found.append(f"a learning rate of {training.learning_rate:g} is high; 2e-4 is usual for LoRA")
+    method, rate = config.method.name, training.learning_rate
+    if rate > HIGH_RATES.get(method, 1e-2):
+        of = "" if config.method.is_likelihood else f" for {method}"
+        usual = USUAL_RATES.get(method, "2e-4")
+        found.append(f"a learning rate of {rate:g} is high{of}; {usual} is usual for LoRA")
     if (training.warmup_steps or 0) >= steps:
         found.append(
-            f"the warmup of {training.warmup_steps:,} steps does not end within the {steps:,} of the run"
+            f"the warmup of {training.warmup_steps:,} steps does not end within the {steps:,} of the run "
+            "and is cut to them: only the last step has the whole learning rate"
         )
+    if steps <= FEW_STEPS:
+        many = "1 optimizer step learns" if steps == 1 else f"{steps} optimizer steps learn"
+        more = "a higher step limit" if training.max_steps else "more epochs or a smaller effective batch"
+        found.append(f"{many} next to nothing; {more} gives more")
     return found + list(_known(_only_what_counts(config))[1])
 
 
 def _only_what_counts(config: RunConfig) -> RunConfig:
     """The recipe with all else as it is by default, so that its look at the base is remembered."""
-    length = RunConfig().training.model_copy(update={"max_length": config.training.max_length})
-    return RunConfig(model=config.model, quantisation=config.quantisation, lora=config.lora, training=length)
+    given = {name: getattr(config.training, name) for name in ("max_length", "router_loss")}
+    training = RunConfig().training.model_copy(update=given)
+    return RunConfig(
+        model=config.model, quantisation=config.quantisation, lora=config.lora, training=training
+    )
 
 
 @lru_cache(maxsize=32)
@@ -108,10 +122,18 @@ def problems(model: Any, config: RunConfig) -> dict[str, str]:
         found["lora.r"] = why
     if why := _cannot_be_saved(model, config):
         found["lora.modules_to_save"] = why
+    if config.training.router_loss and not _has_router_loss(model):
+        found["training.router_loss"] = f"is not for {base}, which has no loss of its routers; set it to 0"
     most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if most is not None and config.training.max_length > most:
         found["training.max_length"] = f"must be 16 to {most:,} for {base}, got {config.training.max_length}"
     return found
+
+
+def _has_router_loss(model: Any) -> bool:
+    """Whether transformers' code for a family computes how evenly tokens are spread over experts."""
+    text, module = model.config.get_text_config(decoder=True), sys.modules[type(model).__module__]
+    return hasattr(text, "output_router_logits") and "load_balancing_loss_func" in vars(module)
 
 
 def _means(model: Any, linear: dict[str, Any], target: str) -> set[str]:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from core import figures
 from core.config import RunConfig, dumps
 from core.errors import StudioError
 from core.markdown import code, plain, quoted
@@ -46,21 +47,13 @@ def _fill(
     adapter_config["base_model_name_or_path"] = config.model.base
     adapter_config["revision"] = config.model.revision
     _write_json(config_path, adapter_config)
-    _write_json(staged / "metadata.json", metadata | {"step": _step(config, metrics)})
+    _write_json(staged / "metadata.json", metadata | {"step": metrics["adapter_step"]})
     _write_json(staged / "training_metrics.json", metrics)
     (staged / "training_config.yaml").write_text(dumps(config), encoding="utf-8")
     told = card(config, metadata, metrics) + readers.section(adapter_config)
     (staged / "README.md").write_text(told, encoding="utf-8")
     names = sorted(path.name for path in staged.iterdir() if path.is_file())
     _write_json(staged / CHECKSUMS, {name: sha256_of(staged / name) for name in names})
-
-
-def _step(config: RunConfig, metrics: dict[str, Any]) -> int:
-    """The step that the adapter is of: the best, where the run got to its end and ends so; else the last."""
-    ended = metrics["steps"] == metrics["total_steps"]
-    if config.training.best_at_end and ended and metrics["best_step"] is not None:
-        return metrics["best_step"]
-    return metrics["steps"]
 
 
 def _refuse_large(staged: Path, model: Any) -> None:
@@ -103,6 +96,11 @@ def card(config: RunConfig, metadata: dict[str, Any], metrics: dict[str, Any]) -
     training, lora = config.training, config.lora
     loss = _figure(metrics.get("base_eval_loss")), _figure(metrics.get("eval_loss"))
     perplexity = _figure(metrics.get("base_perplexity")), _figure(metrics.get("perplexity"))
+    of_likelihood = f"| held-out perplexity | {perplexity[0]} | {perplexity[1]} |\n"
+    quantised = config.quantisation.method + (
+        " with double quantisation" if config.quantisation.double else ""
+    )
+    remarks = "".join(f"{told[:1].upper()}{told[1:]}.\n\n" for told in figures.verdicts(metrics))
     return f"""---
 library_name: peft
 base_model: {quoted(config.model.base)}
@@ -119,12 +117,11 @@ A LoRA adapter for {code(config.model.base)}, trained ({config.method.name}) on
 | | base | adapter |
 |---|---|---|
 | held-out loss ({config.method.loss_is}) | {loss[0]} | {loss[1]} |
-| held-out perplexity | {perplexity[0]} | {perplexity[1]} |
-
-Quantisation {config.quantisation.method}{" with double quantisation" if config.quantisation.double else ""};
+{of_likelihood if config.method.is_likelihood else ""}
+{remarks}Quantisation {quantised};
 rank {lora.r}, alpha {lora.alpha:g}, dropout {lora.dropout:g} on {", ".join(lora.target_modules)};
 learning rate {training.learning_rate:g} ({training.schedule}), effective batch {training.effective_batch},
-{metrics["steps"]} steps, seed {training.seed}. The adapter is that of step {_step(config, metrics)}.
+{metrics["steps"]} steps, seed {training.seed}. The adapter is that of step {metrics["adapter_step"]}.
 
 {_learned_on(config)}The base's weights are unchanged: {metadata["base"]["sha256_before"]} before and after.
 `checksums.json` lists the SHA-256 of every file here; `training_config.yaml` is the recipe.

@@ -110,7 +110,6 @@ def trainer(
         per_device_train_batch_size=training.effective_batch,
         gradient_accumulation_steps=1,
         learning_rate=training.learning_rate,
-        **optimizers.schedule(config, steps),
         adam_beta1=training.adam_beta1,
         adam_beta2=training.adam_beta2,
         adam_epsilon=training.adam_epsilon,
@@ -132,6 +131,8 @@ def trainer(
         max_length=None,
         remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True},
+        # Else TRL switches the router loss of a mixture of experts on; core.training.autograd has its own.
+        router_aux_loss_coef=0.0,
         dataloader_pin_memory=cuda,
         # Without it every batch would wait until the device has done all that was asked of it.
         accelerator_config={"non_blocking": cuda},
@@ -163,10 +164,12 @@ def trainer(
         record=record,
         deterministic=training.deterministic,
         optimizers=(optimizers.optimizer(config, arguments, model), None),
+        rates=optimizers.schedule(config, steps),
     )
     made.add_callback(stopping.LastEvaluation(config))
     if current().first:
-        made.add_callback(stopping.Ending(config, job, model, folder / "best"))
+        made.ending = stopping.Ending(config, job, model, folder / "best")
+        made.add_callback(made.ending)
     if config.lora.halved:
         half = optimizers.FrozenHalf(model, config.lora.r)
         made.add_callback(half)

@@ -15,6 +15,7 @@ import torch
 
 from core.config import RunConfig
 from core.data.xray import IGNORED
+from core.errors import StudioError
 from core.evaluation.loss import autocast
 from core.models.hardware import Choice
 from core.training import attention, fused, head
@@ -43,6 +44,9 @@ class AutogradEngine:
         }
         self.plain_head = False
         self.smoothing = config.training.label_smoothing
+        self.router_loss = config.training.router_loss
+        self.beside = {"router_loss": torch.zeros((), device=self.base.device)} if self.router_loss else {}
+        self._give_router_logits(bool(self.router_loss))
         alpha = config.training.neftune_alpha
         self.noise = Noise(self.base.get_input_embeddings(), alpha) if alpha else None
         self.decisions["attention"] = self._attention(config.training.max_length)
@@ -140,10 +144,28 @@ class AutogradEngine:
             loss, weights = weight(each.detach())
             return loss, (each * weights).sum()
         loss = each.sum() * weight
-        if getattr(output, "aux_loss", None) is not None:
-            share = self.base.config.get_text_config(decoder=True).router_aux_loss_coef
-            loss = loss + output.aux_loss.to(loss.device) * (share * len(part.targets) * weight)
-        return loss, loss
+        if not self.router_loss:
+            return loss, loss
+        # Of each row alone, so that it does not depend on what stands beside a row in its pack.
+        balance = output.aux_loss.to(loss.device) * (len(part.targets) * weight)
+        self.beside["router_loss"] += balance.detach()
+        return loss, loss + self.router_loss * balance
+
+    def _give_router_logits(self, wanted: bool) -> None:
+        """Only where their loss is asked for, whatever the base's own config says.
+
+        :raises StudioError: when it is asked for, and the base has none
+        """
+        text = self.base.config.get_text_config(decoder=True)
+        if hasattr(text, "output_router_logits"):
+            text.output_router_logits = wanted
+        if not wanted:
+            return
+        with self._probing():
+            output = self.base(input_ids=torch.arange(4, device=self.base.device)[None], use_cache=False)
+        if not isinstance(getattr(output, "aux_loss", None), torch.Tensor):
+            what = f"is not for {self.base.config.model_type}, which has no loss of its routers"
+            raise StudioError("training.router_loss", what, "Set it to 0.")
 
     def _logits(self, part: Pack) -> tuple[torch.Tensor, Any]:
         """Logits where a token is learned, (supervised, vocabulary), and the model's whole output."""
@@ -192,6 +214,9 @@ class AutogradEngine:
 
     def _attention(self, max_length: int) -> Choice:
         """The first way of attending to packs that keeps two short rows apart, for this very model."""
+        if self.router_loss:
+            self.attention = attention.ROWS
+            return Choice(attention.ROWS, "every row runs alone, for its router loss")
         first = attention.usable(self.base.config, max_length)
         own = self.base.config.get_text_config(decoder=True)._attn_implementation
         tried = ""

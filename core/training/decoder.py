@@ -183,6 +183,7 @@ class DecoderEngine:
         self.piece_bytes = SMALL_PIECE if offload else LARGE_PIECE
         self.sharded = getattr(base, "sharded", None)
         self.smoothing = smoothing
+        self.beside: dict[str, Any] = {}
 
     @torch.no_grad()
     def step(self, pack: Pack, weight: float | Weigh) -> torch.Tensor:

@@ -12,7 +12,13 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """Adds the gradients of packs to the adapter's."""
+    """Adds the gradients of packs to the adapter's.
+
+    :ivar beside: what steps have added up beside their losses, by name, times their weights; 0-dim. Whoever
+        reads it sets it to zero
+    """
+
+    beside: dict[str, Any]
 
     def step(self, pack: Pack, weight: "float | Weigh") -> Any:
         """:param pack: on the model's device

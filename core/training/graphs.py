@@ -36,6 +36,7 @@ class GraphedEngine:
 
     def __init__(self, engine: DecoderEngine, tokens: int) -> None:
         self.engine, self.warm = engine, False
+        self.beside = engine.beside
         hidden = engine.embedding.weight.shape[1]
         # Pinned memory cannot be had while a graph is recorded.
         engine.hosted.reserve(engine.recomputed, tokens * hidden, engine.dtype)

@@ -1,6 +1,7 @@
 """How weights are stepped: learning rates over the run, LoRA+, and halves that stay frozen."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,27 +12,32 @@ from core.models import initial
 
 
 def warmup(config: RunConfig, steps: int) -> int:
-    """Optimizer steps in which the learning rate rises."""
-    given = config.training.warmup_steps
-    return math.ceil(steps * config.training.warmup_share) if given is None else given
-
-
-def schedule(config: RunConfig, steps: int) -> dict[str, Any]:
-    """transformers' arguments for how the learning rate goes."""
+    """Optimizer steps in which the learning rate rises: at most all, for the last of them has all of it."""
     training = config.training
-    rising, lowest = warmup(config, steps), training.min_rate_share
-    found: dict[str, Any] = {"warmup_steps": rising}
-    if training.schedule == "constant":
-        return found | {"lr_scheduler_type": "constant_with_warmup"}
-    if not lowest:
-        return found | {"lr_scheduler_type": training.schedule}
-    if training.schedule == "cosine":
-        return found | {
-            "lr_scheduler_type": "cosine_with_min_lr",
-            "lr_scheduler_kwargs": {"min_lr_rate": lowest},
-        }
-    falling = {"num_decay_steps": max(1, steps - rising), "decay_type": "linear", "min_lr_ratio": lowest}
-    return found | {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": falling}
+    given = training.warmup_steps
+    return min(steps, math.ceil(steps * training.warmup_share) if given is None else given)
+
+
+def schedule(config: RunConfig, steps: int) -> Callable[[int], float]:
+    """The share of the learning rate that a step is taken with.
+
+    It rises from 0 in equal parts, of which the first step has one: no step is taken with a rate of 0.
+
+    :param steps: of the whole run
+    :returns: a function of how many steps were taken before
+    """
+    training, rising = config.training, warmup(config, steps)
+
+    def share(taken: int) -> float:
+        if taken < rising:
+            return (taken + 1) / rising
+        if training.schedule == "constant":
+            return 1.0
+        gone = min(1.0, (taken - rising) / max(1, steps - rising))
+        left = 1 - gone if training.schedule == "linear" else (1 + math.cos(math.pi * gone)) / 2
+        return training.min_rate_share + (1 - training.min_rate_share) * left
+
+    return share
 
 
 def optimizer(config: RunConfig, arguments: Any, model: Any) -> Any:

@@ -8,21 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from core.config import RunConfig
+from core.figures import perplexity
 from core.jobs.worker import Job
 from core.models import hardware, load
 from core.store import runs
-from core.training import artifact, guard, proof
+from core.training import artifact, guard, learned, proof
 from core.training.checkpoints import write_whole
 from core.training.pace import EVALUATION, SAVE, StepClock
 from core.training.prepare import Prepared
 
 
 def summary(
-    job: Job, trainer: Any, trainable: int, total: int, digest: dict[str, Any], seconds: float
+    job: Job,
+    trainer: Any,
+    folder: Path,
+    trainable: int,
+    total: int,
+    digest: dict[str, Any],
+    seconds: float,
 ) -> dict[str, Any]:
-    """The figures that training_summary.json holds."""
+    """The figures that training_summary.json holds. :param folder: of the run"""
     run = runs.get(job.run_id)
-    likelihood = runs.recipe(job.run_id).method.is_likelihood
+    method = runs.recipe(job.run_id).method
+    likelihood = method.is_likelihood
     return {
         "steps": trainer.state.global_step,
         "total_steps": trainer.state.max_steps,
@@ -35,6 +43,9 @@ def summary(
         "perplexity": _perplexity(run["eval_loss"]) if likelihood else None,
         "best_eval_loss": run["best_eval_loss"],
         "best_step": run["best_step"],
+        "adapter_step": trainer.ending.taken or trainer.state.global_step,
+        "method": method.name,
+        "learned_nothing": learned.nothing(trainer.model, folder),
         "base_unchanged": True,
         "base_sha256": digest["sha256"],
     }
@@ -80,7 +91,9 @@ def outcome(
 
 
 def _perplexity(loss: float | None) -> float | None:
-    return None if loss is None else math.exp(min(loss, 700))
+    """None also where it is larger than any number."""
+    found = math.inf if loss is None else perplexity(loss)
+    return found if math.isfinite(found) else None
 
 
 def write(

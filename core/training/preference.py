@@ -5,6 +5,7 @@ log-probability is a weight for that token's cross entropy, so an engine that ta
 computes all of them, without padding and without a second copy of the model.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -61,12 +62,28 @@ def dpo(chosen: Any, rejected: Any, references: Any, beta: float) -> tuple[Any, 
     return -logsigmoid(margin), margin
 
 
+def log_of_rest(chosen: Any) -> Any:
+    """log(1 - exp(x)) for log-probabilities x, as exact near 0 as far below it (Mächler, 2012).
+
+    A probability that is rounded to 1 counts as the nearest one below, so that value and slope are finite.
+    """
+    certain = chosen.clamp(max=-torch.finfo(chosen.dtype).eps / 2)
+    held = chosen + (certain - chosen).detach()  # a clamp's own slope would be 0 there
+    near = held > -math.log(2)
+    # Each branch gets a number that suits it: the slope of the other one would be NaN times 0.
+    return torch.where(
+        near,
+        torch.log(-torch.expm1(torch.where(near, held, -1.0))),
+        torch.log1p(-torch.exp(torch.where(near, -1.0, held))),
+    )
+
+
 def orpo(chosen: Any, rejected: Any, beta: float) -> tuple[Any, Any]:
     """The odds ratio term (Hong et al., 2024), from mean log-probabilities a token.
 
     :returns: loss and reward margin of each pair
     """
-    odds = (chosen - rejected) - (torch.log1p(-torch.exp(chosen)) - torch.log1p(-torch.exp(rejected)))
+    odds = (chosen - rejected) - (log_of_rest(chosen) - log_of_rest(rejected))
     return -beta * logsigmoid(odds), beta * (chosen - rejected)
 
 
@@ -126,6 +143,10 @@ class PreferenceTrainer(Trainer):
             staged = file.with_suffix(".new.npz")
             numpy.savez(staged, **self.references)
             os.replace(staged, file)
+
+    def measure_base(self) -> None:
+        self.measure_references()  # before the adapter is taken out: a run is held against what it began as
+        super().measure_base()
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None

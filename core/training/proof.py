@@ -19,7 +19,7 @@ def base_digest(model: Any) -> dict[str, Any]:
     sharded = getattr(model, "sharded", None)
     total = hashlib.sha256()
     count = size = 0
-    for name, parameter in adapters.base_tensors(model):
+    for name, parameter in _still(adapters.base_tensors(model)):
         if sharded is not None:
             sharded.bring(parameter)
         for part, tensor in _held_as(name, parameter):
@@ -28,6 +28,18 @@ def base_digest(model: Any) -> dict[str, Any]:
             total.update(hashlib.sha256(data).digest())
             count, size = count + 1, size + len(data)
     return {"sha256": total.hexdigest(), "tensors": count, "bytes": size}
+
+
+def _still(tensors: list[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Position frequencies as they were at first: some families make others of them for a longer row.
+
+    (Rope of the types dynamic and longrope; they are computed from the config, no file holds them.)
+    """
+    held = dict(tensors)
+    for name, tensor in tensors:
+        before, sign, kind = name.rpartition("inv_freq")
+        at_first = f"{before}original_inv_freq"
+        yield name, held.get(at_first, tensor) if sign and not kind else tensor
 
 
 def _held_as(name: str, parameter: Any) -> Iterator[tuple[str, Any]]:

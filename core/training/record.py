@@ -44,7 +44,8 @@ class Record(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.done = (state.global_step, None, self.clock.mark()())
         run = runs.get(self.job.run_id)
-        self.best = run["best_eval_loss"] if run["best_eval_loss"] is not None else math.inf
+        if run["best_eval_loss"] is not None:
+            self.best = min(self.best, run["best_eval_loss"])
         runs.update(self.job.run_id, total_steps=state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -69,6 +70,8 @@ class Record(TrainerCallback):
             self.change |= {"loss": _or_none(values["loss"]), "memory_gb": values["memory_gb"]}
             if told := self.leaps.told(state.global_step, values["loss"]):
                 self.job.event(told, "warning")
+        if "base_loss" in values:
+            self.change["base_eval_loss"] = _or_none(values["base_loss"])
         if "eval_loss" in values:
             self._note_eval(state.global_step, values["eval_loss"])
         self.points.append((state.global_step, values))
@@ -143,8 +146,8 @@ class Record(TrainerCallback):
     def _note_eval(self, step: int, loss: float) -> None:
         self.change["eval_loss"] = _or_none(loss)
         if step == 0:
-            self.change["base_eval_loss"] = _or_none(loss)
-        elif loss < self.best:
+            self.change.setdefault("base_eval_loss", _or_none(loss))
+        if loss < self.best:
             self.best = loss
             self.change |= {"best_eval_loss": loss, "best_step": step}
 

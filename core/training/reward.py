@@ -24,6 +24,7 @@ from core.training.prepare import Prepared, Question
 from core.training.trainer import Trainer
 from core.training.world import current
 
+TEACHES = "a question teaches something where some of its answers pass and others do not"
 EPSILON = 1e-4  # beside a group's standard deviation
 
 
@@ -172,6 +173,10 @@ class RewardTrainer(Trainer):
         count = len(self.held_questions)
         asked = [self.held_questions[number] for number in self._share(self.held_questions, range(count))]
         (passed,) = _sums(self._rewards(asked, self._replies(asked, None)).sum())
+        if not self.state.global_step and passed in (0, count):
+            which = f"none of the {count}" if not passed else f"all of the {count}"
+            told = f"{which} held-out answers pass the check before training; {TEACHES}"
+            self.job.event(told, "warning")
         return {f"{prefix}_loss": 1 - passed / count, f"{prefix}_reward": passed / count}
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from core import figures
 from core.config import RunConfig, dumps
 from core.errors import Interrupted, StopRequested, StudioError
 from core.home import run_folder
@@ -23,6 +24,7 @@ from core.training import (
     assembly,
     checkpoints,
     crew,
+    learned,
     lineage,
     memory,
     outputs,
@@ -124,6 +126,8 @@ def _computed(
     )
     resume.cut_back(job, folder, checkpoint)
     begin_alike(built.model)
+    if checkpoint is None:
+        learned.note(built.model, folder)
     loaded = time.perf_counter()
     stopped = _fit(trainer, job, checkpoint, config, prepared, planned, together)
     fitted = time.perf_counter()
@@ -137,7 +141,10 @@ def _computed(
         raise StudioError(
             "base weights", "changed during training", "Please report this; do not use the adapter."
         )
-    summary = outputs.summary(job, trainer, trainable, total, built.digest, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    summary = outputs.summary(job, trainer, folder, trainable, total, built.digest, seconds)
+    for told in figures.verdicts(summary):
+        job.event(told, "warning")
     outputs.write(folder, config, job, trainer, prepared, summary)
     parts = outputs.parts(trainer.clock, began, loaded, fitted, resumed=checkpoint is not None)
     earlier = run["outcome"] if checkpoint is not None else "{}"
@@ -283,7 +290,7 @@ def steps(trainer: Any, job: Job, checkpoint: Path | None) -> bool:
     try:
         if checkpoint is None:
             job.report("measuring the base on the held-out rows")
-            trainer.evaluate()
+            trainer.measure_base()
             hardware.forget_peak()
         complete = checkpoint is not None and trainer.take_up(checkpoint)
         if not complete:

@@ -57,6 +57,7 @@ class Ending(TrainerCallback):
     """Stops early, keeps the adapter of the best evaluation, and puts it back at the end.
 
     :param folder: where the best adapters are kept
+    :ivar taken: the step whose adapter was put back; None when the last one's stays
     """
 
     def __init__(self, config: RunConfig, job: Job, model: Any, folder: Path) -> None:
@@ -64,6 +65,7 @@ class Ending(TrainerCallback):
         metric = config.training.best_metric
         self.metric = f"eval_loss/{metric}" if metric else "eval_loss"
         self.begun = False  # a step was made
+        self.taken: int | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for path in self._kept():
@@ -106,9 +108,9 @@ class Ending(TrainerCallback):
             return
         best = min(kept, key=lambda path: (losses[_step(path)], -_step(path)))
         self._load(best)
-        step = _step(best)
+        self.taken = step = _step(best)
         loss = dict(evaluated(state.log_history, "eval_loss"))[step]
-        runs.update(self.job.run_id, eval_loss=loss, best_eval_loss=loss, best_step=step)
+        runs.update(self.job.run_id, eval_loss=loss)
         text = f"the adapter is that of step {step}, the best by {self.metric} ({losses[step]:.4g})"
         runs.event(text, self.job.run_id, self.job.id)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
@@ -23,6 +24,7 @@ from core.training.measured import Measured, measure
 from core.training.pace import EVALUATION, SAVE, StepClock
 from core.training.packing import Packer, Step
 from core.training.record import Record
+from core.training.stopping import Ending
 from core.training.world import current
 
 
@@ -42,6 +44,8 @@ class Trainer(SFTTrainer):
     """Computes every optimizer step in packs, evaluates token-weighted, writes whole checkpoints.
 
     :param engine: makes the engine, once the adapter's weights have their type
+    :param rates: the share of the learning rate by the steps that were taken before
+    :ivar ending: how the run ends; of several processes only the first one has it
     """
 
     model: Any
@@ -58,6 +62,7 @@ class Trainer(SFTTrainer):
         keep: int,
         job: Job,
         record: Record,
+        rates: Callable[[int], float],
         deterministic: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -71,8 +76,11 @@ class Trainer(SFTTrainer):
         for parameter in self.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        # What all but LoRA's matrices are in the base; those are nothing there.
+        self.of_base = {name: p.detach().clone() for name, p in self._trained() if not _is_factor(name)}
         self.engine = engine(self.model)
-        self.deterministic = deterministic
+        self.rates, self.deterministic = rates, deterministic
+        self.ending: Ending | None = None
         self.mask_gradients: Callable[[], None] = lambda: None
         self.held_out = HeldOut(
             held_out, sources, self.engine, packer, self.check_stop, job, self.args.device
@@ -110,6 +118,12 @@ class Trainer(SFTTrainer):
         elif current().first_says(self.job.stop_requested()):
             raise StopRequested()
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, self.rates)  # type: ignore[arg-type]
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         with determinism.deterministic(self.deterministic):
             return super().train(*args, **kwargs)
@@ -127,7 +141,18 @@ class Trainer(SFTTrainer):
             current().sum_all(self.engine.gradients())
             current().sum(loss)
         self.mask_gradients()
+        self.extra = self._beside(scale)
         return loss / scale
+
+    def _beside(self, scale: float) -> dict[str, torch.Tensor]:
+        """What the engine has added up beside the loss of a step, of all processes; read once."""
+        found = {}
+        for name, value in self.engine.beside.items():
+            if current().size > 1:
+                current().sum(value)
+            found[name] = value / scale
+            value.zero_()
+        return found
 
     def _begun(self, model: Any, inputs: dict[str, Any]) -> Step:
         """A step on the device, its tokens counted."""
@@ -219,6 +244,44 @@ class Trainer(SFTTrainer):
         """float16 looks for its loss scale: a step whose gradients overflow is skipped, and taken smaller."""
         return self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() >= 1
 
+    def measure_base(self) -> None:
+        """The held-out loss before the first step: of the base, and of an adapter that begins as more."""
+        if not self._begins_as_base():
+            with (
+                self.base_alone(),
+                determinism.deterministic(self.deterministic),
+                self._at("in the evaluation"),
+            ):
+                self.log(self._held_out_metrics("base"))
+        self.evaluate()
+
+    @contextmanager
+    def base_alone(self) -> Iterator[None]:
+        """The base alone, to the engine too; set in place, for it computes from that memory."""
+        began = [(p, p.detach().clone()) for _, p in self._trained()]
+        try:
+            for name, parameter in self._trained():
+                if _is_factor(name):
+                    parameter.data.zero_()
+                else:
+                    parameter.data.copy_(self.of_base[name])
+            yield
+        finally:
+            for parameter, value in began:
+                parameter.data.copy_(value)
+
+    def _begins_as_base(self) -> bool:
+        """Whether every product of the adapter is nothing, and all else is the base's, to the bit."""
+        return all(
+            not parameter.any()
+            if name.rpartition(".lora_")[2].startswith(("B.", "embedding_A."))
+            else _is_factor(name) or torch.equal(parameter, self.of_base[name])
+            for name, parameter in self._trained()
+        )
+
+    def _trained(self) -> list[tuple[str, Any]]:
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
     def evaluated(self) -> bool:
         """True when the held-out loss of the current step is known."""
         step = self.state.global_step
@@ -282,3 +345,8 @@ class Trainer(SFTTrainer):
     def finish(self) -> None:
         """What comes after the last step of a run that was taken up, such as going back to the best one."""
         self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
+
+
+def _is_factor(name: str) -> bool:
+    """Whether a parameter of a PeftModel is one of two that are multiplied: both zero is the base."""
+    return ".lora_" in name and "lora_magnitude_vector" not in name

@@ -198,18 +198,6 @@ def test_evaluation_and_generation_are_untouched_by_training() -> None:
     assert after[0] == before[0] and torch.equal(after[1], before[1])
 
 
-def test_the_router_loss_of_a_mixture_of_experts_is_kept() -> None:
-    model, packed = adapted("qwen3_moe", output_router_logits=True), tiny.packed((12,))
-    weight = 1 / len(packed.targets)
-    plain, _ = alone(model, tiny.rows((12,)), weight)
-    balance = model(input_ids=packed.ids[None], use_cache=False).aux_loss
-    engine = AutogradEngine(model, RECIPE, "none")
-    loss = engine.step(packed, weight)
-    assert not engine.plain_head
-    coefficient = model.config.router_aux_loss_coef
-    assert float(loss) == pytest.approx(plain + coefficient * balance.item(), rel=1e-5)
-
-
 def test_a_pack_without_learned_tokens_costs_nothing() -> None:
     engine = AutogradEngine(adapted("llama"), RECIPE, "none")
     row = tiny.rows((6,))[0] | {"labels": [IGNORED] * 6}
