@@ -1,6 +1,7 @@
 """What a recipe would take, and what a run was expected to take and took, as text."""
 
 import argparse
+import json
 from pathlib import Path
 
 from core import cli_settings, figures
@@ -66,6 +67,8 @@ def show(arguments: argparse.Namespace) -> int:
     if run["eval_loss"] is not None:
         base = "" if run["base_eval_loss"] is None else f", base {run['base_eval_loss']:.3f}"
         _line("Held-out loss", f"{run['eval_loss']:.3f}{base}")
+    for told in figures.verdicts(json.loads(run["summary"] or "{}")):
+        _line(MARKS["warning"], told)
     for name, choice in runs.decisions(run["id"]).items():
         _line(figures.label(name), f"{choice['value']} ({choice['why']})")
     if (both := runs.forecast_and_outcome(run["id"])) is not None:

@@ -226,10 +226,7 @@ class TrainingSection(Section):
         le=0.1,
     )
     schedule: Literal["cosine", "linear", "constant"] = setting(
-        "cosine",
-        "Schedule",
-        "How the learning rate falls after the warmup; constant stays",
-        heading="Learning rate",
+        "cosine", "Schedule", "How the learning rate falls; constant stays", heading="Learning rate"
     )
     min_rate_share: float = setting(
         0.0,
@@ -331,12 +328,7 @@ class TrainingSection(Section):
         le=10,
     )
     seed: int = setting(
-        0,
-        "Seed",
-        "Same seed, same run on the same machine",
-        heading="Repeatable",
-        ge=0,
-        lt=2**31,
+        0, "Seed", "Same seed, same run on the same machine", heading="Repeatable", ge=0, lt=2**31
     )
     deterministic: bool = setting(
         False,

@@ -3,7 +3,10 @@
 import math
 from typing import Any
 
+from core import figures
+
 TRAIN, HELD_OUT, GOOD = "#3a6ea5", "#dd8a2b", "#2f9e6e"
+PLAIN_MARK = {"color": "#7b8794", "size": 11, "symbol": "circle-open"}  # where nothing was gained
 GRID = "rgba(123,135,148,.18)"
 MOST_POINTS = 1500
 Points = list[dict[str, Any]]
@@ -51,7 +54,10 @@ def _smoothed(values: list[float], weight: float = 0.85) -> list[float]:
 def loss(
     points: Points, best_step: int | None, height: int = 330, of: str = "nats per supervised token"
 ) -> Any:
-    """Training and held-out loss on one chart, the best held-out point marked."""
+    """Training and held-out loss on one chart, the lowest held-out point marked.
+
+    :param best_step: of that point; 0 is before training
+    """
     import plotly.graph_objects as go
 
     figure = _figure(f"loss ({of})", height)
@@ -86,17 +92,19 @@ def loss(
         line = {"color": HELD_OUT, "width": 1.5, "dash": dash}
         figure.add_trace(go.Scatter(x=source_steps, y=source_values, name=source, mode="lines", line=line))
     if best_step in steps:
+        lowest = values[steps.index(best_step)] <= min(values)
+        best = ("lowest loss" if lowest else "best") if best_step else "lowest: before training"
         figure.add_trace(
             go.Scatter(
                 x=[best_step],
                 y=[values[steps.index(best_step)]],
-                name="best",
+                name=best,
                 # Said at the star: a third entry would not fit above a narrow plot.
                 mode="markers+text",
-                text=["best"],
-                textposition="top center",
+                text=[best],
+                textposition="top center" if best_step else "top right",
                 showlegend=False,
-                marker={"color": GOOD, "size": 14, "symbol": "star"},
+                marker={"color": GOOD, "size": 14, "symbol": "star"} if best_step else PLAIN_MARK,
             )
         )
     return figure
@@ -111,7 +119,7 @@ def perplexity(points: Points, base_loss: float | None, height: int = 330) -> An
     figure.add_trace(
         go.Scatter(
             x=steps,
-            y=[math.exp(min(value, 20)) for value in values],
+            y=[figures.perplexity(value) for value in values],
             name="adapter",
             mode="lines+markers",
             line={"color": HELD_OUT, "width": 2},
@@ -119,7 +127,7 @@ def perplexity(points: Points, base_loss: float | None, height: int = 330) -> An
         )
     )
     if base_loss is not None and steps:
-        base = math.exp(min(base_loss, 20))
+        base = figures.perplexity(base_loss)
         figure.add_trace(
             go.Scatter(
                 x=[0, max(steps[-1], 1)],
@@ -134,11 +142,11 @@ def perplexity(points: Points, base_loss: float | None, height: int = 330) -> An
 
 
 def rewards(points: Points, height: int = 330) -> Any:
-    """The share of answers that pass, or of judgements that the model agrees with."""
+    """The share of answers that pass, or the preference accuracy."""
     import plotly.graph_objects as go
 
     tried = any("reward" in point["rewards"] for point in points)
-    figure = _figure("answers that pass" if tried else "judgements agreed with", height)
+    figure = _figure("answers that pass" if tried else "preference accuracy", height)
     names = ("reward", "eval_reward") if tried else ("rewards/accuracy", "eval_rewards/accuracy")
     for name, label, colour in zip(names, ("train", "held-out"), (TRAIN, HELD_OUT), strict=True):
         its = [{"step": point["step"], "value": point["rewards"].get(name)} for point in points]

@@ -1,10 +1,11 @@
 """The status strip that stands on every tab."""
 
-import math
+from functools import lru_cache
 from html import escape
 from typing import Any
 
-from core.figures import duration
+from core.config import loads
+from core.figures import duration, perplexity
 from core.jobs import queue
 from core.jobs.words import dataset_name, recipe_name
 from core.models.hardware import memory_total_gb
@@ -25,8 +26,7 @@ def strip() -> str:
         run = runs.get(job["run_id"])
         facts += _fact("step", f"{run['step'] or 0:,} / {run['total_steps'] or '?'}")
         facts += _fact("loss", "-" if run["loss"] is None else f"{run['loss']:.3f}")
-        loss = run["eval_loss"]
-        facts += _fact("held-out ppl", "-" if loss is None else f"{math.exp(min(loss, 20)):.2f}")
+        facts += _fact(*_held_out(run))
         facts += _fact("left", duration(run["seconds_left"]))
         memory = run["memory_gb"]
         name = "GPU" if run["device"] == "cuda" else "memory"
@@ -35,6 +35,18 @@ def strip() -> str:
         facts += _fact(name, "-" if memory is None else f"{memory:.1f}{of} GiB")
     facts += _fact("queue", str(waiting))
     return _wrap("wait" if job["state"] == "stopping" else "live", facts)
+
+
+def _held_out(run: dict[str, Any]) -> tuple[str, str]:
+    """Of a loss that is no mean negative log-likelihood the exponential says nothing."""
+    loss, likelihood = run["eval_loss"], _is_likelihood(run["recipe"])
+    value = "-" if loss is None else f"{perplexity(loss):.2f}" if likelihood else f"{loss:.3f}"
+    return "held-out ppl" if likelihood else "held-out loss", value
+
+
+@lru_cache(maxsize=8)
+def _is_likelihood(recipe: str) -> bool:
+    return loads(recipe).method.is_likelihood
 
 
 def _title(job: dict[str, Any]) -> str:

@@ -109,7 +109,6 @@ UNBALANCED: dict[str, dict[str, Any]] = {
     "deepseek_v3": ROUTED
     | {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 0, "num_key_value_heads": 4}
     | {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16},
-    "afmoe": SOME | NARROW | HEADS | {"num_shared_experts": 1, "layer_types": BOTH},
 }
 
 

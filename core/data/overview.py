@@ -66,6 +66,7 @@ class Share:
     """What one dataset of a mix comes to in an epoch; tokens are estimated from its sample.
 
     :param lengths: tokens, cut, of the rows of its sample that are trained on
+    :param too_long: rows of its sample whose answer is longer than one that is tried may be
     """
 
     chosen: Chosen
@@ -74,6 +75,7 @@ class Share:
     tokens: int
     supervised: int
     lengths: Any
+    too_long: int = 0
 
     @property
     def empty(self) -> int:
@@ -91,7 +93,8 @@ def shares(config: RunConfig, chosen: list[Chosen] | None = None) -> list[Share]
         elif config.method.judges and (both := judgements.both(one, measured, config)):
             found.append(_share(one, *both))
         elif config.method.name == "grpo":
-            found.append(_share(one, measured.at(length), _asked(one, measured, config)))
+            share = _share(one, measured.at(length), _asked(one, measured, config))
+            found.append(dataclasses.replace(share, too_long=_too_long(one, measured, config)))
         else:
             found.append(_share(one, measured.at(length), measured.trained(one.train, length)))
     return found
@@ -112,6 +115,15 @@ def _asked(one: Chosen, measured: Measured, config: RunConfig) -> Any:
     at = measured.places(one.train)
     learned = measured.learned(config.training.max_length)[at] > 0
     return asked[at[learned]] + config.evaluation.max_new_tokens
+
+
+def _too_long(one: Chosen, measured: Measured, config: RunConfig) -> int:
+    """Rows that no answer of the model's own can pass the check with."""
+    if config.method.check not in ("exact", "contains"):
+        return 0
+    answer = numpy.zeros(len(measured.lengths), int)
+    answer[measured.row] = measured.stop - measured.start - 1  # the last one's stays; its end need not come
+    return int((answer[measured.places(one.train)] > config.evaluation.max_new_tokens).sum())
 
 
 def _windows(one: Chosen, measured: Measured, max_length: int) -> Share:
@@ -301,6 +313,10 @@ def _checks(share: Share, config: RunConfig) -> list[Check]:
         checks.append(Check("warning", text))
     else:
         checks.append(Check("good", f"no row is cut at {length} tokens"))
+    if share.too_long:
+        most = config.evaluation.max_new_tokens
+        text = f"{share.too_long:,} of {counted.rows:,} rows have answers of more than {most} tokens"
+        checks.append(Check("warning", f"{text}: no answer that is tried can pass the check there"))
     ends = counted.end_learned_rows / counted.rows
     level = "good" if ends == 1 else "warning"
     checks.append(Check(level, f"the end of a turn is learned in {ends:.0%} of the rows"))

@@ -15,6 +15,7 @@ from core.data import mix
 from core.data.mix import Chosen
 from core.data.xray import Encoded, encode_all
 from core.errors import StudioError
+from core.evaluation import preference
 from core.evaluation.generate import Reply, Task, answers, task_of
 from core.evaluation.loss import held_out_loss
 from core.evaluation.score import RULE, exact_match, paired_difference, token_f1
@@ -71,6 +72,8 @@ def evaluate(job: Job) -> dict[str, Any]:
     }
     if rows and all(str(row.get("label") or "").strip() for _, row in asked):
         result["labels"] = _labels([str(row["label"]) for _, row in asked], rows)
+    if config.method.judges:
+        result["preference"] = preference.measured(job, model, tokenizer, config, held_out)
     evaluation_id = evaluations.add(job.run_id, chosen[0].dataset["id"], job.id, result, rows)
     return {"evaluation": evaluation_id}
 
@@ -171,6 +174,8 @@ def _result(
 
 def sentence(result: dict[str, Any]) -> str:
     """The result in words, honest about what cannot be told apart."""
+    if "preference" in result:
+        return preference.sentence(result["preference"])
     base, adapter = result["base"], result["adapter"]
     perplexity = f"Held-out perplexity went from {base['perplexity']:.2f} to {adapter['perplexity']:.2f}."
     if "difference" not in result:

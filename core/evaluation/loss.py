@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.data.xray import IGNORED, Encoded
+from core.figures import perplexity
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class HeldOutLoss:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return perplexity(self.loss)
 
 
 def held_out_loss(
@@ -41,26 +42,45 @@ def held_out_loss(
     :param each_batch: called with the number of rows done, may raise to stop
     :param sources: the dataset of each row, for a loss by dataset
     """
+    sums: dict[str, list[float]] = {}
+    found = row_losses(model, rows, pad_token, batch, each_batch)
+    for (loss, learned), source in zip(found, sources or [""] * len(rows), strict=True):
+        if learned:
+            held = sums.setdefault(source, [0.0, 0.0])
+            held[0], held[1] = held[0] + loss, held[1] + learned
+    return weighted(sums)
+
+
+def row_losses(
+    model: Any,
+    rows: list[Encoded],
+    pad_token: int,
+    batch: int,
+    each_batch: Callable[[int], None] = lambda done: None,
+) -> list[tuple[float, int]]:
+    """The summed negative log-likelihood of each row in nats, and its supervised tokens.
+
+    :param each_batch: called with the number of rows done, may raise to stop
+    """
     import torch
 
-    sums: dict[str, list[float]] = {}
+    found = [(0.0, 0)] * len(rows)
     was_training = model.training
     model.eval()
-    # Rows of like length share a batch; the sum does not depend on the order.
-    named = zip(rows, sources or [""] * len(rows), strict=True)
-    ordered = sorted((pair for pair in named if pair[0].supervised), key=lambda pair: len(pair[0].input_ids))
+    # Rows of like length share a batch; what a row gets does not depend on it.
+    learned = [number for number, row in enumerate(rows) if row.supervised]
+    ordered = sorted(learned, key=lambda number: len(rows[number].input_ids))
     try:
         with torch.no_grad(), autocast(model):
             for start in range(0, len(ordered), batch):
                 each_batch(start)
                 some = ordered[start : start + batch]
-                losses, counts = _batch_loss(model, [row for row, _ in some], pad_token)
-                for (_, source), loss, learned in zip(some, losses, counts, strict=True):
-                    held = sums.setdefault(source, [0.0, 0.0])
-                    held[0], held[1] = held[0] + loss, held[1] + learned
+                losses, counts = _batch_loss(model, [rows[number] for number in some], pad_token)
+                for number, loss, count in zip(some, losses, counts, strict=True):
+                    found[number] = loss, count
     finally:
         model.train(was_training)
-    return weighted(sums)
+    return found
 
 
 def weighted(sums: Mapping[str, Sequence[float]]) -> HeldOutLoss:

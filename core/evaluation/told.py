@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from core.evaluation import preference
+
 SIDES = ("base", "adapter")
 _FORMS = (
     ("exact_match", "exact match", "{:.1%}"),
@@ -34,12 +36,17 @@ def classes_of(sample: dict[str, Any]) -> list[str]:
 
 def figures(result: dict[str, Any]) -> list[list[str]]:
     """Rows of a table: what was measured, base, adapter."""
-    labels, found = result.get("labels"), []
+    labels, judged = result.get("labels"), result.get("preference")
+    found = preference.figures(judged) if judged else []
     for key, label, form in _FORMS:
         # Whether words of a label's name are right says nothing.
         if key not in result["base"] or (labels and key == "token_f1"):
             continue
+        if judged and key == "perplexity":
+            continue
         name = "accuracy" if labels and key == "exact_match" else label
+        if judged and key == "loss":  # of the likelihood, which is not the loss that was trained
+            name = f"{'all' if judged['method'] == 'kto' else 'better'} answers: {name}"
         found.append([name, *(form.format(result[side][key]) for side in SIDES)])
         if labels and key == "exact_match":
             most, share = labels["always"]
@@ -62,7 +69,7 @@ def recall(result: dict[str, Any]) -> list[list[str]]:
 
 def notes(result: dict[str, Any]) -> list[str]:
     """What has to be known to read the figures."""
-    found = []
+    found = preference.notes(result["preference"]) if "preference" in result else []
     sample = result.get("sample")
     if sample is None:
         found.append(

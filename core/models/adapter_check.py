@@ -159,7 +159,9 @@ def _refuse_expressions(given: dict[str, Any]) -> None:
         if not isinstance(names, list) or not all(isinstance(n, str) and _NAME.fullmatch(n) for n in names):
             raise _refusal(CONFIG, f"{key} is not a list of names", "List the modules by name.")
     for key in ("rank_pattern", "alpha_pattern"):
-        if any(not _NAME.fullmatch(name) for name in given.get(key) or {}):
+        # peft itself writes one kind of expression: experts of this name, wherever they are.
+        names = [str(name).removeprefix(r".*\.") for name in given.get(key) or {}]
+        if not all(_NAME.fullmatch(name) for name in names):
             raise _refusal(CONFIG, f"{key} holds more than names", "List the modules by name.")
 
 

@@ -18,6 +18,7 @@ from torch.nn.functional import logsigmoid
 
 from core.data.xray import Encoded
 from core.errors import StudioError
+from core.evaluation.preference import accuracy
 from core.method import MethodSection
 from core.training.head import Weigh
 from core.training.judged import Judged, JudgedStep, lengths_of
@@ -248,7 +249,7 @@ class PreferenceTrainer(Trainer):
         return found
 
     def _rewards(self, margin: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"rewards/margin": margin.mean(), "rewards/accuracy": (margin > 0).float().mean()}
+        return {"rewards/margin": margin.mean(), "rewards/accuracy": accuracy(margin)}
 
     def _held_out_metrics(self, prefix: str) -> dict[str, float]:
         self.measure_references()

@@ -111,6 +111,14 @@ class Ending(TrainerCallback):
         self.taken = step = _step(best)
         loss = dict(evaluated(state.log_history, "eval_loss"))[step]
         runs.update(self.job.run_id, eval_loss=loss)
+        before = [
+            entry[self.metric] for entry in state.log_history if self.metric in entry and not entry["step"]
+        ]
+        if not before or losses[step] < before[0]:
+            runs.update(self.job.run_id, best_eval_loss=loss, best_step=step)
+        else:
+            at_first = next(entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry)
+            runs.update(self.job.run_id, best_eval_loss=at_first, best_step=0)
         text = f"the adapter is that of step {step}, the best by {self.metric} ({losses[step]:.4g})"
         runs.event(text, self.job.run_id, self.job.id)
 

@@ -250,7 +250,7 @@ class Trainer(SFTTrainer):
             with (
                 self.base_alone(),
                 determinism.deterministic(self.deterministic),
-                self._at("in the evaluation"),
+                self._at(EVALUATION),
             ):
                 self.log(self._held_out_metrics("base"))
         self.evaluate()

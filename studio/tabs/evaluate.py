@@ -86,7 +86,9 @@ def _result(run_id: int | None) -> list[Any]:
         text = "Nothing evaluated yet. " + ("Press Evaluate." if run_id is not None else "Train a run first.")
         return [empty(text), []]
     result = found["result"]
-    notes = ["In brackets above: 95 % interval, paired bootstrap over rows.", *told.notes(result)]
+    notes = told.notes(result)
+    if "difference" in result and "preference" not in result:
+        notes = ["In brackets above: 95 % interval, paired bootstrap over rows.", *notes]
     recall = told.recall(result)
     html = (
         f'<div class="pl-card"><h3>{escape(sentence(result))}</h3>'

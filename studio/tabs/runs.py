@@ -1,12 +1,13 @@
 """Runs: watch the chosen run, stop, resume or delete it, let others come from it, and pick another."""
 
+import json
 import time
 from typing import Any
 
 import gradio as gr
 
 from core.errors import StudioError
-from core.figures import COMPARED, compared, duration
+from core.figures import COMPARED, compared, duration, verdicts
 from core.jobs import queue
 from core.store import runs
 from core.training.lineage import agreement, origin
@@ -128,6 +129,8 @@ def _head(run_id: int | None) -> str:
     text += bar(share) + facts(rows)
     if run["error"]:
         text += box("bad", run["error"])
+    if run["summary"]:
+        text += "".join(box("warning", told) for told in verdicts(json.loads(run["summary"])))
     if run["relation"] == "reproduction" and run["state"] == "completed":
         text += _agreement(run)
     return text + "</div>"

@@ -39,7 +39,7 @@ def run(fake: Fake, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPat
 
 def test_a_recipes_forecast_is_printed_as_the_panel_shows_it(run: Run) -> None:
     printed = run("forecast", "starter", "--price", "2.5")
-    assert "cited-answers-r16 Rows 400 train + 100 held out Steps 100 of 8 rows" in printed
+    assert "Rows 400 train + 100 held out Measured on 100 of 100 held-out rows Steps 100 of 8 rows" in printed
     assert "What it takes (forecast) Memory 3.2 of 15.1 GiB Time about 12 min (1.3 s a step)" in printed
     assert "Cost about 0.50" in printed
     assert "Micro-batch 4,096 tokens (they fit with <all> activations)" in printed

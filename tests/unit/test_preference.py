@@ -17,6 +17,7 @@ from core.errors import StudioError
 from core.home import run_folder
 from core.jobs import queue
 from core.method import MethodSection
+from core.models import fit
 from core.store import datasets, runs
 from core.training import decoder, preference
 from core.training.autograd import AutogradEngine
@@ -26,6 +27,7 @@ from core.training.packing import Packer
 from core.training.preference import PreferenceTrainer
 from core.training.prepare import Prepared, prepare, windows
 from core.training.world import World
+from studio import plots, status
 from tests import tiny
 from tests.runs import do, recipe
 
@@ -360,6 +362,60 @@ def test_the_odds_ratio_is_trls() -> None:
     told = SimpleNamespace(beta=0.3, accelerator=SimpleNamespace(device="cpu"))
     wanted = -ORPOTrainer.odds_ratio_loss(told, chosen, rejected)[0]
     assert torch.allclose(preference.orpo(chosen, rejected, 0.3)[0], wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_the_odds_of_a_certain_answer_have_a_finite_slope(side: str, dtype: torch.dtype) -> None:
+    given = [0.0, -1e-9, -1e-7, -1e-3, -0.6, -0.7, -5.0, -200.0]
+    answers = torch.tensor(given, dtype=dtype, requires_grad=True)
+    other = torch.full_like(answers, -1.0)
+    pair = (answers, other) if side == "chosen" else (other, answers)
+    loss, _ = preference.orpo(*pair, 0.1)
+    loss.sum().backward()
+    assert loss.isfinite().all() and answers.grad is not None and answers.grad.isfinite().all()
+    if side == "chosen":
+        # The slope -beta * o / (o * (1 - p) + p), with o the odds of the other answer, where p is 1.
+        odds = math.exp(-1.0) / (1 - math.exp(-1.0))
+        assert float(answers.grad[0]) == pytest.approx(-0.1 * odds, rel=1e-3)
+
+
+def test_the_odds_are_exact_near_certainty_and_far_from_it() -> None:
+    given = torch.tensor([-1e-6, -1e-4, -0.1, -math.log(2), -1.0, -20.0, -100.0], requires_grad=True)
+    found = preference.log_of_rest(given)
+    found.sum().backward()
+    for x, value, slope in zip(given.tolist(), found.tolist(), given.grad.tolist(), strict=True):  # type: ignore[union-attr]
+        assert value == pytest.approx(math.log(-math.expm1(x)), rel=1e-5, abs=1e-30)
+        assert slope == pytest.approx(1 / -math.expm1(-x), rel=1e-5, abs=1e-30)
+
+
+def test_a_tie_counts_half() -> None:
+    rewards = PreferenceTrainer._rewards(SimpleNamespace(), torch.tensor([0.0, 0.0, 1.0, -1.0]))  # type: ignore[arg-type]
+    assert float(rewards["rewards/accuracy"]) == 0.5
+
+
+def test_a_rate_that_is_far_above_the_usual_of_a_method_is_told_before_start(judged: str) -> None:
+    def said(name: str, rate: float) -> list[str]:
+        config = recipe(
+            data={"dataset": judged}, method={"name": name}, training=SHORT | {"learning_rate": rate}
+        )
+        return [text for text in fit.remarks(config, 12) if "learning rate" in text]
+
+    assert "of 0.001 is high for dpo; 5e-6 to 5e-5 is usual" in said("dpo", 1e-3)[0]
+    assert not said("dpo", 5e-5) and not said("supervised", 1e-3)
+    shown = overview.outlook(
+        recipe(data={"dataset": judged}, method={"name": "dpo"}, training={"learning_rate": 1e-3})
+    )
+    assert any("is high for dpo" in check.text for check in shown.checks if check.level == "warning")
+
+
+def test_what_preference_runs_show_is_no_perplexity(judged: str) -> None:
+    run_id = _run(judged, "dpo")
+    runs.update(run_id, eval_loss=0.693, state="running")
+    name, value = status._held_out(runs.get(run_id))
+    assert (name, value) == ("held-out loss", "0.693")
+    points = [{"rewards": {"eval_rewards/accuracy": 0.5}, "step": 0}]
+    assert plots.rewards(points).layout.yaxis.title.text == "preference accuracy"
 
 
 def test_a_method_is_refused_before_start(samples: Path) -> None:

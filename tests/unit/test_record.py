@@ -143,6 +143,23 @@ def test_an_evaluation_is_written_at_once_with_all_before_it(
     assert [line["step"] for line in run.lines()] == [0, 1, 2, 2, 3, 3]
 
 
+def test_what_was_best_before_training_stays_the_best(run: Run) -> None:
+    run.begin()
+    run.log(eval_loss=0.69)
+    run.step(loss=0.5)
+    run.log(eval_loss=0.8)
+    row = runs.get(run.id)
+    assert (row["eval_loss"], row["best_eval_loss"], row["best_step"]) == (0.8, 0.69, 0)
+
+
+def test_the_loss_of_the_base_is_not_that_of_an_adapter_that_begins_as_more(run: Run) -> None:
+    run.begin()
+    run.log(base_loss=4.0)
+    run.log(eval_loss=3.0)
+    row = runs.get(run.id)
+    assert (row["base_eval_loss"], row["eval_loss"]) == (4.0, 3.0)
+
+
 def test_a_resumed_run_remembers_its_best(run: Run, tmp_path: Path) -> None:
     runs.update(run.id, best_eval_loss=1.5, best_step=4)
     run.state.global_step = 5
@@ -310,7 +327,7 @@ def test_what_is_logged_is_what_the_engine_computed_at_that_step(
         assert points[step]["loss"] == pytest.approx(mean, rel=1e-3)
         assert points[step]["grad_norm"] == pytest.approx(seen.norms[step - 1], rel=1e-3)
         # The rate that the step was taken with: three of warmup, then down to nothing.
-        rate = (step - 1) / 3 if step <= 3 else (10 - step) / 6
+        rate = step / 3 if step <= 3 else (10 - step) / 6
         assert points[step]["learning_rate"] == pytest.approx(0.003 * rate)
     assert [step for step, point in points.items() if point["eval_loss"] is not None] == [0, 4, 8, 9]
     history = (samples / "runs" / str(run_id) / "metrics_history.jsonl").read_text().splitlines()
