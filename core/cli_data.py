@@ -36,7 +36,7 @@ def add_parser(verbs: Any) -> None:
         "rename", help="call a dataset otherwise; recipes with its old name still find it"
     )
     rename.add_argument("name", help="a dataset, as `data` lists it")
-    rename.add_argument("new_name", metavar="NEW")
+    rename.add_argument("new_name", metavar="NEW", help="its new name")
     remove = verbs.add_parser("remove", help="delete a dataset that no run uses")
     remove.add_argument("name", help="a dataset, as `data` lists it")
     remove.add_argument("--yes", action="store_true", help="without asking")

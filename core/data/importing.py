@@ -27,8 +27,8 @@ from core.data.errors import KEPT_PROBLEMS, SHOWN_PROBLEMS, DataError, Problem, 
 from core.data.files import File, Reading, Source
 from core.data.jsonread import Record, line_ranges
 from core.data.limits import max_rows
-from core.data.mapping import MAY, NEEDS, Mapping, constant, quoted
-from core.data.mapping_text import refuse_missing_columns
+from core.data.mapping import Mapping
+from core.data.mapping_text import refuse_missing_columns, with_system
 from core.data.part import Counted, Part, as_line
 from core.data.read import line_blocks, records
 from core.data.rows import INDEX
@@ -149,26 +149,14 @@ def _guess(file: File, sample: Sequence[Record | Problem], options: Options) -> 
     mapping = options.mapping
     if mapping is None:
         guess = recognise(good, file.name)
-        return Guess(guess.shape, _with_system(guess.mapping, options.system, file.name))
-    mapping = _with_system(mapping, options.system, file.name)
+        return Guess(guess.shape, with_system(guess.mapping, options.system, file.name))
+    mapping = with_system(mapping, options.system, file.name)
     refuse_missing_columns(
         mapping, list(dict.fromkeys(name for record in good for name in record)), file.name
     )
     if missing := mapping.missing():
         raise StudioError("mapping", f"does not say which column is {' and '.join(missing)}", "Choose one.")
     return Guess(f"mapped {mapping.kind}", mapping)
-
-
-def _with_system(mapping: Mapping, text: str, name: str) -> Mapping:
-    """A mapping that gives every row a system prompt. :raises StudioError: when rows cannot have it"""
-    if not text.strip():
-        return mapping
-    if "system" not in (*NEEDS[mapping.kind], *MAY[mapping.kind]):
-        raise StudioError(name, f"is {mapping.kind}, whose rows have no system prompt", "Leave it empty.")
-    if mapping.system and constant(mapping.system) is None:
-        what = f"has a system prompt in its column {mapping.system}"
-        raise StudioError(name, what, "Leave the one for every row empty, or map system to nothing.")
-    return mapping.model_copy(update={"system": quoted(text.strip())})
 
 
 def named_held_out(names: Sequence[str]) -> list[str]:

@@ -11,7 +11,18 @@ from typing import Any, cast, get_args
 from pydantic import ValidationError
 
 from core import outside
-from core.data.mapping import MAY, NEEDS, NOT_PARTS, WRITTEN, Kind, Mapping, constant, is_whole, places
+from core.data.mapping import (
+    MAY,
+    NEEDS,
+    NOT_PARTS,
+    WRITTEN,
+    Kind,
+    Mapping,
+    constant,
+    is_whole,
+    places,
+    quoted,
+)
 from core.errors import StudioError
 from core.store import datasets as store
 
@@ -160,3 +171,15 @@ def said(mapping: str | None) -> str:
         return "not kept (stored by an earlier version)"
     known = Mapping.model_validate_json(mapping)
     return f"{known.kind}: {known.said()}"
+
+
+def with_system(mapping: Mapping, text: str, name: str) -> Mapping:
+    """A mapping that gives every row a system prompt. :raises StudioError: when rows cannot have it"""
+    if not text.strip():
+        return mapping
+    if "system" not in (*NEEDS[mapping.kind], *MAY[mapping.kind]):
+        raise StudioError(name, f"is {mapping.kind}, whose rows have no system prompt", "Leave it empty.")
+    if mapping.system and constant(mapping.system) is None:
+        what = f"has a system prompt in its column {mapping.system}"
+        raise StudioError(name, what, "Leave the one for every row empty, or map system to nothing.")
+    return mapping.model_copy(update={"system": quoted(text.strip())})

@@ -250,6 +250,9 @@ def _unfit(config: RunConfig, chosen: list[Chosen]) -> list[Check]:
                 pairs.refuse_unfit(row, config.method.name, one.name)
             except StudioError as error:
                 return [Check("bad", error.text)]
+            if config.method.name == "supervised" and "text" in row:
+                what = f"{one.name} holds plain texts, and supervised learns from answers"
+                return [Check("bad", f"method.name: {what}. Set the method to {pairs.methods_for(row)[0]}.")]
             if config.method.name == "supervised" and ("rejected" in row or "desirable" in row):
                 method = "dpo or orpo learns from both" if "rejected" in row else "kto learns from all"
                 text = f"{one.name}: only the better answers are learned; the method {method}"

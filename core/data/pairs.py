@@ -10,7 +10,6 @@ from core.errors import StudioError
 
 Row = dict[str, Any]
 WANTED = {
-    "supervised": ("messages", "answers"),
     "dpo": ("rejected", "pairs of a better and a worse answer"),
     "orpo": ("rejected", "pairs of a better and a worse answer"),
     "kto": ("desirable", "answers with a verdict (desirable: true or false)"),

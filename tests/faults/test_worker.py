@@ -309,7 +309,7 @@ def test_a_system_that_starts_no_process_in_advance_leaves_the_running_job_alone
 def chat(monkeypatch: pytest.MonkeyPatch) -> session.Loaded:
     """A chat model that stands on a GPU, as far as one can tell."""
     model = SimpleNamespace(device=SimpleNamespace(type="cuda"))
-    loaded = session.Loaded(1, 0.0, model, None)
+    loaded = session.Loaded(1, 0.0, model, None, "")
     monkeypatch.setattr(session, "_loaded", loaded)
     return loaded
 

@@ -31,7 +31,7 @@ def cards(name: str) -> list[str]:
         "datasets": [dataset],
         "base": {"sha256_before": "0"},
     }
-    metrics = {"steps": 1, "total_steps": 1, "best_step": None}
+    metrics = {"steps": 1, "total_steps": 1, "best_step": None, "adapter_step": 1}
     parity = {"prompts": 1, "largest_logit_difference": 0.0, "same_next_token": 1}
     parity |= {"answer_tokens": 1, "same_answers": 1}
     return [artifact.card(config, metadata, metrics), merge._card(config, parity)]

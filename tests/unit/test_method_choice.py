@@ -55,5 +55,7 @@ def test_a_method_that_does_not_fit_is_refused_with_the_one_that_does(
             continue
         assert len(bad) == 1 and f"{method} learns from " in bad[0]
         assert f"Set the method to {fits[0]}" in bad[0]
+        if method == "supervised":
+            continue  # runs of earlier versions learned texts so, and resume
         with pytest.raises(StudioError, match=f"Set the method to {fits[0]}"):
             prepare(config)
