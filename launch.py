@@ -33,8 +33,8 @@ def main() -> int:
         return run(arguments)  # installed with pip: there is nothing to prepare
     try:
         python = prepare()
-        if arguments[:1] == ["test"]:
-            return test(python, arguments[1:])
+        if (rest := of_test(arguments)) is not None:
+            return test(python, rest)
     except subprocess.CalledProcessError as error:
         print(
             f"error: `{' '.join(map(str, error.cmd[:6]))} ...` failed. See above; "
@@ -48,6 +48,15 @@ def main() -> int:
     if os.name == "nt":
         return subprocess.call(command)
     os.execv(command[0], command)
+
+
+def of_test(arguments: list[str]) -> list[str] | None:
+    """What is given to the verb ``test``, before it or after it; None for another verb."""
+    options = [word for word in arguments if word.startswith("-")]
+    place = next((place for place, word in enumerate(arguments) if word not in options), None)
+    if place is None or arguments[place] != "test":
+        return None
+    return arguments[:place] + arguments[place + 1 :]
 
 
 def run(arguments: list[str]) -> int:

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import io
 import os
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from core import cli_data, cli_forecast, cli_settings, cli_submit
+from core import cli_data, cli_doctor, cli_forecast, cli_order, cli_settings, cli_submit
 from core import config as schema
-from core.errors import StudioError, message_of
+from core.errors import StudioError, system_sentence
 from core.jobs import mode
+from core.store.opening import UnusableDatabase
 from core.terminal import clipped, safe, say, table, watch
 from core.training import world
 
@@ -27,7 +29,8 @@ Serve = Callable[[str, int, int | None, str], None]
 
 def main(argv: list[str], serve: Serve) -> int:
     """:returns: the exit code: 0 well, 1 a job failed or was stopped, 2 wrong use"""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(cli_order.verb_first(argv, parser))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows what it can
@@ -35,18 +38,36 @@ def main(argv: list[str], serve: Serve) -> int:
     if rank:
         return _follow() if arguments.verb in _TRAINING else 0
     try:
-        done = _VERBS[arguments.verb](arguments, serve)
+        done = _done(arguments, serve)
         world.dismiss()
         return done
     except StudioError as error:
-        print(f"error: {safe(message_of(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+        return _refused(error.text)
     except BrokenPipeError:
         # The reader, such as head, has seen enough; Python must not complain of it at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (OSError, sqlite3.Error) as error:
+        if (text := system_sentence(error)) is None:
+            raise
+        return _refused(text)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _done(arguments: argparse.Namespace, serve: Serve) -> int:
+    verb = _VERBS[arguments.verb]
+    try:
+        return verb(arguments, serve)
+    except UnusableDatabase as error:
+        if not error.rebuilt or not cli_doctor.offered(error):
+            raise
+        return verb(arguments, serve)
+
+
+def _refused(text: str) -> int:
+    print(f"error: {safe(text)}", file=sys.stderr)
+    return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,7 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     for target in (resume, evaluate, merge, export, show, branch, again, submit, delete):
         target.add_argument("run", type=int, help="the run's number, as `runs` lists it")
     verbs.add_parser("runs", help="list all runs")
-    verbs.add_parser("doctor", help="versions, device, compute type and why, free memory and disk")
+    cli_doctor.options(
+        verbs.add_parser("doctor", help="versions, device, compute type and why, free memory and disk")
+    )
     verbs.add_parser("test", help="run every test (python launch.py test, from a checkout)")
     return parser
 
@@ -325,11 +348,7 @@ def _delete(arguments: argparse.Namespace, serve: Serve) -> int:
 
 
 def _doctor(arguments: argparse.Namespace, serve: Serve) -> int:
-    from core.models import hardware
-
-    for name, value in hardware.report():
-        print(f"{name:<14}{value}")
-    return 0
+    return cli_doctor.doctor(arguments)
 
 
 def _test(arguments: argparse.Namespace, serve: Serve) -> int:

@@ -5,6 +5,7 @@ Everything that is not a StudioError is a bug: it keeps its traceback in the log
 
 import errno
 import logging
+import os
 import secrets
 import sqlite3
 
@@ -48,17 +49,52 @@ class Interrupted(StopRequested):
     """The process is to end: what was done is saved, and the run goes on from there when it is resumed."""
 
 
+# What SQLite says, and what it means for whoever reads it.
+_DATABASE = (
+    ("disk is full", ""),
+    ("is locked", "The database is held by another program. Close that, or wait, then try again."),
+    ("readonly database", "The database cannot be written. Give this user the right to write the workspace."),
+    (
+        "unable to open database",
+        "The database cannot be opened. See that this user may read and write the workspace, then try again.",
+    ),
+    ("disk I/O error", "The disk could not be read or written. Check the disk, then try again."),
+    (
+        "malformed",
+        "The database is damaged. Stop Plumbline, then run `plumbline doctor --rebuild`: it lists every run "
+        "and dataset again from their folders, and keeps the damaged file beside.",
+    ),
+)
+_FULL = "The disk is full. Free some space, then resume: what was saved before is intact."
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO)
+
+
+def system_sentence(error: BaseException) -> str | None:
+    """What went wrong with the disk or the database, in words; None when it was neither of them."""
+    if isinstance(error, sqlite3.DatabaseError):
+        return next((text or _FULL for said, text in _DATABASE if said in str(error)), None)
+    if not isinstance(error, OSError):
+        return None
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _FULL
+    why = os.strerror(error.errno or 0)
+    if error.errno in _REFUSED and error.filename is not None:
+        return f"{error.filename}: cannot be used ({why}). Mend that, or choose another place."
+    if error.errno in (errno.EIO, errno.EROFS, errno.EFBIG):  # a write names no file
+        return f"The disk could not be written ({why}). Check it, then try again: what was saved is intact."
+    return None
+
+
 def message_of(error: BaseException) -> str:
     """The text that a person sees for this exception.
 
-    Full disks and exhausted memory are told apart, because each has a remedy; any other
+    Disks, databases and exhausted memory are told apart, because each has a remedy; any other
     exception that is not a StudioError is logged with its traceback under a short code.
     """
     if isinstance(error, StudioError):
         return error.text
-    full = isinstance(error, sqlite3.OperationalError) and "disk is full" in str(error)
-    if full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
-        return "The disk is full. Free some space, then resume: what was saved before is intact."
+    if (known := system_sentence(error)) is not None:
+        return known
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return (
             "Out of memory. Lower training.micro_batch_tokens or training.max_length, or set "

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -24,10 +25,11 @@ from gradio.utils import get_upload_folder
 
 from core.errors import StudioError
 from core.home import assets, export_folder, folder, home
-from core.jobs import queue, removal, signals
+from core.jobs import alone, queue, removal, signals
 from core.jobs.mode import choose
 from core.jobs.words import subject
 from core.jobs.worker import Worker
+from core.store import startup
 from studio import app as studio_app
 from studio import sessions
 from studio.gate.connection import Connection
@@ -52,7 +54,7 @@ def application(host: str) -> FastAPI:
             raise HTTPException(404, "no such export") from error
         if job["state"] != "completed" or not job["result"] or "file" not in job["result"]:
             raise HTTPException(404, "no such export")
-        path = export_folder(job_id) / job["result"]["file"]
+        path = export_folder(job_id, create=False) / Path(job["result"]["file"]).name
         if not path.is_file():
             raise HTTPException(404, "its file was deleted from the workspace")
         return FileResponse(path, filename=path.name)
@@ -80,7 +82,9 @@ def application(host: str) -> FastAPI:
         # Below the gate's own limit: Gradio removes what it cuts off, the gate only ends it.
         max_file_size=UPLOAD_LIMIT - 1024**2,
         allowed_paths=[],
-        blocked_paths=[str(home() / name) for name in ("plumbline.db", "datasets", "runs", "exports")],
+        blocked_paths=[
+            str(home() / name) for name in ("plumbline.db", "backups", "datasets", "runs", "exports")
+        ],
         run_history=False,
         enable_monitoring=False,
         mcp_server=False,
@@ -106,11 +110,21 @@ def serve(host: str, port: int, run_id: int | None, worker_mode: str = "auto") -
 
     :param run_id: the run that the printed address opens
     :param worker_mode: where jobs are done: ``auto``, ``process`` or ``thread``
-    :raises StudioError: when the address is unsafe or taken, or the worker's mode is none of these
+    :raises StudioError: when the address is unsafe or taken, the worker's mode is none of these, another
+        studio serves this workspace, or its database is not to be gone on with
     """
     if os.environ.get("SPACE_ID"):
         host = "0.0.0.0"
     mode = choose(worker_mode)
+    with alone.studio() as note_address:
+        for text in startup.ready():
+            print(f"Note: {text}", flush=True)
+        _serve(host, port, run_id, mode.value, note_address)
+
+
+def _serve(
+    host: str, port: int, run_id: int | None, worker_mode: str, note_address: Callable[[str], None]
+) -> None:
     _forget_uploads()
     removal.clear()
     server = application(host)
@@ -119,11 +133,13 @@ def serve(host: str, port: int, run_id: int | None, worker_mode: str = "auto") -
     # A thread that trains gives way to a click after 1 ms, not Python's usual 5.
     sys.setswitchinterval(0.001)
     listener = _listener(host, port)
-    worker = Worker(mode.value)
+    worker = Worker(worker_mode)
     worker.start()
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     query = f"?run={run_id}" if run_id is not None else ""
-    print(f"Plumbline is at http://{shown}:{listener.getsockname()[1]}/{query}  (Ctrl-C ends it)", flush=True)
+    address = f"http://{shown}:{listener.getsockname()[1]}/"
+    note_address(address)
+    print(f"Plumbline is at {address}{query}  (Ctrl-C ends it)", flush=True)
     # Forwarded headers are not believed; the gate takes from a proxy what it needs.
     config = uvicorn.Config(
         server, http=Connection, log_level="warning", proxy_headers=False, timeout_graceful_shutdown=2

@@ -15,6 +15,7 @@ class Studio:
     """A running studio: its address, its process, and what it printed."""
 
     def __init__(self, home: Path, *arguments: str, port: str = "0", **environment: str) -> None:
+        self.home = home
         self.printed: list[str] = []
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "launch.py"), *arguments, "--port", port],

@@ -1,12 +1,15 @@
 """Datasets of the workspace: the samples, and deletion."""
 
 import shutil
+from collections.abc import Iterator
 from typing import Any
+
+from filelock import FileLock
 
 from core.config import RunConfig
 from core.data import pairs, rows
 from core.data.files import Source
-from core.data.importing import Options, add
+from core.data.importing import Options, add, seen
 from core.data.mapping import Mapping
 from core.errors import StudioError
 from core.home import assets, home
@@ -20,10 +23,22 @@ def ensure_samples() -> None:
     """Put the sample datasets that ship with the code into a workspace that has none."""
     if store.names():
         return
+    with FileLock(home() / "samples.lock", mode=0o600):  # two processes may start at once
+        if not store.names():
+            for sources in _samples():
+                add(*sources)
+
+
+def samples() -> dict[str, dict[str, Any]]:
+    """What is stored of each sample beside its rows, by its rows' checksum."""
+    return {row["sha256"]: row for row in (seen(*sources) for sources in _samples())}
+
+
+def _samples() -> Iterator[tuple[list[Source], list[Source], Options]]:
     for folder in sorted((assets() / "samples").iterdir()):
         if (folder / "train.jsonl").exists():
             train, held_out = (Source(folder / name, name) for name in ("train.jsonl", "held_out.jsonl"))
-            add([train], [held_out], Options(name=folder.name))
+            yield [train], [held_out], Options(name=folder.name)
 
 
 def remove(dataset_id: int) -> None:

@@ -6,14 +6,13 @@ process a core. An import either stores everything or nothing.
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,14 @@ import numpy
 from core.data import arrow, check, files
 from core.data.children import children, cores
 from core.data.convert import converter
-from core.data.errors import KEPT_PROBLEMS, SHOWN_PROBLEMS, DataError, Problem, RowError
+from core.data.errors import SHOWN_PROBLEMS, DataError, Problem, RowError
 from core.data.files import File, Reading, Source
 from core.data.jsonread import Record, line_ranges
 from core.data.limits import max_rows
 from core.data.mapping import Mapping
 from core.data.mapping_text import refuse_missing_columns, with_system
-from core.data.part import Counted, Part, as_line
+from core.data.part import Counted, Part, Writer, as_line
 from core.data.read import line_blocks, records
-from core.data.rows import INDEX
 from core.data.shapes import Guess, recognise
 from core.errors import StudioError
 from core.home import folder
@@ -179,43 +177,67 @@ def add(
     :param origin: where the files came from, when not from the user's disk
     :raises StudioError: with file, line and field of everything wrong; nothing is stored then
     """
+    with _staging() as staging:
+        values = _checked(sources, held_out, options, staging, report, origin)
+        return store.add(values["name"], values, staging)
+
+
+def seen(sources: Sequence[Source], held_out: Sequence[Source], options: Options) -> dict[str, Any]:
+    """What `add` would store of a dataset beside its rows; nothing is stored."""
+    with _staging() as staging:
+        return _checked(sources, held_out, options, staging, lambda share, text: None, None)
+
+
+@contextmanager
+def _staging() -> Iterator[Path]:
+    staging = Path(tempfile.mkdtemp(prefix="import-", dir=folder("staging")))
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _checked(
+    sources: Sequence[Source],
+    held_out: Sequence[Source],
+    options: Options,
+    staging: Path,
+    report: Report,
+    origin: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Check files, write their rows to ``staging`` and say what they are."""
     if not sources:
         raise StudioError("import", "has no file", "Choose at least one.")
     names = named_held_out([source.name for source in sources])
     if names and not held_out and not options.all_trained:
         what = "is named like rows to hold out, and stands among the files to train on"
         raise StudioError(names[0], what, "Give it as a held-out file, or say that all files are trained on.")
-    staging = Path(tempfile.mkdtemp(prefix="import-", dir=folder("staging")))
-    try:
-        train = _part(sources, "train", options, staging, report)
-        held = _part(held_out, "held_out", options, staging, report) if held_out else None
-        if held and held.guess.mapping != train.guess.mapping:
-            raise StudioError(
-                held_out[0].name,
-                f"has the shape {held.guess.shape}, {sources[0].name} has {train.guess.shape}",
-                "Use one shape, or a mapping for both.",
-            )
-        found = check.findings("train", train.index, train.counted)
-        if held:
-            found += check.findings("held_out", held.index, held.counted)
-            found += check.leaks(train.index, held.index)
-        name = options.name or _stem(sources[0].name)
-        values = {
-            "shape": train.guess.shape,
-            "rows": train.counted.rows,
-            "held_out_rows": held.counted.rows if held else 0,
-            "sha256": hashlib.sha256((train.sha256 + (held.sha256 if held else "")).encode()).hexdigest(),
-            "source": ", ".join(source.name for source in (*sources, *held_out))[:1000],
-            "left_out": str(train.counted.problem_count + (held.counted.problem_count if held else 0)),
-            "bytes": train.counted.bytes + (held.counted.bytes if held else 0),
-            "mapping": train.guess.mapping.model_dump_json(exclude_defaults=True),
-            "findings": json.dumps([asdict(finding) for finding in found]),
-            "columns": json.dumps(_columns(train.counted)),
-            "origin": json.dumps(origin or {}),
-        }
-        return store.add(name, values, staging)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    train = _part(sources, "train", options, staging, report)
+    held = _part(held_out, "held_out", options, staging, report) if held_out else None
+    if held and held.guess.mapping != train.guess.mapping:
+        raise StudioError(
+            held_out[0].name,
+            f"has the shape {held.guess.shape}, {sources[0].name} has {train.guess.shape}",
+            "Use one shape, or a mapping for both.",
+        )
+    found = check.findings("train", train.index, train.counted)
+    if held:
+        found += check.findings("held_out", held.index, held.counted)
+        found += check.leaks(train.index, held.index)
+    return {
+        "name": options.name or _stem(sources[0].name),
+        "shape": train.guess.shape,
+        "rows": train.counted.rows,
+        "held_out_rows": held.counted.rows if held else 0,
+        "sha256": hashlib.sha256((train.sha256 + (held.sha256 if held else "")).encode()).hexdigest(),
+        "source": ", ".join(source.name for source in (*sources, *held_out))[:1000],
+        "left_out": str(train.counted.problem_count + (held.counted.problem_count if held else 0)),
+        "bytes": train.counted.bytes + (held.counted.bytes if held else 0),
+        "mapping": train.guess.mapping.model_dump_json(exclude_defaults=True),
+        "findings": json.dumps([asdict(finding) for finding in found]),
+        "columns": json.dumps(_columns(train.counted)),
+        "origin": json.dumps(origin or {}),
+    }
 
 
 def _stem(name: str) -> str:
@@ -246,7 +268,7 @@ def _part(sources: Sequence[Source], part: str, options: Options, staging: Path,
             if guess.mapping != guesses[0].mapping:
                 what = f"has the shape {guess.shape}, {opened[0].name} has {guesses[0].shape}"
                 raise StudioError(file.name, what, "Import them one by one.")
-        writer = _Writer(staging / f"{part}.jsonl")
+        writer = Writer(staging / f"{part}.jsonl")
         with writer:
             for number, file in enumerate(opened):
                 size = file.path.stat().st_size
@@ -269,59 +291,7 @@ def _part(sources: Sequence[Source], part: str, options: Options, staging: Path,
     return _Imported(guesses[0], counted, index, writer.sha256)
 
 
-@dataclass
-class _Writer:
-    """The rows file as it grows: appended to, hashed and counted, part after part."""
-
-    path: Path
-    counted: Counted = field(default_factory=Counted)
-    index: list[Any] = field(default_factory=list)
-
-    def __enter__(self) -> None:
-        self._file = open(self.path, "wb")  # noqa: SIM115 (closed in __exit__)
-        self._hash = hashlib.sha256()
-
-    def __exit__(self, *error: Any) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-
-    def write(self, block: bytes) -> int:
-        self._hash.update(block)
-        return self._file.write(block)
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
-
-    def add(self, part: Counted, index: Any, lines: int = 0, records: int = 0) -> None:
-        """Take over what a part counted; ``lines`` and ``records`` of the file came before it."""
-        counted = self.counted
-        index["offset"] += numpy.uint64(counted.bytes)
-        index["line"] += numpy.uint32(lines)
-        self.index.append(index)
-        for kind, (count, rows) in part.hits.items():
-            old, first = counted.hits.get(kind, (0, []))
-            shown = (first + [counted.rows + row for row in rows])[: check.SHOWN]
-            counted.hits[kind] = (old + count, shown)
-        room = KEPT_PROBLEMS - len(counted.problems)
-        counted.problems += [
-            problem._replace(line=problem.line + lines, row=problem.row + records)
-            for problem in part.problems[:room]
-        ]
-        counted.problem_count += part.problem_count
-        counted.records += part.records
-        counted.rows += part.rows
-        counted.bytes += part.bytes
-        counted.labels.update(part.labels)
-        counted.groups.update(part.groups)
-        counted.columns.update(part.columns)
-
-    def indexed(self) -> Any:
-        return numpy.concatenate(self.index) if self.index else numpy.empty(0, INDEX)
-
-
-def _serial(file: File, number: int, mapping: Mapping, writer: _Writer, report: Report) -> None:
+def _serial(file: File, number: int, mapping: Mapping, writer: Writer, report: Report) -> None:
     part = Part(mapping, writer, number)  # type: ignore[arg-type]
 
     def note(count: int) -> None:
@@ -350,7 +320,7 @@ def _refuse_too_many(name: str, count: int) -> None:
 
 
 def _parallel(
-    file: File, number: int, mapping: Mapping, writer: _Writer, staging: Path, report: Report
+    file: File, number: int, mapping: Mapping, writer: Writer, staging: Path, report: Report
 ) -> None:
     """Byte ranges through child processes; their parts are joined in the file's order."""
     tasks = [

@@ -5,7 +5,9 @@ byte ranges as lines of JSON. ``python -m core.data.part`` is only ever started 
 """
 
 import gc
+import hashlib
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -50,6 +52,58 @@ class Counted:
     labels: Counter[str] = field(default_factory=Counter)
     groups: Counter[str] = field(default_factory=Counter)
     columns: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class Writer:
+    """The rows file as it grows: appended to, hashed and counted, part after part."""
+
+    path: Path
+    counted: Counted = field(default_factory=Counted)
+    index: list[Any] = field(default_factory=list)
+
+    def __enter__(self) -> None:
+        self._file = open(self.path, "wb")  # noqa: SIM115 (closed in __exit__)
+        self._hash = hashlib.sha256()
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def write(self, block: bytes) -> int:
+        self._hash.update(block)
+        return self._file.write(block)
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def add(self, part: Counted, index: Any, lines: int = 0, records: int = 0) -> None:
+        """Take over what a part counted; ``lines`` and ``records`` of the file came before it."""
+        counted = self.counted
+        index["offset"] += numpy.uint64(counted.bytes)
+        index["line"] += numpy.uint32(lines)
+        self.index.append(index)
+        for kind, (count, rows) in part.hits.items():
+            old, first = counted.hits.get(kind, (0, []))
+            shown = (first + [counted.rows + row for row in rows])[: check.SHOWN]
+            counted.hits[kind] = (old + count, shown)
+        room = KEPT_PROBLEMS - len(counted.problems)
+        counted.problems += [
+            problem._replace(line=problem.line + lines, row=problem.row + records)
+            for problem in part.problems[:room]
+        ]
+        counted.problem_count += part.problem_count
+        counted.records += part.records
+        counted.rows += part.rows
+        counted.bytes += part.bytes
+        counted.labels.update(part.labels)
+        counted.groups.update(part.groups)
+        counted.columns.update(part.columns)
+
+    def indexed(self) -> Any:
+        return numpy.concatenate(self.index) if self.index else numpy.empty(0, INDEX)
 
 
 class Part:

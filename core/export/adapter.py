@@ -9,12 +9,12 @@ from typing import Any
 from core.errors import StudioError
 from core.evaluation.compare import refuse_without_adapter
 from core.export import files
+from core.files import sha256_of
 from core.home import export_folder, run_folder
 from core.jobs.worker import Job
 from core.models import adapter_check, load, readers
 from core.store import runs
 from core.training.artifact import broken_files, refuse_other_tokenizer
-from core.training.checkpoints import sha256_of
 
 
 def export_adapter(job: Job) -> dict[str, Any]:

@@ -18,13 +18,13 @@ from core.errors import StudioError
 from core.evaluation.compare import refuse_without_adapter
 from core.evaluation.generate import greedy, task_of
 from core.export import bases, files
+from core.files import sha256_of
 from core.home import export_folder, run_folder
 from core.jobs.worker import Job
 from core.markdown import code, plain, quoted
 from core.models import adapter_check, adapters, hardware, load
 from core.store import runs
 from core.training.artifact import refuse_other_tokenizer
-from core.training.checkpoints import sha256_of
 
 PARITY_PROMPTS = 8
 

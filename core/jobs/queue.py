@@ -12,7 +12,7 @@ from sqlite_utils.db import NotFoundError
 
 from core.errors import StudioError
 from core.jobs.words import subject
-from core.store import runs
+from core.store import history, runs, sidecars
 from core.store.database import database, insert, writing
 
 Kind = Literal["train", "evaluate", "merge", "adapter", "check", "probe"]
@@ -61,7 +61,14 @@ def enqueue(
             db.table("runs").update(
                 run_id, {"state": "queued", "error": None, "finished_at": None, "seconds_left": None}
             )
+        _note(run_id)
     return job_id
+
+
+def _note(run_id: int | None) -> None:
+    """A job of a run changed; a check's and a probe's are in no folder."""
+    if run_id is not None:
+        sidecars.note("run", run_id)
 
 
 def get(job_id: int) -> dict[str, Any]:
@@ -176,6 +183,7 @@ def set_state(job_id: int, state: str, error: str | None = None, result: Any = N
             if state == "preparing" and db.table("runs").get(job["run_id"])["started_at"]:
                 change.pop("started_at")
             db.table("runs").update(job["run_id"], change | ({"error": error} if state in ENDED else {}))
+        _note(job["run_id"])
 
 
 def _newest_training(run_id: int) -> int:
@@ -315,6 +323,8 @@ def mark_orphans() -> list[int]:
     orphans = [row["id"] for row in database().table("jobs").rows_where(f"state in ({marks})", ACTIVE)]
     for job_id in orphans:
         job = get(job_id)
+        if job["kind"] == "train":
+            history.catch_up(job["run_id"])
         set_state(job_id, "interrupted", error="The process that worked on it ended.")
         runs.event(f"{job['kind']} was interrupted: its process ended", job["run_id"], job_id, "warning")
     return orphans

@@ -1,12 +1,14 @@
 """Work the queue in this process, or wait for the process that does, until one job has ended."""
 
 import signal
+import sqlite3
 import time
 from collections.abc import Callable
 from typing import Any
 
 from core.jobs import mode, queue, signals
 from core.jobs.worker import Worker
+from core.store.database import is_held
 
 
 def until_ended(job_id: int, look: Callable[[dict[str, Any]], None] = lambda job: None) -> dict[str, Any]:
@@ -33,9 +35,8 @@ def until_ended(job_id: int, look: Callable[[dict[str, Any]], None] = lambda job
             while (job := queue.get(job_id))["state"] not in queue.ENDED:
                 look(job)
                 if asked and not told:
-                    told = True
                     worker.close()
-                    (queue.stop if asked[0] == signal.SIGINT else queue.end)(job_id)
+                    told = _asked(queue.stop if asked[0] == signal.SIGINT else queue.end, job_id)
                 elif told and job["state"] == "queued":
                     break
                 time.sleep(0.25)
@@ -45,3 +46,14 @@ def until_ended(job_id: int, look: Callable[[dict[str, Any]], None] = lambda job
             worker.close()
             if not asked or queue.get(job_id)["state"] in queue.ENDED:
                 worker.join()
+
+
+def _asked(ask: Callable[[int], None], job_id: int) -> bool:
+    """Ask a job to end; False while another program holds the database."""
+    try:
+        ask(job_id)
+    except sqlite3.OperationalError as error:
+        if not is_held(error):
+            raise
+        return False
+    return True

@@ -6,6 +6,7 @@ supervises a process for each.
 """
 
 import logging
+import sqlite3
 import threading
 import time
 import traceback
@@ -19,7 +20,8 @@ from core.home import home, run_folder
 from core.jobs import life, queue
 from core.jobs import mode as modes
 from core.models import stack
-from core.store import runs
+from core.store import backups, runs
+from core.store.database import JOB_SECONDS, PASSING_SECONDS, in_passing, is_held, patience, writing
 
 if TYPE_CHECKING:
     from core.jobs.supervisor import Supervisor
@@ -37,6 +39,8 @@ class Job:
         self.payload: dict[str, Any] = row["payload"]
         self._run_id: int | None = row["run_id"]
         self._dataset_id: int | None = row["dataset_id"]
+        self._events: list[tuple[str, str, float]] = []
+        self._phase: tuple[str, float | None] | None = None
 
     @property
     def run_id(self) -> int:
@@ -51,9 +55,10 @@ class Job:
         return self._dataset_id
 
     def event(self, text: str, level: str = "info") -> None:
-        """A line of the log that people see."""
+        """A line of the log that people see. It waits while another program holds the database."""
         life.sign()
-        runs.event(text, self._run_id, self.id, level)
+        self._events.append((text, level, time.time()))
+        in_passing(self.settle)
 
     def log(self, text: str) -> None:
         """Keep a traceback: in the run's folder, or in the workspace's when there is no run."""
@@ -67,13 +72,33 @@ class Job:
             queue.set_state(self.id, "running")
 
     def report(self, phase: str, progress: float | None = None) -> None:
+        """What is being done; while another program holds the database, only the newest is kept."""
         life.sign()
-        queue.set_progress(self.id, phase, progress)
+        self._phase = phase, progress
+        in_passing(self.settle)
+
+    def settle(self) -> None:
+        """Write what waits: events and the phase."""
+        with writing():
+            for text, level, at in self._events:
+                runs.event(text, self._run_id, self.id, level, at)
+            if self._phase is not None:
+                queue.set_progress(self.id, *self._phase)
+        self._events, self._phase = [], None
 
     def stop_requested(self) -> bool:
-        """Whether the job is to save its state and end: the user pressed Stop, or Plumbline is ended."""
+        """Whether the job is to save its state and end: the user pressed Stop, or Plumbline is ended.
+
+        While another program holds the database nobody can have asked for it.
+        """
         life.sign()
-        return queue.stop_requested(self.id)
+        try:
+            with patience(PASSING_SECONDS):
+                return queue.stop_requested(self.id)
+        except sqlite3.OperationalError as error:
+            if not is_held(error):
+                raise
+            return False
 
     def check_stop(self) -> None:
         """:raises StopRequested: when the user pressed Stop, or Plumbline is ended"""
@@ -133,8 +158,9 @@ class Worker(threading.Thread):
                 self.closing.wait(2.0)
                 continue
             try:
-                queue.mark_orphans()
-                self._work()
+                with patience(JOB_SECONDS):
+                    queue.mark_orphans()
+                    self._work()
             except Exception:
                 # The store failed, not a job; a worker that ends would leave the queue waiting.
                 log.exception("the worker could not go on; trying again")
@@ -148,6 +174,7 @@ class Worker(threading.Thread):
         while not self.closing.is_set():
             row = queue.next_queued()
             if row is None:
+                backups.daily()
                 if self._supervisor is not None:
                     self._supervisor.idle()
                 self.closing.wait(self.poll_seconds)
@@ -175,11 +202,20 @@ class Worker(threading.Thread):
         deadline = time.monotonic() + seconds
         while self.is_alive() and time.monotonic() < deadline:
             if (job := self._job) is not None:
-                queue.end(job.id)  # again and again: it may have been on its way out of the queue
+                _ask_to_end(job)  # again and again: it may have been on its way out of the queue
             self.join(0.1)
         if self._supervisor is not None:
             self._supervisor.kill()
             self.join(2.0)
+
+
+def _ask_to_end(job: Job) -> None:
+    try:
+        with patience(PASSING_SECONDS):
+            queue.end(job.id)
+    except sqlite3.OperationalError as error:
+        if not is_held(error):
+            raise
 
 
 def _supervisor() -> "Supervisor":
@@ -205,11 +241,17 @@ def work_on(job: Job) -> None:
 
 def perform(job: Job) -> None:
     """Do a job that was claimed, here."""
+    with patience(JOB_SECONDS):
+        _perform(job)
+
+
+def _perform(job: Job) -> None:
     try:
         if job.kind != "check":
             stack.ready()
             make_room(job)
         result = _handler(job.kind)(job)
+        job.settle()
     except StopRequested:
         record_stop(job)
     except Exception as error:
@@ -219,10 +261,18 @@ def perform(job: Job) -> None:
         traceback.clear_frames(error.__traceback__)
         record_failure(job, text)
     else:
-        queue.set_state(job.id, "completed", result=result)
-        job.event(f"{job.kind} completed")
+        _record_completion(job, result)
     finally:
         release_memory()
+
+
+def _record_completion(job: Job, result: Any) -> None:
+    try:
+        queue.set_state(job.id, "completed", result=result)
+        job.event(f"{job.kind} completed")
+    except sqlite3.Error as error:
+        # A disk that took no more may take this: a run is resumed, and has only this left to do.
+        record_failure(job, message_of(error))
 
 
 def record_stop(job: Job) -> None:

@@ -2,11 +2,9 @@
 
 import os
 import platform
-import shutil
 from typing import Any, NamedTuple
 
 from core.config import RunConfig
-from core.home import home
 from core.models import stack
 
 GIB = 1024**3
@@ -165,11 +163,8 @@ def report() -> list[tuple[str, str]]:
         rows.append(("GPU memory", f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"))
     memory = psutil.virtual_memory()
     rows.append(("memory", f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"))
-    disk = shutil.disk_usage(home())
-    rows.append(("disk", f"{disk.free / GIB:.1f} of {disk.total / GIB:.1f} GiB free in the workspace"))
     rows.append(("CPU cores", str(os.cpu_count())))
     rows.append(("worker", f"{worker.value}: {worker.why}"))
-    rows.append(("workspace", str(home())))
     return rows
 
 

@@ -3,20 +3,28 @@
 Never share a connection between threads; call `database()` wherever one is needed.
 """
 
+import functools
+import math
+import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from sqlite_utils import Database, Migrations
 
-from core.home import home
+from core.store import backups, opening
+from core.store.opening import database_path
 
 migrations = Migrations("plumbline")
 _local = threading.local()
+JOB_SECONDS = 600.0  # how long a job waits for its turn with what it cannot go on without
+PASSING_SECONDS, HELD_SECONDS = 0.1, 1.0
 
 
 @migrations()
@@ -188,17 +196,80 @@ def m009_lineage(db: Database) -> None:
     db.table("runs").add_column("relation", str)
 
 
-def database_path() -> Path:
-    return home() / "plumbline.db"
+@migrations()
+def m010_workspace(db: Database) -> None:
+    # Which database this is, and how many changes of runs and datasets it has seen (core.store.sidecars).
+    db.table("workspace").create({"id": str, "changes": int}, pk="id", not_null={"changes"})
+    db.table("workspace").insert({"id": uuid.uuid4().hex, "changes": 0})
 
 
 def database() -> Database:
-    """This thread's connection to the workspace's database, migrated."""
+    """This thread's connection to the workspace's database, migrated.
+
+    :raises StudioError: when the file is not to be used (core.store.opening)
+    """
     path = str(database_path())
     if getattr(_local, "path", None) != path:
-        _local.db = _open(path)
+        _local.db = _open(database_path())
         _local.path = path
     return _local.db
+
+
+def let_go() -> None:
+    """Close this thread's connection, because the file is about to be replaced."""
+    if getattr(_local, "path", None) is not None:
+        _local.db.conn.close()
+        _local.path = None
+
+
+@contextmanager
+def in_place_of_it(path: Path) -> Iterator[Database]:
+    """While inside, this thread works on another file, which is made, in place of the workspace's."""
+    let_go()
+    _local.db, _local.path = _connected(path), str(database_path())
+    try:
+        migrations.apply(_local.db)
+        yield _local.db
+    finally:
+        let_go()
+
+
+@contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """While inside, this thread waits so long for its turn, when another program holds the database."""
+    connection = database().conn
+    before = connection.execute("PRAGMA busy_timeout").fetchone()[0]
+    connection.execute(f"PRAGMA busy_timeout = {round(1000 * seconds)}")
+    try:
+        yield
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {before}")
+
+
+def in_passing(write: Callable[[], None]) -> bool:
+    """Write what can wait until later, unless another program holds the database. :returns: whether it was
+
+    A database that is held costs a tenth of a second, and nothing more until a second has passed.
+    """
+    if database().conn.in_transaction:
+        write()
+        return True
+    if time.monotonic() - getattr(_local, "held_at", -math.inf) < HELD_SECONDS:
+        return False
+    try:
+        with patience(PASSING_SECONDS), writing():
+            write()
+    except sqlite3.OperationalError as error:
+        if not is_held(error):
+            raise
+        _local.held_at = time.monotonic()
+        return False
+    return True
+
+
+def is_held(error: BaseException) -> bool:
+    """Whether a write or a read failed because another program holds the database."""
+    return isinstance(error, sqlite3.OperationalError) and "is locked" in str(error)
 
 
 @contextmanager
@@ -219,7 +290,19 @@ def writing() -> Iterator[Database]:
         db.conn.commit()  # may fail too, as on a full disk
     except BaseException:
         db.conn.rollback()
+        _local.waiting = []
         raise
+    waiting, _local.waiting = getattr(_local, "waiting", []), []
+    for action in dict.fromkeys(waiting):
+        action()
+
+
+def once_committed(action: Callable[[], None]) -> None:
+    """Call something now, or once a transaction is committed, however often that was asked for in it."""
+    if not database().conn.in_transaction:
+        action()
+        return
+    _local.waiting = [*getattr(_local, "waiting", []), action]
 
 
 def stamp() -> tuple[tuple[int, int], ...]:
@@ -237,22 +320,39 @@ def insert(table: str, values: dict[str, Any]) -> int:
     return int(str(database().table(table).insert(values).last_pk))
 
 
-def _open(path: str) -> Database:
+@functools.cache
+def known() -> tuple[str, ...]:
+    """The names of all migrations of this version, in their order."""
+    return tuple(migration.name for migration in migrations.pending(Database(memory=True)))
+
+
+def _open(path: Path) -> Database:
+    missing = _missing(path)
+    if not missing:
+        return _connected(path)
+    # Of two processes that open a new or an old file at once, the second finds nothing left to do.
+    with FileLock(path.with_name("migration.lock"), mode=0o600):
+        missing = _missing(path)
+        if missing and len(missing) < len(known()):
+            backups.before_migration(missing[0])
+        db = _connected(path)
+        migrations.apply(db)
+        return db
+
+
+def _missing(path: Path) -> list[str]:
+    has = opening.applied(path, known())
+    return [name for name in known() if name not in has]
+
+
+def _connected(path: Path) -> Database:
+    if not path.exists():
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # SQLite gives its other files the same rights
     connection = sqlite3.connect(path, timeout=10.0)
     connection.execute("PRAGMA trusted_schema = OFF")
     # With a write-ahead log this is safe against crashes; only a power cut can take the last commits.
     # A commit that waits for the disk would hold up training.
     connection.execute("PRAGMA synchronous = NORMAL")
     db = Database(connection)
-    for attempt in range(5):
-        try:
-            db.enable_wal()
-            migrations.apply(db)
-            return db
-        except sqlite3.OperationalError:
-            # Two processes that migrate a new file at once: the second sees the first one's
-            # tables, or a lock, and finds nothing left to do on its next look.
-            if attempt == 4:
-                raise
-            time.sleep(0.3)
-    raise AssertionError("unreachable")
+    db.enable_wal()
+    return db

@@ -11,7 +11,8 @@ from typing import Any
 from sqlite_utils.db import NotFoundError
 
 from core.errors import StudioError
-from core.home import folder
+from core.home import PRIVATE, folder, numbers_in
+from core.store import sidecars
 from core.store.database import database, insert, writing
 
 
@@ -20,15 +21,16 @@ def add(name: str, values: dict[str, Any], rows: Path) -> int:
 
     :param name: as wanted; made free and safe to show, never used as a path
     """
-    with writing():
-        dataset_id = insert("datasets", {**values, "name": _free(name), "created_at": time.time()})
+    with writing() as db:
+        row = {**values, "name": free_name(name), "created_at": time.time()}
+        known = db.execute("select coalesce(max(id), 0) from datasets").fetchone()[0]
+        # A folder that no row knows, as after a crash or beside an older database, is never written to.
+        dataset_id = insert("datasets", {"id": 1 + max(known, *numbers_in("datasets"), 0), **row})
         target = folder("datasets") / str(dataset_id)
-        # A crash before the commit leaves a folder without a row: the next dataset of this id replaces it.
-        for old in target.glob("*") if target.exists() else ():
-            old.unlink()
-        target.mkdir(exist_ok=True)
+        target.mkdir(mode=PRIVATE)
         for file in rows.iterdir():
             file.rename(target / file.name)
+        sidecars.note("dataset", dataset_id)
     return dataset_id
 
 
@@ -53,6 +55,7 @@ def rename(dataset_id: int, wanted: str) -> str:
         former = [name for name in called(dataset) if name != new]
         origin = json.loads(dataset["origin"] or "{}") | {"former_names": former}
         db.table("datasets").update(dataset_id, {"name": new, "origin": json.dumps(origin)})
+        sidecars.note("dataset", dataset_id)
     return new
 
 
@@ -66,13 +69,17 @@ def _clean(wanted: str) -> str:
     return re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", wanted)).strip("-.")[:60]
 
 
-def _free(wanted: str) -> str:
+def free_name(wanted: str) -> str:
     """A readable name that no dataset has, or had: an old recipe must not find another dataset."""
     clean = _clean(wanted) or "dataset"
     taken = {name for dataset in listed() for name in called(dataset)}
     if clean not in taken:
         return clean
     return next(f"{clean}-{n}" for n in itertools.count(2) if f"{clean}-{n}" not in taken)
+
+
+def exists(dataset_id: int) -> bool:
+    return database().execute("select 1 from datasets where id = ?", [dataset_id]).fetchone() is not None
 
 
 def get(dataset_id: int) -> dict[str, Any]:
@@ -117,6 +124,7 @@ def findings(dataset: dict[str, Any]) -> list[dict[str, Any]]:
 
 def set_findings(dataset_id: int, found: list[dict[str, Any]]) -> None:
     database().table("datasets").update(dataset_id, {"findings": json.dumps(found)})
+    sidecars.note("dataset", dataset_id)
 
 
 def replace_finding(dataset_id: int, kind: str, found: dict[str, Any] | None) -> None:
@@ -145,6 +153,7 @@ def save_mapping(name: str, mapping: str) -> None:
     """Keep a mapping (as JSON) under a name; an older one of that name is replaced."""
     row = {"name": name, "mapping": mapping, "created_at": time.time()}
     database().table("mappings").insert(row, replace=True)
+    sidecars.note("mappings")
 
 
 def mappings() -> dict[str, str]:

@@ -4,14 +4,18 @@ import json
 import time
 from typing import Any
 
+from core.store import sidecars
 from core.store.database import database, insert, writing
 
 
 def add(run_id: int, dataset_id: int, job_id: int, result: dict[str, Any], rows: list[dict[str, Any]]) -> int:
     with writing() as db:
+        known = db.execute("select coalesce(max(id), 0) from evaluations").fetchone()[0]
+        kept = (int(path.stem) for path in sidecars.evaluation_places(run_id))
         evaluation_id = insert(
             "evaluations",
             {
+                "id": 1 + max(known, *kept, 0),
                 "run_id": run_id,
                 "dataset_id": dataset_id,
                 "job_id": job_id,
@@ -23,6 +27,7 @@ def add(run_id: int, dataset_id: int, job_id: int, result: dict[str, Any], rows:
         db.table("evaluation_rows").insert_all(
             {"evaluation_id": evaluation_id, "row": number, **row} for number, row in enumerate(rows)
         )
+        sidecars.note("evaluation", evaluation_id)
     return evaluation_id
 
 

@@ -14,11 +14,18 @@ from sqlite_utils.db import NotFoundError
 
 from core.config import RunConfig, dumps, loads
 from core.errors import StudioError
+from core.home import numbers_in
+from core.store import sidecars
 from core.store.database import database, insert, writing
 
 REWARDS = ("reward", "eval_reward", "rewards/accuracy", "eval_rewards/accuracy", "rewards/margin")
 DELETED = "deleted"  # the level of the events that a deleted run leaves
 Relation = Literal["branch", "rank", "reproduction"]
+# What a run measures is in its metrics_history.jsonl, too.
+FLEETING = {"step", "total_steps", "loss", "eval_loss", "base_eval_loss", "best_eval_loss", "best_step"} | {
+    "seconds_left",
+    "memory_gb",
+}
 METRICS = ("epoch", "loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_gb")
 
 
@@ -47,17 +54,21 @@ def add(
         "created_at": now,
     }
     with writing():
-        return insert("runs", {"id": free_number("runs"), **values})
+        run_id = insert("runs", {"id": free_number("runs"), **values})
+        sidecars.note("run", run_id)
+    return run_id
 
 
 def free_number(table: Literal["runs", "jobs"]) -> int:
     """The next run's number, or the next job's. Call inside of the transaction that gives it.
 
-    A page, a process or a folder may still know a deleted one by its number.
+    A page or a process may still know a deleted one by its number, and a folder may be there that no row
+    knows, as beside an older database.
     """
-    column = "run_id" if table == "runs" else "job_id"
+    column, name = ("run_id", "runs") if table == "runs" else ("job_id", "exports")
     numbers = f"select id from {table} union all select {column} from events where level = ?"
-    return database().execute(f"select coalesce(max(id), 0) + 1 from ({numbers})", [DELETED]).fetchone()[0]
+    known = database().execute(f"select coalesce(max(id), 0) from ({numbers})", [DELETED]).fetchone()[0]
+    return 1 + max(known, *numbers_in(name), 0)
 
 
 def get(run_id: int) -> dict[str, Any]:
@@ -97,6 +108,8 @@ def forecast_and_outcome(run_id: int) -> tuple[dict[str, Any], dict[str, Any]] |
 
 def update(run_id: int, **values: Any) -> None:
     database().table("runs").update(run_id, values)
+    if not values.keys() <= FLEETING:
+        sidecars.note("run", run_id)
 
 
 def exists(run_id: int) -> bool:
@@ -213,10 +226,17 @@ def forget_after(run_id: int, step: int) -> None:
     database().conn.commit()
 
 
-def event(text: str, run_id: int | None = None, job_id: int | None = None, level: str = "info") -> None:
-    """A line of the log that people see."""
+def event(
+    text: str,
+    run_id: int | None = None,
+    job_id: int | None = None,
+    level: str = "info",
+    at: float | None = None,
+) -> None:
+    """A line of the log that people see. :param at: when it happened, in seconds; None means now"""
+    made = time.time() if at is None else at
     database().table("events").insert(
-        {"run_id": run_id, "job_id": job_id, "level": level, "text": text, "created_at": time.time()}
+        {"run_id": run_id, "job_id": job_id, "level": level, "text": text, "created_at": made}
     )
 
 

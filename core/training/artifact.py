@@ -8,10 +8,10 @@ from typing import Any
 from core import figures
 from core.config import RunConfig, dumps
 from core.errors import StudioError
+from core.files import sha256_of
 from core.markdown import code, plain, quoted
 from core.models import load, readers
 from core.training import checkpoints
-from core.training.checkpoints import sha256_of
 
 CHECKSUMS = "checksums.json"
 HEADER = 256 * 1024  # most that names and shapes take in the file

@@ -12,39 +12,12 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
+from core.files import sha256_of, sync
+
 MANIFEST = "MANIFEST.json"
 STAGING = "staging"
 QUARANTINE = "quarantine"
 REPLACED, GONE = ".old", ".gone"  # what is about to be deleted: given back, or not, after a crash
-
-
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest()
-            if hasattr(hashlib, "file_digest")
-            else _sha256(file)
-        )
-
-
-def _sha256(file) -> str:  # type: ignore[no-untyped-def]
-    # Python 3.10 has no hashlib.file_digest.
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file aside, then put it in place: under its name it is whole, or what it was."""
-    staged = path.with_name(path.name + ".new")
-    try:
-        staged.write_text(text, encoding="utf-8")
-        _sync(staged)
-        os.replace(staged, path)
-    except BaseException:
-        staged.unlink(missing_ok=True)
-        raise
 
 
 def publish(staged: Path, final: Path, identity: dict[str, Any]) -> None:
@@ -65,13 +38,13 @@ def publish(staged: Path, final: Path, identity: dict[str, Any]) -> None:
 def put(staged: Path, final: Path) -> None:
     """Sync a staged folder to disk and rename it into place; one that is there is kept until then."""
     for path in [*staged.rglob("*"), staged]:
-        _sync(path)
+        sync(path)
     replaced = final.with_name(final.name + REPLACED)
     if final.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         os.replace(final, replaced)
     os.replace(staged, final)
-    _sync(final.parent)
+    sync(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -84,16 +57,6 @@ def _names(folder: Path) -> list[str]:
 def _sealed(body: dict[str, Any]) -> str:
     seal = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     return json.dumps({**body, "sha256": seal}, indent=1, sort_keys=True)
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open a folder for syncing
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def step_of(checkpoint: Path) -> int:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from core.training.checkpoints import write_whole
+from core.files import write_whole
 
 BEGAN = "adapter_began.json"  # in a run's folder
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from core.config import RunConfig
 from core.figures import perplexity
+from core.files import write_whole
 from core.jobs.worker import Job
 from core.models import hardware, load
 from core.store import runs
 from core.training import artifact, guard, learned, proof
-from core.training.checkpoints import write_whole
 from core.training.pace import EVALUATION, SAVE, StepClock
 from core.training.prepare import Prepared
 

@@ -10,11 +10,11 @@ from core.data import mix, pairs, rows, stats
 from core.data.pairs import Row
 from core.data.xray import IGNORED, Encoded, encode_all, end_tokens, prompt_ids
 from core.errors import StudioError
+from core.files import write_whole
 from core.home import run_folder
 from core.jobs.worker import Job
 from core.models import load
 from core.store import runs
-from core.training.checkpoints import write_whole
 
 Question = tuple[list[int], str]
 

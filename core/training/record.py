@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from core.jobs.worker import Job
 from core.models import hardware
 from core.store import runs
-from core.store.database import writing
+from core.store.database import in_passing, writing
 from core.training.guard import Leaps
 from core.training.pace import EVALUATION, SAVE, StepClock
 
@@ -36,6 +36,7 @@ class Record(TrainerCallback):
         self.best = math.inf
         self.points: list[tuple[int, dict[str, Any]]] = []
         self.change: dict[str, Any] = {}
+        self.in_history = 0  # how many of the points are in the file, and wait for the database alone
         self.written_at = 0.0
         self.timed: list[tuple[int, float]] = []
         self.peak_gib, self.looked_at = 0.0, -math.inf
@@ -82,28 +83,54 @@ class Record(TrainerCallback):
         if "eval_loss" in values or not finite:
             self.write(state)
 
-    def write(self, state: Any = None, sync: bool = False) -> None:
+    def write(self, state: Any = None, sync: bool = False, wait: bool = False) -> None:
         """Write all that was collected. Called before every checkpoint.
 
-        :param sync: and see that it has reached the disk
+        What the database cannot take, because another program holds it, is written with what comes later.
+
+        :param sync: see that the history has reached the disk
+        :param wait: for the database, as at the end of a run
         """
         self.written_at = time.perf_counter()
-        points, self.points = self.points, []
-        change, self.change = self.change, {}
-        with writing():
-            if change:
-                runs.update(self.job.run_id, **change)
-            if state is not None and state.max_steps and state.global_step:
-                self.job.report(
-                    f"training, step {state.global_step} of {state.max_steps}",
-                    state.global_step / state.max_steps,
-                )
-            runs.record(self.job.run_id, points)
-        with open(self.history, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps({"step": step, **values}) + "\n" for step, values in points)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
+        self._write_history(sync)
+
+        def store() -> None:
+            self._store(state)
+
+        if wait:
+            with writing():
+                store()
+        elif not in_passing(store):
+            return  # it waits here, and is in the history
+        self.points, self.change, self.in_history = [], {}, 0
+
+    def _store(self, state: Any) -> None:
+        if self.change:
+            runs.update(self.job.run_id, **self.change)
+        if state is not None and state.max_steps and state.global_step:
+            self.job.report(
+                f"training, step {state.global_step} of {state.max_steps}",
+                state.global_step / state.max_steps,
+            )
+        runs.record(self.job.run_id, self.points)
+
+    def _write_history(self, sync: bool) -> None:
+        """Write the points that are not in the file yet, all of them or none."""
+        lines = "".join(
+            json.dumps({"step": step, **values}) + "\n" for step, values in self.points[self.in_history :]
+        )
+        with open(self.history, "ab", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            try:
+                rest = memoryview(lines.encode())
+                while rest:
+                    rest = rest[file.write(rest) :]
+                if sync:
+                    os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size)
+                raise
+        self.in_history = len(self.points)
 
     def _memory(self) -> float:
         """GiB; looked at as often as is written, for it takes as long as some kernels' launches."""

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import StudioError
+from core.files import write_whole
 from core.jobs.worker import Job
-from core.store import runs
+from core.store import history, runs
 from core.training import checkpoints
 from core.training.identity import differences, other_versions
 
@@ -18,6 +19,7 @@ def checkpoint(job: Job, folder: Path) -> Path | None:
     :raises StudioError: when there were checkpoints and none of them verifies
     """
     if not job.payload.get("resume"):
+        _refuse_trained(job.run_id, folder)
         return None
     for lost in checkpoints.recover(folder):
         job.event(lost, "warning")
@@ -32,6 +34,16 @@ def checkpoint(job: Job, folder: Path) -> Path | None:
             "The run cannot go on. Start a new one with the same recipe.",
         )
     return found
+
+
+def _refuse_trained(run_id: int, folder: Path) -> None:
+    """An older database may know a run as one that has yet to begin: what it has learned is not overwritten.
+
+    :raises StudioError: when it has begun
+    """
+    if checkpoints.listed(folder) or folder.with_name("artifact").exists():
+        what = "has been trained already, as its folder says"
+        raise StudioError(f"run {run_id}", what, "Resume it, or start a new one with the same recipe.")
 
 
 def refuse_other(found: Path, identity: dict[str, Any], job: Job) -> None:
@@ -59,6 +71,7 @@ def cut_back(job: Job, folder: Path, found: Path | None) -> None:
     runs.update(job.run_id, step=max(step, 0), seconds_left=None)
     runs.forget_after(job.run_id, step)
     cut_history(folder / "metrics_history.jsonl", step)
+    history.catch_up(job.run_id)
     if found is not None:
         again = f"; steps {step + 1} to {reached} are trained again" if reached > step else ""
         job.event(f"resumed from step {step}{again}")
@@ -75,4 +88,4 @@ def cut_history(history: Path, step: int) -> None:
                 kept.append(line)
         except ValueError:
             continue
-    checkpoints.write_whole(history, "".join(f"{line}\n" for line in kept))
+    write_whole(history, "".join(f"{line}\n" for line in kept))

@@ -15,6 +15,7 @@ from typing import Any
 from core import figures
 from core.config import RunConfig, dumps
 from core.errors import Interrupted, StopRequested, StudioError
+from core.files import write_whole
 from core.home import run_folder
 from core.jobs import queue
 from core.jobs.worker import Job
@@ -72,10 +73,10 @@ def train(job: Job) -> dict[str, Any]:
 def _train(job: Job, folder: Path) -> dict[str, Any]:
     began = time.perf_counter()
     lineage.refuse_too_early(job.run_id)
+    checkpoint = resume.checkpoint(job, folder / "checkpoints")
     config = load.pinned(runs.recipe(job.run_id))
     runs.update(job.run_id, recipe=dumps(config))
-    checkpoints.write_whole(folder / "recipe.yaml", dumps(config))
-    checkpoint = resume.checkpoint(job, folder / "checkpoints")
+    write_whole(folder / "recipe.yaml", dumps(config))
     if config.machines.hosts > 1 and world.place()[1] == 1:
         raise StudioError(
             "machines.hosts",
@@ -269,7 +270,7 @@ def _fit(
         # Its frames hold what did not fit.
         traceback.clear_frames(error.__traceback__)
         raise memory.explained(error, trainer.where, planned, settings) from None
-    trainer.record.write(trainer.state)
+    trainer.record.write(trainer.state, wait=True)
     return stopped
 
 
@@ -279,7 +280,7 @@ def _keep_what_was_measured(trainer: Any) -> None:
     with contextlib.suppress(Exception):
         trainer.say_pending()
     try:
-        trainer.record.write(trainer.state)
+        trainer.record.write(trainer.state, wait=True)
     except Exception as error:
         if room.explained(error, Path(trainer.args.output_dir).parent, room.MB) is None:
             raise

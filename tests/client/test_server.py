@@ -1,5 +1,6 @@
 """The served studio: what it answers, what it refuses, and what it never needs to import."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -86,3 +87,25 @@ def test_the_port_in_use_is_said(studio: Studio, workspace: Path) -> None:
         [sys.executable, str(ROOT / "launch.py"), "--port", port], capture_output=True, text=True, cwd=ROOT
     )
     assert refused.returncode == 2 and "--port" in refused.stderr
+
+
+def test_f07_a_second_studio_of_a_workspace_names_the_first_and_leaves_it_alone(studio: Studio) -> None:
+    second = [sys.executable, str(ROOT / "launch.py"), "--port", "0"]
+    home = {**os.environ, "PLUMBLINE_HOME": str(studio.home)}
+    refused = subprocess.run(second, capture_output=True, text=True, timeout=120, cwd=ROOT, env=home)
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    first = f"process {studio.process.pid} at {studio.url}, since 20"
+    assert "is served by a studio already" in refused.stderr and first in refused.stderr
+    assert httpx.get(studio.url).status_code == 200
+
+
+def test_f07_a_studio_that_was_killed_leaves_its_workspace_free(tmp_path: Path) -> None:
+    from core.jobs import alone
+
+    killed = Studio(tmp_path / "home")
+    killed.kill()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLUMBLINE_HOME", str(tmp_path / "home"))
+        with alone.studio() as note:
+            note("http://127.0.0.1:1/")
+        assert not (tmp_path / "home" / "studio.json").exists()

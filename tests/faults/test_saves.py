@@ -121,7 +121,7 @@ def test_a_run_that_was_killed_in_a_save_says_what_was_lost(tiny: Workspace, sha
 FULL = [
     *[("/checkpoints", share, name, True) for share in (0.1, 0.4, 0.8) for name in ERRORS],
     *[("/metrics_history.jsonl", 0.0, name, True) for name in ERRORS],
-    *[("plumbline.db", share, name, False) for share in (0.5, 0.8) for name in ("ENOSPC", "EIO")],
+    *[("plumbline.db", share, name, False) for share in (0.4, 0.6) for name in ("ENOSPC", "EIO")],
     ("/artifact", 0.0, "ENOSPC", True),
 ]
 

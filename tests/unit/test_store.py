@@ -227,6 +227,21 @@ def test_a_check_that_fails_keeps_its_traceback_in_the_workspace(
     assert "RuntimeError: out of luck" in (samples / "log.txt").read_text()
 
 
+def test_f03_an_end_that_the_disk_did_not_take_is_a_failure_in_words(
+    samples: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = queue.set_state
+
+    def full(job_id: int, state: str, **more: object) -> None:
+        if state == "completed":
+            raise sqlite3.OperationalError("database or disk is full")
+        honest(job_id, state, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(queue, "set_state", full)
+    job = do("check", None, dataset_id=1)
+    assert job["state"] == "failed" and job["error"].startswith("The disk is full. Free some space")
+
+
 def test_a_check_left_running_by_a_dead_process_is_interrupted(samples: Path) -> None:
     job_id = check.start(1)
     queue.set_state(job_id, "running")
