@@ -215,7 +215,7 @@ def test_a_forecast_counts_what_is_asked_and_what_may_be_answered(
     config = runs.recipe(_run(asked))
     with pytest.raises(AttributeError):  # there is no forecast to show
         overview.outlook(config)
-    ((_, _, lengths, _),) = given
+    ((_, _, lengths, *_),) = given
     assert sorted(lengths) == sorted(prepare(config).lengths)
 
 

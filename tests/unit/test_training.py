@@ -281,7 +281,7 @@ def test_plain_text_is_trained_on_and_evaluated_by_its_loss(workspace: Path, tmp
         "".join(json.dumps({"text": f"Once there was a cat named {n}."}) + "\n" for n in range(40))
     )
     importing.add([Source(path, path.name)])
-    run_id = add(recipe(data={"dataset": "tales"}))
+    run_id = add(recipe(data={"dataset": "tales"}, method={"name": "pretraining"}))
     assert do("train", run_id)["error"] is None
     assert do("evaluate", run_id)["error"] is None
     result = evaluations.latest(run_id)["result"]
