@@ -107,6 +107,10 @@ def test_the_whole_road(page: Page, browser: Browser, studio: Studio, tmp_path: 
     # The tuned model has learned to cite and to stop.
     expect(page.locator("#chat-adapter .pl-assistant").first).to_contain_text("].")
     assert page.evaluate("window.seen.length") >= 3, "the answer did not grow as it was written"
+    # The conversation outlasts a reload.
+    answer = page.locator("#chat-adapter .pl-assistant .pl-said").first.inner_text()
+    page.reload()
+    expect(page.locator("#chat-adapter .pl-assistant").first).to_contain_text(answer)
 
     # Merge and download.
     open_tab(page, "Export")
