@@ -86,7 +86,7 @@ def test_the_whole_road(page: Page, browser: Browser, studio: Studio, tmp_path: 
     # Evaluate.
     open_tab(page, "Evaluate")
     page.get_by_role("button", name="Evaluate my-citations-r16").click()
-    expect(page.locator("#evaluate-result")).to_contain_text("16 of 100 held-out rows", timeout=120_000)
+    expect(page.locator("#evaluate-result")).to_contain_text("16 of 16 held-out rows", timeout=120_000)
     expect(page.locator("#evaluate-result")).to_contain_text("Held-out perplexity went from")
 
     # Chat: both panes answer, token by token.
