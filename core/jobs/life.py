@@ -69,12 +69,12 @@ def watched(job: "Job", poll_seconds: float = 0.5) -> Iterator[None]:
         patience = Patience()
         while not done.wait(poll_seconds):
             if patience.over(queue.state(job.id) == "stopping"):
-                queue.set_progress(job.id, "hangs: restart Plumbline to end it")
                 job.event(
                     f"{job.kind} does not answer Stop. A thread cannot be ended: restart Plumbline, "
                     "then it can be resumed or started again.",
                     "warning",
                 )
+                queue.set_progress(job.id, "hangs: restart Plumbline to end it")
                 return
 
     watcher = threading.Thread(target=watch, name="plumbline-watch", daemon=True)

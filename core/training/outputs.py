@@ -43,7 +43,7 @@ def summary(
         "perplexity": _perplexity(run["eval_loss"]) if likelihood else None,
         "best_eval_loss": run["best_eval_loss"],
         "best_step": run["best_step"],
-        "adapter_step": trainer.ending.taken or trainer.state.global_step,
+        "adapter_step": (trainer.ending and trainer.ending.taken) or trainer.state.global_step,
         "method": method.name,
         "learned_nothing": learned.nothing(trainer.model, folder),
         "base_unchanged": True,

@@ -16,6 +16,7 @@ import pytest
 from core import api
 from core import config as schema
 from core.chat import session
+from core.evaluation.generate import Task
 from core.jobs import process, queue, supervisor, worker
 from core.jobs.process import Process
 from core.models import hardware
@@ -129,9 +130,9 @@ def run_out() -> None:
 def chat() -> None:
     """The run that was completed last is talked to."""
     run_id = next(run["id"] for run in runs.listed() if run["state"] == "completed")
-    history = [{"role": "user", "content": "Hello, who are you?"}]
+    asked = Task([{"role": "user", "content": "Hello, who are you?"}], "")
     settings = session.Generation(max_new_tokens=8)
-    answers = session.answer(run_id, dict.fromkeys(session.SIDES, history), settings, threading.Event())
+    answers = session.answer(run_id, dict.fromkeys(session.SIDES, asked), settings, threading.Event())
     assert list(answers)
     del answers
     assert session.close() is not None
