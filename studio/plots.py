@@ -93,7 +93,7 @@ def loss(
         figure.add_trace(go.Scatter(x=source_steps, y=source_values, name=source, mode="lines", line=line))
     if best_step in steps:
         lowest = values[steps.index(best_step)] <= min(values)
-        best = ("lowest loss" if lowest else "best") if best_step else "lowest: before training"
+        best = ("lowest" if lowest else "best") if best_step else "lowest: before training"
         figure.add_trace(
             go.Scatter(
                 x=[best_step],
@@ -103,6 +103,7 @@ def loss(
                 mode="markers+text",
                 text=[best],
                 textposition="top center" if best_step else "top right",
+                cliponaxis=False,
                 showlegend=False,
                 marker={"color": GOOD, "size": 14, "symbol": "star"} if best_step else PLAIN_MARK,
             )

@@ -389,6 +389,24 @@ def test_the_odds_are_exact_near_certainty_and_far_from_it() -> None:
         assert slope == pytest.approx(1 / -math.expm1(-x), rel=1e-5, abs=1e-30)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", [2e-3, 1e-3])
+def test_a_run_by_orpo_goes_on_when_its_answers_of_one_word_are_certain(
+    samples: Path, tmp_path: Path, rate: float
+) -> None:
+    rows = []
+    for number in range(40):
+        one, other = 7 + 13 * number % 90, 5 + 29 * number % 88
+        chosen, rejected = ("yes", "no") if one > other else ("no", "yes")
+        prompt = f"Is {one} more than {other}? Answer yes or no."
+        rows.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
+    name = datasets.get(api.add_data(_file(tmp_path, rows)))["name"]
+    training = {"max_steps": None, "epochs": 60, "learning_rate": rate, "eval_steps": 100, "save_steps": 1000}
+    run_id = _run(name, "orpo", training=training)
+    assert do("train", run_id)["error"] is None
+    assert [point["loss"] for point in runs.metrics(run_id)][-1] < 0.01
+
+
 def test_a_tie_counts_half() -> None:
     rewards = PreferenceTrainer._rewards(SimpleNamespace(), torch.tensor([0.0, 0.0, 1.0, -1.0]))  # type: ignore[arg-type]
     assert float(rewards["rewards/accuracy"]) == 0.5
