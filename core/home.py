@@ -12,6 +12,7 @@ from pathlib import Path
 from core.errors import StudioError
 
 PRIVATE = 0o700
+LONGEST_NUMBER = 16  # digits; a name with more was not given here, and SQLite could not go on from it
 ELSEWHERE = "Mend that, or name another folder, which this user may write to, with PLUMBLINE_HOME."
 
 
@@ -80,9 +81,10 @@ def export_folder(job_id: int, create: bool = True) -> Path:
 def numbers_in(name: str) -> set[int]:
     """Numbers that things of a folder of the workspace are called by: those of runs, datasets or exports."""
     try:
-        return {int(found) for found in os.listdir(home() / name) if found.isascii() and found.isdecimal()}
+        found = os.listdir(home() / name)
     except FileNotFoundError:
         return set()
+    return {int(one) for one in found if one.isascii() and one.isdecimal() and len(one) < LONGEST_NUMBER}
 
 
 def assets() -> Path:

@@ -17,7 +17,7 @@ from core.home import home, numbers_in
 
 REBUILD = (
     "Run `plumbline doctor --rebuild`: it lists every run and dataset again from their folders, and keeps "
-    "this file beside."
+    "the old file beside."
 )
 APPLIED = "_sqlite_migrations"
 

@@ -181,3 +181,32 @@ def test_records_that_lie_are_not_believed(workspace: Path, older: Path) -> None
     assert run("doctor", "--rebuild") == 0
     assert {row["id"]: row["step"] for row in runs.listed()} == {1: 4, 2: 2, 3: 3}
     assert [row["id"] for row in datasets.listed()] == [1, 2]
+
+
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_a_terminal_is_asked_whether_the_database_is_to_be_made_anew(
+    workspace: Path, older: Path, answer: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    harm(workspace, "garbled", older)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda question: answer)
+    assert run("runs") == (0 if answer == "y" else 2)
+    printed = capsys.readouterr()
+    assert "is damaged" in printed.out
+    assert ("squares-r16" in printed.out) == (answer == "y")
+    assert ("doctor --rebuild" in printed.err) == (answer == "n")
+
+
+def test_a_copy_of_yesterday_is_not_gone_on_with_by_any_process(workspace: Path, older: Path) -> None:
+    """What a run, a page or a Python program asks for the database is refused as a verb is."""
+    from core.store import startup
+
+    startup.ready()
+    copy = workspace.parent / "yesterday.db"
+    database().conn.execute("pragma wal_checkpoint(truncate)")
+    shutil.copy(workspace / "plumbline.db", copy)
+    runs.update(1, name="of today")
+    let_go()
+    harm(workspace, "older", copy)
+    with pytest.raises(StudioError, match="is an older copy: 1 change of runs and datasets is not in it"):
+        runs.listed()
