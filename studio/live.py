@@ -30,7 +30,7 @@ RESIZE = "() => { setTimeout(() => window.dispatchEvent(new Event('resize')), 10
 FAILED = "failed: "  # begins the signature of a view that could not be drawn
 SHARED_SECONDS = 1.0  # how long pages take what was seen for another page, whatever was written meanwhile
 # What the store's files do not tell, such as a checkpoint that is there now, is seen after this long.
-LONGEST_SECONDS = 4.0
+LONGEST_SECONDS = 10.0
 MOST_RUNS = 16  # runs whose views are remembered
 Signature = Callable[[int | None], Any]
 Render = Callable[[int | None], list[Any]]

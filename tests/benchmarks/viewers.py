@@ -82,8 +82,7 @@ class Served:
         return (found and found[0]) or 0
 
     def cpu_seconds(self) -> float:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime((~self.process.pid << 3) | 2)  # Linux: the clock of a process, all threads
 
     def close(self) -> None:
         self.process.kill()
@@ -166,7 +165,7 @@ async def measured(served: Served) -> dict[str, float]:
         for count in (1, VIEWERS):
             pages = await viewers(count, 1)
             quiet, at = served.cpu_seconds(), time.monotonic()
-            await asyncio.sleep(5)
+            await asyncio.sleep(10)
             quiet = (served.cpu_seconds() - quiet) / (time.monotonic() - at)
             began, at = served.cpu_seconds(), time.monotonic()
             ticks = await watch(pages, IDLE_SECONDS)
