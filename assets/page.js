@@ -176,12 +176,19 @@ window.plumbline = (() => {
     if (open) keep("tab", open.textContent.trim().toLowerCase());
   });
 
+  // Where this tab was, when it is loaded again; an address that is opened leads where it says.
+  const place = () => {
+    const [{ type }] = performance.getEntriesByType("navigation");
+    return type === "navigate" ? null : { run: taken("run"), tab: taken("tab") };
+  };
+
   return {
     tick,
-    // Where this tab was, when it is loaded again; an address that is opened leads where it says.
-    place: () => {
-      const [{ type }] = performance.getEntriesByType("navigation");
-      return type === "navigate" ? null : { run: taken("run"), tab: taken("tab") };
+    place,
+    // At once, before the studio has answered: later it would undo a click.
+    openTab: () => {
+      const tab = place()?.tab;
+      return tab ? [{ __type__: "update", selected: tab }] : [];
     },
     // What is kept is first put back: until then, the page's first values would take its place.
     takenFields: () => {

@@ -14,7 +14,6 @@ from studio.tabs import chat, data, evaluate, export, train
 from studio.tabs import runs as runs_tab
 
 TICK_SECONDS = 2.0
-TABS = ("data", "train", "runs", "evaluate", "chat", "export")
 # Hints and the accent at a contrast of at least 4.5 on both grounds (WCAG AA).
 THEME = gr.themes.Default(primary_hue="amber", neutral_hue="slate").set(
     block_info_text_color="*neutral_500",
@@ -78,10 +77,9 @@ def _follow(page: Page, place: Held, chosen: list[Choice], status: gr.HTML, told
         run_id = _existing(before.get("run"))
         if run_id is None:
             run_id = _existing(request.query_params.get("run", "")) or newest()
-        opened = before.get("tab") if before.get("tab") in TABS else None
         # Without a run the Train tab is open already: naming it again would undo a quick click.
-        wanted = opened or ("runs" if run_id is not None else "train")
-        return run_id, gr.skip() if wanted == "train" else gr.Tabs(selected=wanted)
+        stays = run_id is None or bool(before.get("tab"))
+        return run_id, gr.skip() if stays else gr.Tabs(selected="runs")
 
     def show_active(run_id: int | None) -> tuple[Any, Any]:
         job = queue.active()
@@ -93,6 +91,7 @@ def _follow(page: Page, place: Held, chosen: list[Choice], status: gr.HTML, told
 
     asks, live = [page.run, page.paused], [page.run, told, page.returned, *page.outputs]
     at_once = {"js": "(run, paused) => plumbline.tick(run, paused, false)", **quiet}
+    page.blocks.load(None, None, page.tabs, js="() => plumbline.openTab()", **quiet)
     # In two steps: where to go is known at once, what is there takes longer to draw.
     arrived = page.blocks.load(arrive, place, [page.run, page.tabs], js="() => [plumbline.place()]", **quiet)
     arrived.then(None, asks, live, **at_once)
