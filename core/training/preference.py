@@ -23,6 +23,7 @@ from core.method import MethodSection
 from core.training.head import Weigh
 from core.training.judged import Judged, JudgedStep, lengths_of
 from core.training.memory import Halving
+from core.training.pace import EVALUATION
 from core.training.packing import Pack, Packer
 from core.training.prepare import Prepared
 from core.training.trainer import Trainer
@@ -146,7 +147,9 @@ class PreferenceTrainer(Trainer):
             os.replace(staged, file)
 
     def measure_base(self) -> None:
-        self.measure_references()  # before the adapter is taken out: a run is held against what it began as
+        with self._at(EVALUATION):
+            # Before the adapter is taken out: a run is held against what it began as.
+            self.measure_references()
         super().measure_base()
 
     def training_step(

@@ -30,16 +30,16 @@ def named(samples: Path, tmp_path: Path) -> dict[str, dict]:
 def test_the_method_follows_the_dataset_that_is_chosen(named: dict[str, dict]) -> None:
     for name, method in METHOD.items():
         assert train.method_for(name, "supervised") == method
-        assert data_tab._added(named[name]["id"], "supervised")[4] == method
+        assert data_tab._added(named[name]["id"], "", "supervised")[4] == method
     # A method that was chosen and fits stays.
     assert train.method_for("pairs", "orpo") == "orpo" and train.method_for("talk", "grpo") == "grpo"
     assert (
         train.method_for("talk", "dpo") == "supervised" and train.method_for("texts", "kto") == "pretraining"
     )
     assert train.method_for(None, "dpo") == train.method_for("gone", "dpo") == "dpo"
-    said = data_tab._added(named["texts"]["id"], "supervised")[0]
+    said = data_tab._added(named["texts"]["id"], "", "supervised")[0]
     assert "the method there is pretraining now" in said
-    assert "the method there" not in data_tab._added(named["talk"]["id"], "supervised")[0]
+    assert "the method there" not in data_tab._added(named["talk"]["id"], "", "supervised")[0]
 
 
 @pytest.mark.parametrize("name", METHOD)

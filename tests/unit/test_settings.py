@@ -30,6 +30,7 @@ VALUES: dict[str, Any] = {
     "lora.rank_schedule": [4, 8],
     "method.pattern": "[0-9]+",
     "machines.address": "10.0.0.7",
+    "data.day": "2026-01-31",
 }
 
 
