@@ -63,12 +63,13 @@ def refusal(folder: Path, name: str, content: bytes | Source, **options: Any) ->
 
 def _everything() -> Any:
     """What the workspace holds: its datasets, and every file but those of the database."""
+    listed = store.listed()  # which opens the database, and so makes its files
     found = {
         path.relative_to(home()): path.read_bytes()
         for path in home().rglob("*")
         if path.is_file() and ".db" not in path.name
     }
-    return store.listed(), found
+    return listed, found
 
 
 def first(dataset: dict[str, Any], part: str = "train") -> dict[str, Any]:

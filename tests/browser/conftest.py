@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,13 +52,30 @@ def page(browser: Browser, studio: Studio) -> Iterator[Page]:
     assert troubles == [], "the studio printed:\n" + "".join(studio.printed)
 
 
+# What Gradio's script says of its own requests when its page is left for another.
+LEFT = ("AbortError: signal is aborted", "Connection errored out")
+LEAVING_SECONDS = 2.0
+
+
 def watch(page: Page) -> list[str]:
     """Collects what a page must not do."""
     troubles: list[str] = []
+    at: dict[str, float] = {}
+
+    def left(frame: object) -> None:
+        """Requests that a reload cuts short are no trouble."""
+        if frame == page.main_frame:
+            now = time.monotonic()
+            troubles[:] = [
+                line
+                for line in troubles
+                if not any(sign in line for sign in LEFT) or now - at[line] > LEAVING_SECONDS
+            ]
 
     def console(message: object) -> None:
         if message.type == "error":  # type: ignore[attr-defined]
             troubles.append(f"console: {message.text}")  # type: ignore[attr-defined]
+            at[troubles[-1]] = time.monotonic()
 
     def response(got: object) -> None:
         if got.status >= 500:  # type: ignore[attr-defined]
@@ -70,6 +88,7 @@ def watch(page: Page) -> list[str]:
             troubles.append(f"request to {url}")
 
     page.on("console", console)
+    page.on("framenavigated", left)
     page.on("request", request)
     page.on("response", response)
     page.on("pageerror", lambda error: troubles.append(f"page error: {error}"))

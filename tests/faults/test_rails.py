@@ -69,10 +69,15 @@ def kept(tiny: Workspace, run_id: int) -> list[str]:
     return [path.name for path in checkpoints.listed(folder)]
 
 
-def earlier_artifact(tiny: Workspace, run_id: int) -> Path:
+def earlier_artifact(monkeypatch: pytest.MonkeyPatch, tiny: Workspace, run_id: int) -> Path:
+    """An adapter that is there once the run has begun: a run whose folder holds one before does not start."""
     folder = tiny.home / "runs" / str(run_id) / "artifact"
-    folder.mkdir(parents=True)
-    (folder / "adapter_model.safetensors").write_bytes(b"an earlier one")
+
+    def write(_: Trainer) -> None:
+        folder.mkdir(parents=True)
+        (folder / "adapter_model.safetensors").write_bytes(b"an earlier one")
+
+    at_step(monkeypatch, 1, write)
     return folder / "adapter_model.safetensors"
 
 
@@ -83,7 +88,7 @@ def test_f21_weights_that_become_nan_end_the_run_at_that_step(
 ) -> None:
     at_step(monkeypatch, 6, spoil)
     run_id, _ = tiny.add(path, logging_steps=every)
-    earlier = earlier_artifact(tiny, run_id)
+    earlier = earlier_artifact(monkeypatch, tiny, run_id)
     job = do("train", run_id)
     assert job["state"] == "failed" and job["error"].startswith("loss became NaN at step 6. Halve ")
     assert kept(tiny, run_id) == ["checkpoint-3"]  # a save was due at 6
@@ -124,7 +129,7 @@ def test_f21_weights_that_are_spoilt_after_their_loss_are_never_written(
 
     monkeypatch.setattr(record.Record, name, spoilt)
     run_id, _ = tiny.add(eval_steps=12)  # so that at the end nothing measures them
-    earlier = earlier_artifact(tiny, run_id)
+    earlier = earlier_artifact(monkeypatch, tiny, run_id)
     job = do("train", run_id)
     assert job["state"] == "failed"
     if not last:

@@ -241,5 +241,5 @@ def test_refusals_stand_on_the_card_with_the_export_and_on_its_tab(
     with gr.Blocks() as blocks:
         page = Page(blocks, gr.State(run_id), gr.Tabs())
         export.build(page)
-    _, shown = page.draw(run_id, [])
-    assert "read no DoRA" in str(shown[1]) and "DoRA" not in str(shown[4])
+    drawn = dict(json.loads(page.answer(run_id, []))["drawn"])
+    assert "read no DoRA" in str(drawn[1]) and "DoRA" not in str(drawn[4])

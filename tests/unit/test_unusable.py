@@ -33,6 +33,7 @@ COMMANDS = {
     "data xray": ["data", "xray", "squares", "--row", "1"],
     "data check": ["data", "check", "squares", "--near"],
     "data mix": ["data", "mix", "squares:2,cubes"],
+    "data rename": ["data", "rename", "squares", "roots"],
     "data remove": ["data", "remove", "squares", "--yes"],
     "resume": ["resume", "2"],
     "branch": ["branch", "1", "--step", "2"],
