@@ -69,7 +69,7 @@ def watch(page: Page) -> list[str]:
             troubles[:] = [
                 line
                 for line in troubles
-                if not any(sign in line for sign in LEFT) or now - at[line] > LEAVING_SECONDS
+                if not any(sign in line for sign in LEFT) or now - at.get(line, now) > LEAVING_SECONDS
             ]
 
     def console(message: object) -> None:
