@@ -29,8 +29,6 @@ def main() -> int:
         print("error: Plumbline needs Python 3.10 or newer.", file=sys.stderr)
         return 2
     arguments = sys.argv[1:]
-    if not (ROOT / "pyproject.toml").exists():
-        return run(arguments)  # installed with pip: there is nothing to prepare
     try:
         python = prepare()
         if (rest := of_test(arguments)) is not None:
@@ -60,18 +58,11 @@ def of_test(arguments: list[str]) -> list[str] | None:
 
 
 def run(arguments: list[str]) -> int:
-    """Hand over to the command line; the studio is imported only when it is served."""
-    from core.cli import main as command_line
+    """Hand over to the command line, with the source roots in front of whatever is installed."""
+    sys.path[:0] = [str(ROOT / "core"), str(ROOT / "studio")]
+    from plumbline_studio.main import main as command_line
 
-    def serve(host: str, port: int, run_id: int | None, worker: str) -> None:
-        import gc
-
-        gc.disable()  # nothing made while importing is garbage; serve_studio enables it again
-        from studio.serve import serve as serve_studio
-
-        serve_studio(host, port, run_id, worker)
-
-    return command_line(arguments, serve)
+    return command_line(arguments)
 
 
 def prepare() -> Path:
@@ -97,9 +88,7 @@ def prepare() -> Path:
 
 def satisfied() -> bool:
     """Whether this interpreter has every package of pyproject.toml at its floor or newer."""
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    block = text.split("dependencies = [", 1)[1].split("]", 1)[0]
-    for name, floor in re.findall(r'"([\w.-]+)>=([\d.]+)', block):
+    for name, floor in floors().items():
         try:
             have = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -107,6 +96,13 @@ def satisfied() -> bool:
         if _numbers(have) < _numbers(floor):
             return False
     return True
+
+
+def floors() -> dict[str, str]:
+    """The lowest version of every package that the command line and the page need."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    blocks = (text.split(f"\n{head} = [", 1)[1].split("\n]", 1)[0] for head in ("dependencies", "studio"))
+    return dict(re.findall(r'"([\w.-]+)>=([\d.]+)', "".join(blocks)))
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from plumbline import environment
+
+pytest_plugins = ["tests.finished"]
+environment.set_defaults()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
@@ -20,7 +24,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 @pytest.fixture
 def samples(workspace: Path) -> Path:
     """A workspace with the sample datasets."""
-    from core.data import datasets
+    from plumbline.data.selection import datasets
 
     datasets.ensure_samples()
     return workspace

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from core.models.hardware import Choice
+from plumbline.models.hardware import Choice
 
 
 @dataclass(frozen=True)
 class Plan:
     micro_batch_tokens: int = 4096
-    kept_layers: int = 8
+    layers_without_recompute: int = 8
     layers: int = 8
     offload: bool = False
     optimizer: str = "adamw_torch"
@@ -79,8 +79,8 @@ class Fake:
 def installed(monkeypatch: pytest.MonkeyPatch) -> Fake:
     fake = Fake()
     for name, parts in {
-        "core.training.forecast": {"Forecast": Forecast, "forecast": fake.forecast},
-        "core.training.probe": {"measure": lambda config, job: fake.measures(config, job)},
+        "plumbline.planner.forecast": {"Forecast": Forecast, "forecast": fake.forecast},
+        "plumbline.planner.probe": {"measure": lambda config, job: fake.measures(config, job)},
     }.items():
         module = ModuleType(name)
         vars(module).update(parts)

@@ -10,8 +10,8 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from core import config as schema
-from core.store.database import migrations
+from plumbline.config import schema
+from plumbline.store.database import migrations
 
 EPOCH = 1_760_000_000.0
 STATES = {1: "completed", 2: "stopped", 3: "failed"}

@@ -11,14 +11,14 @@ from typing import Any
 
 
 def main() -> None:
-    from core.training import world
+    from plumbline.distributed import process_group
 
-    joined = world.join()
+    joined = process_group.init()
     out = Path(sys.argv[1])
     home = out / f"home-{joined.rank}"
     os.environ["PLUMBLINE_HOME"] = str(home)
 
-    from core.data import datasets
+    from plumbline.data.selection import datasets
 
     datasets.ensure_samples()
     if "--methods" in sys.argv:
@@ -27,12 +27,12 @@ def main() -> None:
     else:
         found = _trained({"training": {"max_steps": 4, "effective_batch": 6, "micro_batch_tokens": 256}})
     (out / f"rank-{joined.rank}.json").write_text(json.dumps(found), encoding="utf-8")
-    world.leave()
+    process_group.destroy()
 
 
 def _judged(method: str, home: Path) -> dict[str, Any]:
     """Of a run of three steps of 3 rows, and one of the row that is left."""
-    from core import api
+    from plumbline import api
 
     rows = [_row(method, number) for number in range(13)]
     file = home / f"{method}.jsonl"
@@ -63,8 +63,8 @@ def _row(method: str, number: int) -> dict[str, Any]:
 
 def _trained(sections: dict[str, Any]) -> dict[str, Any]:
     """What a run has measured: losses, held-out losses and gradient norms, and what it logged beside them."""
-    from core.home import run_folder
-    from core.store import runs
+    from plumbline.home import run_folder
+    from plumbline.store import runs
     from tests.runs import add, do, recipe
 
     machines = {"sharding": "full"} if "--shard" in sys.argv else {}

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from core import config as schema
-from core.jobs import queue
-from core.jobs.worker import Job, work_on
-from core.store import datasets, runs
+from plumbline.config import schema
+from plumbline.jobs import queue
+from plumbline.jobs.job import Job
+from plumbline.store import datasets, runs
+from plumbline.worker.worker import work_on
 
 
 def recipe(**sections: dict[str, Any]) -> schema.RunConfig:

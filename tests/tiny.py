@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from core.models import stack
-from core.training.packing import Pack, pack
+from plumbline.batches.packing import Pack, pack
+from plumbline.models import stack
 
 VOCABULARY = 96
 SIZES: dict[str, Any] = {
@@ -136,7 +136,7 @@ def base(
 
 def saved(folder: Path, family: str = "llama", **changes: Any) -> str:
     """A base in 16 bits with the starter's tokenizer, as its authors would save it."""
-    from core.models import load
+    from plumbline.models import load
 
     sizes = {"vocab_size": 4096, "max_position_embeddings": 1024, "eos_token_id": 3}
     base(family, dtype=torch.bfloat16, **(sizes | changes)).save_pretrained(folder)
@@ -167,7 +167,7 @@ def quantised(model: Any, kind: str, double: bool = False) -> Any:
                 held = bnb.nn.Linear4bit(
                     *shape, compute_dtype=model.dtype, compress_statistics=double, quant_type=kind
                 )
-                held.support_avx512bf16_for_cpu = False  # see core.models.load
+                held.support_avx512bf16_for_cpu = False  # see plumbline.models.load
                 weight = bnb.nn.Params4bit(
                     layer.weight.data, requires_grad=False, compress_statistics=double, quant_type=kind
                 )

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from core.data import rows
-from core.data.files import Source
-from core.data.importing import Options, add
-from core.errors import StudioError
-from core.home import home
-from core.store import datasets as store
+from plumbline.data import rows
+from plumbline.data.importing.importer import Options, add
+from plumbline.data.readers.source_files import Source
+from plumbline.errors import StudioError
+from plumbline.home import home
+from plumbline.store import datasets as store
 
 GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,9 +94,9 @@ def growth(path: Path, name: str) -> tuple[str, int, float]:
     code = """
 import json, resource, sys, time
 from pathlib import Path
-from core.data.files import Source
-from core.data.importing import add
-from core.errors import StudioError
+from plumbline.data.readers.source_files import Source
+from plumbline.data.importing.importer import add
+from plumbline.errors import StudioError
 import numpy, orjson, pyarrow.parquet, yaml
 def held(name):
     # Not ru_maxrss, which a new process takes over from the one that started it.

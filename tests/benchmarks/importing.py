@@ -20,8 +20,8 @@ TEXT = "the a of to and in that it is was for on with as be at by this had not a
 IMPORT = """
 import sys, time
 from pathlib import Path
-from core.data.files import Source
-from core.data.importing import add, preview
+from plumbline.data.readers.source_files import Source
+from plumbline.data.importing.importer import add, preview
 source = Source(Path(sys.argv[1]), "rows.jsonl")
 began = time.perf_counter(); preview(source); print(time.perf_counter() - began)
 began = time.perf_counter(); add([source]); print(time.perf_counter() - began)

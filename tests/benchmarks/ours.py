@@ -15,14 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from core.jobs.worker import release_memory
+from plumbline.models.hardware import release_memory
 from tests.benchmarks.peers import DIMS, row_lengths
 
 KEPT = 10**6  # steps between evaluations and checkpoints: none while it is timed
 
 
 def recipe(arguments: argparse.Namespace) -> Any:
-    from core import config as schema
+    from plumbline.config import schema
 
     training = {
         "effective_batch": arguments.examples,
@@ -42,7 +42,7 @@ def made_rows(arguments: argparse.Namespace) -> list[Any]:
     """Random rows; of each, the last ``--supervised`` share is learned."""
     import numpy
 
-    from core.data.xray import IGNORED, Encoded
+    from plumbline.data.tokens.encode import IGNORED, Encoded
 
     count = arguments.examples * (arguments.warm_up + arguments.steps + 1)
     generator = numpy.random.default_rng(0)
@@ -60,15 +60,17 @@ def train(arguments: argparse.Namespace, base: Any) -> tuple[dict[str, Any], Any
     import torch
     from transformers import TrainerCallback
 
-    from core.home import run_folder
-    from core.jobs import queue
-    from core.jobs.worker import Job
-    from core.models import adapters, hardware, load, stack
-    from core.store import runs
-    from core.training import assembly, cost, forecast, probe, world
-    from core.training.prepare import Prepared
-    from core.training.record import Record
-    from core.training.shards import spread
+    from plumbline.batches.prepare import Prepared
+    from plumbline.distributed import process_group
+    from plumbline.home import run_folder
+    from plumbline.jobs import queue
+    from plumbline.jobs.job import Job
+    from plumbline.models import adapters, hardware, load, stack
+    from plumbline.planner import cost, forecast, probe
+    from plumbline.store import runs
+    from plumbline.training import assembly
+    from plumbline.training.loop.record import Record
+    from plumbline.training.ranks.sharded_base import spread
 
     stack.ready()
     config, rows = recipe(arguments), made_rows(arguments)
@@ -81,7 +83,7 @@ def train(arguments: argparse.Namespace, base: Any) -> tuple[dict[str, Any], Any
     forecast_seconds = time.perf_counter() - begun
     hardware.forget_peak()
     if base is None:
-        base = spread(config, world.current(), "cuda") if arguments.shard else load.base_model(config)
+        base = spread(config, process_group.current(), "cuda") if arguments.shard else load.base_model(config)
     model = adapters.attach(base, config)
     probed = counted
     if arguments.probe:
@@ -111,7 +113,7 @@ def train(arguments: argparse.Namespace, base: Any) -> tuple[dict[str, Any], Any
     seconds = (ended - began) / arguments.steps
     peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else None
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    measured = cost.rates("cuda" if cuda else "cpu", hardware.compute_dtype(config).value)
+    measured = cost.device_speed("cuda" if cuda else "cpu", hardware.compute_dtype(config).value)
     result = {
         "tokens_per_second": round((after - before) / (ended - began)),
         "seconds_per_step": round(seconds, 4),
@@ -181,9 +183,9 @@ def main() -> None:
     parser.add_argument("--shard", action="store_true", help="spread the base over all processes")
     parser.add_argument("--gib", type=float, help="most memory that a GPU may give, in GiB")
     parser.add_argument("--silent", action="store_true", help="without logging and SQLite")
-    from core.training import world
+    from plumbline.distributed import process_group
 
-    joined = world.join()
+    joined = process_group.init()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PLUMBLINE_HOME"] = str(Path(folder) / "home")
         base = None
@@ -197,7 +199,7 @@ def main() -> None:
             if joined.first:
                 print("RESULT " + json.dumps(result | found | {"processes": joined.size}), flush=True)
             release_memory()
-    world.leave()
+    process_group.destroy()
 
 
 def _limit(gib: float) -> None:

@@ -1,6 +1,6 @@
 """What more GPUs bring to a run, the way a user starts it: python -m tests.benchmarks.together --model FOLDER
 
-Texts of instruction length are imported, and `core.api.train` trains on one GPU and then on several. The
+Texts of instruction length are imported, and `plumbline.api.train` trains on one GPU and then on several. The
 checkpoint is made as for tests.benchmarks.peers (`--make`). One line a run, `RESULT {json}`.
 
 With `--leave GIB` other processes first take the memory of every GPU but so much, so that the planner must
@@ -38,7 +38,7 @@ def texts(count: int) -> list[str]:
 
 
 def recipe(arguments: argparse.Namespace, gpus: int) -> Any:
-    from core import config as schema
+    from plumbline.config import schema
 
     training = {
         "effective_batch": arguments.examples,
@@ -62,9 +62,9 @@ def recipe(arguments: argparse.Namespace, gpus: int) -> Any:
 
 
 def measured(arguments: argparse.Namespace, gpus: int) -> dict[str, Any]:
-    from core import api
-    from core.errors import StudioError
-    from core.store import runs
+    from plumbline import api
+    from plumbline.errors import StudioError
+    from plumbline.store import runs
 
     try:
         api.train(recipe(arguments, gpus))
@@ -98,7 +98,7 @@ def main() -> None:
     os.environ["PLUMBLINE_WORKER"] = "process"
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PLUMBLINE_HOME"] = str(Path(folder) / "home")
-        from core import api
+        from plumbline import api
 
         path = Path(folder) / "texts.jsonl"
         rows = texts(min(4000, arguments.examples * arguments.steps))

@@ -66,7 +66,10 @@ COLUMNS = ("case", "who", "tokens/s", "peak GiB", "reserved", "of peak", "step s
 
 def matmul_peak() -> float:
     """What a plain product reaches on this device, in FLOP/s."""
-    code = "from core.training.cost import rates; print(rates('cuda', 'bfloat16').products)"
+    code = (
+        "import tests; from plumbline.planner.cost import device_speed;"
+        "print(device_speed('cuda', 'bfloat16').matmul_flops)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return float(done.stdout)
 

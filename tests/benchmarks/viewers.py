@@ -24,7 +24,8 @@ from typing import Any
 import httpx
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests import ROOT
+
 VIEWERS = 50
 TICK_SECONDS = 2.0
 IDLE_SECONDS, LIVE_SECONDS = 20.0, 40.0
@@ -67,8 +68,10 @@ class Served:
     def queue_long(self) -> None:
         """A run that trains for longer than the measurement, by the studio's own worker."""
         code = (
-            "import sys; from pathlib import Path; from core import config; from core.jobs import queue;"
-            "from core.store import datasets, runs; chosen = config.read_recipe(Path(sys.argv[1]), 'recipe');"
+            "import sys; sys.path.insert(0, 'core'); from pathlib import Path;"
+            "from plumbline.config import schema; from plumbline.jobs import queue;"
+            "from plumbline.store import datasets, runs;"
+            "chosen = schema.read_recipe(Path(sys.argv[1]), 'recipe');"
             "queue.enqueue('train', runs.add(chosen, datasets.by_name(chosen.data.dataset)['id']))"
         )
         recipe = self._recipe("long", max_steps=5000, eval_steps=25)

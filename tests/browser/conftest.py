@@ -101,7 +101,7 @@ def open_tab(page: Page, name: str) -> None:
 
 def sample_rows(path: Path, count: int) -> Path:
     """A file like the ones users bring: the first rows of the citation sample."""
-    from core.home import assets
+    from plumbline.home import assets
 
     lines = (assets() / "samples" / "cited-answers" / "train.jsonl").read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:count]))

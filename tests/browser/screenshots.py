@@ -11,8 +11,9 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
+from tests import ROOT
 from tests.browser.conftest import ARGUMENTS, chromium_path
-from tests.server import ROOT, Studio
+from tests.server import Studio
 
 TABS = ("Data", "Train", "Runs", "Evaluate", "Chat", "Export")
 

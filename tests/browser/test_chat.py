@@ -11,7 +11,7 @@ import gradio as gr
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from core.home import assets
+from plumbline.home import assets
 from tests.browser.conftest import open_tab
 from tests.server import Studio
 
@@ -32,7 +32,7 @@ ALTERNATING = """{%- for m in messages if m['role'] != 'system' %}
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     """A studio with two runs, on a base whose roles must alternate."""
-    from core import api
+    from plumbline import api
     from tests.runs import add, do, recipe
 
     folder = tmp_path_factory.mktemp("chat")
@@ -88,17 +88,17 @@ def test_every_character_is_shown_and_nothing_is_fetched(page: Page, studio: Stu
 
 def test_who_scrolled_up_is_left_there_while_an_answer_is_written(browser: Browser) -> None:
     """The pane alone, written to one word at a time."""
-    from core.chat import session, talk
-    from studio.tabs import pane
+    from plumbline.chat import conversation, session
+    from plumbline_studio.tabs.chat import pane
 
     next_word = threading.Semaphore(0)
-    held = talk.asked(talk.empty(), "First\n" + "line\n" * 80, "")
+    held = conversation.asked(conversation.empty(), "First\n" + "line\n" * 80, "")
 
     def answer() -> Iterator[dict[str, Any]]:
         for text in ("One", "One two", "One two <b>three"):
             next_word.acquire()
             said = {side: session.Said(text) for side in session.SIDES}
-            yield pane.shown(1, "Run 1", talk.answered(held, said), "base")
+            yield pane.shown(1, "Run 1", conversation.answered(held, said), "base")
 
     with gr.Blocks(analytics_enabled=False) as blocks:
         one = pane.pane("one", "Nothing yet.")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from core.store import runs
+from plumbline.store import runs
 from tests.browser.conftest import open_tab
 from tests.server import Studio
 
@@ -20,7 +20,7 @@ SAME = "window.sameDocument === true"
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with two runs that have an adapter on paper: nobody asks them anything."""
-    from core.data import datasets
+    from plumbline.data.selection import datasets
     from tests.runs import add, recipe
 
     place = tmp_path_factory.mktemp("gap") / "home"

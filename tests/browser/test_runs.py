@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from core.home import home
-from core.jobs import queue
-from core.store import runs
-from core.store.database import writing
+from plumbline.home import home
+from plumbline.jobs import queue
+from plumbline.store import runs
+from plumbline.store.database import writing
 from tests.browser.conftest import open_tab, watch, white_slabs
 from tests.faults.waiting import until
 from tests.runs import add, do, recipe
@@ -18,7 +18,7 @@ from tests.server import Studio
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     """A studio with a run that has two checkpoints, and this process in its workspace."""
-    from core.data import datasets
+    from plumbline.data.selection import datasets
 
     place = tmp_path_factory.mktemp("runs") / "home"
     with pytest.MonkeyPatch.context() as patch:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from studio.gate.settings import LOOPBACK, GateSettings
+from plumbline_studio.gate.settings import LOOPBACK, GateSettings
 from tests.client.gating import BODY_LIMIT, PASSWORD, UPLOAD_LIMIT, USER, serve
 
 

@@ -15,9 +15,9 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request
 
-from studio.gate.connection import Connection
-from studio.gate.middleware import Gate, guard
-from studio.gate.settings import GateSettings
+from plumbline_studio.gate.connection import Connection
+from plumbline_studio.gate.middleware import Gate, guard
+from plumbline_studio.gate.settings import GateSettings
 
 KIB = 1024
 BODY_LIMIT, UPLOAD_LIMIT = 64 * KIB, 256 * KIB

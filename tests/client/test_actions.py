@@ -7,10 +7,10 @@ from typing import Any
 import httpx
 import pytest
 
-from core.home import run_folder
-from core.jobs import queue
-from core.store import runs
-from core.store.database import writing
+from plumbline.home import run_folder
+from plumbline.jobs import queue
+from plumbline.store import runs
+from plumbline.store.database import writing
 from tests.runs import add, recipe
 from tests.server import Studio
 

@@ -6,7 +6,7 @@ import time
 import httpx
 import pytest
 
-from studio.gate import answers
+from plumbline_studio.gate import answers
 from tests.client.gating import (
     BODY_LIMIT,
     gated,

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from studio.gate import bodies, connection
+from plumbline_studio.gate import bodies, connection
 from tests.client.gating import (
     BODY_LIMIT,
     KIB,

@@ -16,8 +16,8 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from core.errors import StudioError
-from studio import serve
+from plumbline.errors import StudioError
+from plumbline_studio import serve
 
 CANARY = "CANARY-7f3a"
 LOGIN = {"Authorization": "Basic " + base64.b64encode(b"ann:secret").decode()}

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from core.errors import StudioError
-from studio.gate.middleware import Gate
-from studio.gate.settings import LOOPBACK, settings_from_environment
+from plumbline.errors import StudioError
+from plumbline_studio.gate.middleware import Gate
+from plumbline_studio.gate.settings import LOOPBACK, settings_from_environment
 from tests.client.gating import (
     PASSWORD,
     USER,

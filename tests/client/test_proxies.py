@@ -11,9 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from core.home import export_folder
-from core.jobs import queue
-from tests.server import ROOT, Studio
+from plumbline.home import export_folder
+from plumbline.jobs import queue
+from tests import ROOT
+from tests.server import Studio
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from core.store import evaluations, runs
-from tests.server import ROOT
+from plumbline.store import evaluations, runs
+from tests import ROOT
 
 
 def test_quickstart_teaches_the_starter_to_cite(workspace: Path) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.server import ROOT, Studio
+from tests import ROOT
+from tests.server import Studio
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_with_a_password_everything_asks_for_it(tmp_path: Path) -> None:
 
 def test_serving_the_page_does_not_import_the_training_stack(workspace: Path) -> None:
     code = (
-        "import sys; from studio.serve import application; application('127.0.0.1');"
+        "import sys; from plumbline_studio.serve import application; application('127.0.0.1');"
         "print([name for name in ('torch', 'transformers', 'plotly', 'datasets') if name in sys.modules])"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -100,12 +101,12 @@ def test_f07_a_second_studio_of_a_workspace_names_the_first_and_leaves_it_alone(
 
 
 def test_f07_a_studio_that_was_killed_leaves_its_workspace_free(tmp_path: Path) -> None:
-    from core.jobs import alone
+    from plumbline.jobs import workspace_lock
 
     killed = Studio(tmp_path / "home")
     killed.kill()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PLUMBLINE_HOME", str(tmp_path / "home"))
-        with alone.studio() as note:
+        with workspace_lock.studio() as note:
             note("http://127.0.0.1:1/")
         assert not (tmp_path / "home" / "studio.json").exists()

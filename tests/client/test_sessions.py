@@ -9,7 +9,7 @@ import gradio as gr
 import httpx
 import pytest
 
-from studio import serve
+from plumbline_studio import serve
 
 KIB = 1024
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from core.jobs import queue
-from core.store import runs
+from plumbline.jobs import queue
+from plumbline.store import runs
 from tests.faults import forked
 from tests.runs import add
 
@@ -50,7 +50,7 @@ class Workspace:
 
 @pytest.fixture(scope="session")
 def _whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    from core.data import datasets
+    from plumbline.data.selection import datasets
 
     folder = tmp_path_factory.mktemp("whole")
     base, home = forked.tiny_base(folder / "tiny"), folder / "home"

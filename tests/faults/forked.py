@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from core import config as schema
-from core.home import assets
-from core.jobs import queue
-from core.store import runs
-from core.store.database import database
+from plumbline.config import schema
+from plumbline.home import assets
+from plumbline.jobs import queue
+from plumbline.store import runs
+from plumbline.store.database import database
 
 SECONDS = 300.0
 KILL = -1
@@ -117,7 +117,7 @@ def shim_path() -> str:
 
 
 def _count_steps(fault: Fault | None, counted: Any) -> None:
-    from core.training.trainer import Trainer
+    from plumbline.training.loop.trainer import Trainer
 
     honest = Trainer.training_step
 
@@ -136,7 +136,8 @@ def _count_steps(fault: Fault | None, counted: Any) -> None:
 
 def work(job_id: int) -> None:
     """Do a job, as the worker does."""
-    from core.jobs.worker import Job, work_on
+    from plumbline.jobs.job import Job
+    from plumbline.worker.worker import work_on
 
     work_on(Job(queue.get(job_id)))
 

@@ -4,10 +4,10 @@ import bitsandbytes  # noqa: F401
 import peft  # noqa: F401
 import trl  # noqa: F401
 
-import core.jobs.worker  # noqa: F401
-import core.training.run  # noqa: F401
-import core.training.trainer  # noqa: F401
+import plumbline.training.loop.trainer  # noqa: F401
+import plumbline.training.run  # noqa: F401
+import plumbline.worker.worker  # noqa: F401
 import tests.faults.forked  # noqa: F401
-from core.models import stack
+from plumbline.models import stack
 
 stack.ready()

@@ -12,16 +12,17 @@ from typing import Any
 import psutil
 import pytest
 
-from core import config as schema
-from core.home import run_folder
-from core.jobs import process, queue
-from core.store import runs
-from core.training import crew
+from plumbline import python_process
+from plumbline.config import schema
+from plumbline.home import run_folder
+from plumbline.jobs import queue
+from plumbline.store import runs
+from plumbline.training.ranks import launcher
+from tests import ROOT
 from tests.faults.test_world import _free_port
 from tests.faults.waiting import ended, until, working
 from tests.runs import add, recipe
 
-ROOT = Path(__file__).resolve().parents[2]
 TWO = {"gpus": 2}
 STEPS = 12
 
@@ -60,27 +61,27 @@ def test_f08_f09_f10_a_run_of_two_processes_goes_on_after_each_of_them_was_kille
 
         job_id = queue.enqueue("train", broken)
         at_step(broken, 3)
-        (follower,) = processes("core.training.follow")
+        (follower,) = processes("plumbline.worker.follower")
         follower.send_signal(signal.SIGKILL)
         job = ended(job_id)
         assert job["state"] == "failed" and "process 2 of 2: was killed" in job["error"], job
-        until(lambda: not processes("core.training.follow"))
+        until(lambda: not processes("plumbline.worker.follower"))
 
         job_id = queue.resume_run(broken)
         at_step(broken, 6)
-        (follower,) = processes("core.training.follow")
+        (follower,) = processes("plumbline.worker.follower")
         first = psutil.Process(follower.pid).parent()
         assert first is not None
         first.send_signal(signal.SIGKILL)
         job = ended(job_id)
         assert job["state"] == "failed" and "SIGKILL" in job["error"], job
-        until(lambda: not processes("core.training.follow"))
+        until(lambda: not processes("plumbline.worker.follower"))
 
         job_id = queue.resume_run(broken)
         at_step(broken, 8)
         queue.stop(job_id)
         assert ended(job_id)["state"] == "stopped"
-        until(lambda: not processes("core.training.follow"))
+        until(lambda: not processes("plumbline.worker.follower"))
 
         assert ended(queue.resume_run(broken))["error"] is None
     assert curve(broken) == curve(whole) and len(curve(whole)) == STEPS + 1
@@ -94,19 +95,20 @@ def test_f18_memory_that_runs_out_in_another_process_is_explained(
     samples: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = (
-        "from core.training import trainer\n"
+        "from plumbline.training import trainer\n"
         "def fail(*_, **__):\n"
         "    raise MemoryError('out of memory')\n"
         "trainer.Trainer.training_step = fail\n"
         "main()"
     )
-    follower = process.START.replace("main()", f"\n{short}")
+    follower = python_process.START.replace("main()", f"\n{short}")
     # The process that does the job starts the other one.
     hidden = follower.replace("MODULE", "ELUDOM")
     patched = (
-        f"from core.jobs import process\nprocess.START = {hidden!r}.replace('ELUDOM', 'MO' 'DULE')\nmain()"
+        "from plumbline import python_process\n"
+        f"python_process.START = {hidden!r}.replace('ELUDOM', 'MO' 'DULE')\nmain()"
     )
-    monkeypatch.setattr(process, "START", process.START.replace("main()", f"\n{patched}"))
+    monkeypatch.setattr(python_process, "START", python_process.START.replace("main()", f"\n{patched}"))
     run_id = add(two())
     with working():
         job = ended(queue.enqueue("train", run_id))
@@ -119,8 +121,8 @@ def test_f18_memory_that_runs_out_in_another_process_is_explained(
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        (crew.FAILED, "process 2 of 2: failed: model.base: is not there. Copy it. What was saved"),
-        (crew.OUT_OF_MEMORY, "process 2 of 2: ran out of memory. Lower training"),
+        (launcher.FAILED, "process 2 of 2: failed: model.base: is not there. Copy it. What was saved"),
+        (launcher.OUT_OF_MEMORY, "process 2 of 2: ran out of memory. Lower training"),
         (-signal.SIGSEGV, "process 2 of 2: crashed (SIGSEGV). What was saved"),
     ],
 )
@@ -128,7 +130,7 @@ def test_what_became_of_a_process_is_told(code: int, said: str) -> None:
     kept: list[str] = []
     gone = SimpleNamespace(poll=lambda: code, returncode=code)
     printed = "Traceback\nmodel.base: is not there. Copy it.\n"
-    made = crew.Crew(SimpleNamespace(log=kept.append), 2)  # type: ignore[arg-type]
+    made = launcher.RankLauncher(SimpleNamespace(log=kept.append), 2)  # type: ignore[arg-type]
     made.others = [SimpleNamespace(process=gone, printed=lambda: printed)]  # type: ignore[list-item]
     assert made.explained().text.startswith(said) and "Traceback" in kept[0]
 
@@ -148,7 +150,7 @@ def test_two_launchers_stand_for_two_machines(samples: Path, one_thread: None, t
                 + [f"--main_process_port={port}", "--mixed_precision=no", "--dynamo_backend=no"]
                 + ["launch.py", "train", str(path)],
                 cwd=ROOT,
-                env=os.environ | told | {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)},
+                env=os.environ | told | {"GLOO_SOCKET_IFNAME": "lo"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -181,7 +183,7 @@ def test_start_in_a_studio_is_the_first_of_two_machines(samples: Path, one_threa
     short = two(training={"max_steps": 4, "eval_steps": 2, "save_steps": 2})
     config = short.model_copy(update={"machines": schema.MachinesSection(**machines)})
     run_id = add(config)
-    told = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
+    told = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
     with working():
         job_id = queue.enqueue("train", run_id)
         until(lambda: any("on machine 2 run:" in event["text"] for event in runs.events(run_id)))

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from core import config as schema
-from core.evaluation.loss import held_out_loss
-from core.store import runs
-from core.training.prepare import prepare
+from plumbline.batches.prepare import prepare
+from plumbline.config import schema
+from plumbline.evaluation.loss import held_out_loss
+from plumbline.store import runs
 from tests.runs import add, do
 
 pytestmark = pytest.mark.slow
@@ -40,7 +40,7 @@ def plain(config: schema.RunConfig, folder: Path) -> tuple[list[float], float]:
     from transformers import DataCollatorForSeq2Seq, PrinterCallback, set_seed
     from trl import SFTConfig, SFTTrainer
 
-    from core.models import adapters, hardware, load
+    from plumbline.models import adapters, hardware, load
 
     training, prepared = config.training, prepare(config)
     set_seed(training.seed)

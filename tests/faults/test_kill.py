@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from core import config as schema
-from core.store import runs
+from plumbline.config import schema
+from plumbline.store import runs
+from tests import ROOT
 from tests.runs import recipe
-from tests.server import ROOT
 
 STEPS = 16
 

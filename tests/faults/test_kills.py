@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from core.jobs import queue
-from core.store import runs
+from plumbline.jobs import queue
+from plumbline.store import runs
 from tests.faults.conftest import COUNTED, PATHS, Workspace
 from tests.faults.forked import Fault, curve, healthy
 

@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from core.errors import Interrupted
-from core.jobs import queue
-from core.jobs.worker import Job
-from core.models import load
-from core.store import runs
-from core.training import checkpoints, guard, memory, outputs, prepare, record
-from core.training import run as training
-from core.training.held_out import HeldOut
-from core.training.trainer import Trainer
+from plumbline.batches import prepare
+from plumbline.checkpoints import folders
+from plumbline.errors import Interrupted
+from plumbline.jobs import queue
+from plumbline.jobs.job import Job
+from plumbline.models import load, out_of_memory
+from plumbline.store import runs
+from plumbline.training import outputs
+from plumbline.training import run as training
+from plumbline.training.loop import guard, record
+from plumbline.training.loop.held_out import HeldOut
+from plumbline.training.loop.trainer import Trainer
 from tests.faults import forked
 from tests.faults.conftest import Workspace
 from tests.faults.forked import curve
@@ -65,8 +68,8 @@ def spoil(trainer: Trainer, value: float = math.nan) -> None:
 
 def kept(tiny: Workspace, run_id: int) -> list[str]:
     folder = tiny.checkpoints(run_id)
-    assert all(checkpoints.fault(path) is None for path in checkpoints.listed(folder))
-    return [path.name for path in checkpoints.listed(folder)]
+    assert all(folders.fault(path) is None for path in folders.listed(folder))
+    return [path.name for path in folders.listed(folder)]
 
 
 def earlier_artifact(monkeypatch: pytest.MonkeyPatch, tiny: Workspace, run_id: int) -> Path:
@@ -144,10 +147,10 @@ def test_f21_states_of_the_optimizer_are_looked_at_too() -> None:
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(2)).sum().backward()
     optimizer.step()
-    guard.refuse_unfinite_weights(model, optimizer, 3)
+    guard.check_finite_weights(model, optimizer, 3)
     optimizer.state[model.bias]["exp_avg"][0] = math.nan
     with pytest.raises(Exception, match="optimizer state of bias became NaN at step 3"):
-        guard.refuse_unfinite_weights(model, optimizer, 3)
+        guard.check_finite_weights(model, optimizer, 3)
 
 
 def test_f21_a_loss_that_leaps_is_told_and_training_goes_on(
@@ -213,7 +216,7 @@ def test_f18_memory_that_runs_out_in_a_save_keeps_the_checkpoint_before(
     job = do("train", run_id)
     assert job["error"].startswith("out of memory in the save at step 6: 2.50 GiB were needed")
     assert kept(tiny, run_id) == ["checkpoint-3"]
-    assert not (tiny.checkpoints(run_id) / checkpoints.STAGING).exists()
+    assert not (tiny.checkpoints(run_id) / folders.STAGING).exists()
 
 
 @pytest.mark.parametrize("fits", [True, False])
@@ -243,8 +246,8 @@ def test_f18_an_evaluation_that_does_not_fit_is_tried_in_halves(
 
 
 def test_f18_other_errors_are_no_lack_of_memory() -> None:
-    assert not memory.ran_out(RuntimeError("CUDA error: device-side assert triggered"))
-    assert not memory.ran_out(ValueError("out of memory"))
+    assert not out_of_memory.ran_out(RuntimeError("CUDA error: device-side assert triggered"))
+    assert not out_of_memory.ran_out(ValueError("out of memory"))
 
 
 def test_f22_a_clock_that_jumps_in_a_save_moves_neither_rotation_nor_durations(
@@ -286,7 +289,7 @@ PHASES = {
     "evaluation of the base": (HeldOut, "sums_within", 1, "stopped"),
     "evaluation": (HeldOut, "sums_within", 2, "stopped"),
     "last evaluation": (HeldOut, "sums_within", 4, "stopped"),
-    "save": (checkpoints, "publish", 1, "stopped"),
+    "save": (folders, "publish", 1, "stopped"),
     "final save": (outputs, "write", 1, "completed"),
 }
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from core.jobs import queue
-from core.store import runs
-from core.store.database import database
-from core.training import checkpoints, resume, room
+from plumbline.checkpoints import disk_space, folders, resume
+from plumbline.jobs import queue
+from plumbline.store import runs
+from plumbline.store.database import database
 from tests.faults import forked
 from tests.faults.conftest import Workspace
 from tests.faults.forked import Fault, curve, healthy
@@ -27,12 +27,12 @@ OF = {"settings": {}, "recipe": "1"}
 
 def save(folder: Path, step: int) -> None:
     """A small save, as the trainer makes one."""
-    staged = folder / checkpoints.STAGING / f"checkpoint-{step}"
+    staged = folder / folders.STAGING / f"checkpoint-{step}"
     staged.mkdir(parents=True)
     (staged / "adapter_model.safetensors").write_bytes(bytes(range(256)) * step)
     (staged / "trainer_state.json").write_text("{}")
-    checkpoints.publish(staged, folder / staged.name, OF)
-    checkpoints.rotate(folder, 2)
+    folders.publish(staged, folder / staged.name, OF)
+    folders.rotate(folder, 2)
 
 
 def with_two(folder: Path) -> Path:
@@ -44,9 +44,9 @@ def with_two(folder: Path) -> Path:
 
 def in_order(folder: Path) -> Path:
     """What there is to go on from; nothing else is left of a save."""
-    found, bad = checkpoints.newest_good(folder)
+    found, bad = folders.newest_good(folder)
     assert found is not None and bad == {}
-    assert [path.name for path in folder.iterdir() if checkpoints.fault(path) is not None] == []
+    assert [path.name for path in folder.iterdir() if folders.fault(path) is not None] == []
     assert len(list(folder.iterdir())) in (2, 3)
     return found
 
@@ -59,9 +59,9 @@ def test_f02_a_kill_at_each_call_of_a_save_leaves_the_save_before_or_this_one(tm
     for number in range(1, last + 1):
         folder = with_two(folder)
         assert forked.run(save, tmp_path, Fault("/checkpoints", number), folder, 30)[0] == -9
-        begun = (folder / checkpoints.STAGING / "checkpoint-30").exists()
-        lost = checkpoints.recover(folder)
-        found.append(checkpoints.step_of(in_order(folder)))
+        begun = (folder / folders.STAGING / "checkpoint-30").exists()
+        lost = folders.recover(folder)
+        found.append(folders.step_of(in_order(folder)))
         if found[-1] == 20 and begun:
             assert lost == ["the save of step 30 had not ended and was removed"]
         else:
@@ -83,10 +83,10 @@ def fail_each(folder: Path, error: int) -> None:
         except OSError as raised:
             library.fault_arm(b"", ctypes.c_long(0), 0, 0)
             assert raised.errno == error
-            assert room.explained(raised, folder, 1000) is not None
-            checkpoints.recover(folder)
+            assert disk_space.explained(raised, folder, 1000) is not None
+            folders.recover(folder)
             assert all(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            assert checkpoints.step_of(in_order(folder)) in (20, 30)
+            assert folders.step_of(in_order(folder)) in (20, 30)
         else:
             library.fault_arm(b"", ctypes.c_long(0), 0, 0)
             assert number > 10
@@ -106,13 +106,13 @@ def test_a_run_that_was_killed_in_a_save_says_what_was_lost(tiny: Workspace, sha
     run_id, job_id = tiny.add()
     fault = Fault("/checkpoints", int(share * tiny.whole.calls["/checkpoints"]))
     assert tiny.run(job_id, fault)[0] == -9
-    staged = checkpoints.listed(tiny.checkpoints(run_id) / checkpoints.STAGING)
-    cut = [path for path in staged if checkpoints.fault(path) is not None]
+    staged = folders.listed(tiny.checkpoints(run_id) / folders.STAGING)
+    cut = [path for path in staged if folders.fault(path) is not None]
     queue.mark_orphans()
     assert tiny.run(queue.resume_run(run_id))[0] == 0
     told = [event["text"] for event in runs.events(run_id)]
     for path in cut:
-        step = checkpoints.step_of(path)
+        step = folders.step_of(path)
         assert f"the save of step {step} had not ended and was removed" in told
         assert any(text.startswith(f"resumed from step {step - 3}") for text in told)
     assert curve(run_id) == tiny.whole.curves["autograd"]
@@ -141,8 +141,8 @@ def test_a_run_that_finds_no_room_fails_with_figures_and_goes_on_when_there_is(
     assert run["state"] == "failed" and run["error"].startswith(wanted), run["error"]
     assert healthy()
     folder = tiny.checkpoints(run_id)
-    assert all(checkpoints.fault(path) is None for path in checkpoints.listed(folder))
-    assert not (folder / checkpoints.STAGING).exists()
+    assert all(folders.fault(path) is None for path in folders.listed(folder))
+    assert not (folder / folders.STAGING).exists()
     empty = [path for path in folder.parent.rglob("*") if path.is_file() and not path.stat().st_size]
     assert [path.name for path in empty] in ([], ["metrics_history.jsonl"])
     assert tiny.run(queue.resume_run(run_id))[0] == 0
@@ -169,7 +169,7 @@ def small_disk(tiny: Workspace) -> Iterator[Workspace]:
 
 def work_while_it_fills(job_id: int, filler: Path) -> None:
     """In a fork: somebody else takes all of the disk at step 5."""
-    from core.training.trainer import Trainer
+    from plumbline.training.loop.trainer import Trainer
 
     honest = Trainer.training_step
 
@@ -194,8 +194,8 @@ def test_f03_a_disk_that_somebody_else_fills_ends_the_run_with_figures(small_dis
     assert healthy()
     filler.unlink()
     folder = small_disk.checkpoints(run_id)
-    assert [path.name for path in checkpoints.listed(folder)] == ["checkpoint-3"]
-    assert checkpoints.fault(folder / "checkpoint-3") is None
+    assert [path.name for path in folders.listed(folder)] == ["checkpoint-3"]
+    assert folders.fault(folder / "checkpoint-3") is None
     assert small_disk.run(queue.resume_run(run_id))[0] == 0
     assert (runs.get(run_id)["state"], runs.get(run_id)["error"]) == ("completed", None)
     assert curve(run_id) == small_disk.whole.curves["autograd"]
@@ -204,12 +204,12 @@ def test_f03_a_disk_that_somebody_else_fills_ends_the_run_with_figures(small_dis
 
 def test_f03_room_is_asked_for_before_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=900 * room.MB))
-    room.require(tmp_path, 350 * room.MB)  # 700 MB for two of them, 200 MB for the rest
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=900 * disk_space.MB))
+    disk_space.require(tmp_path, 350 * disk_space.MB)  # 700 MB for two of them, 200 MB for the rest
     with pytest.raises(Exception, match="disk full, needs 902 MB, 900 MB are free. Free some space"):
-        room.require(tmp_path, 351 * room.MB)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=room.MB))
-    room.require(tmp_path, 250_000)  # a tiny run needs no 200 MB beside its checkpoints
+        disk_space.require(tmp_path, 351 * disk_space.MB)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=disk_space.MB))
+    disk_space.require(tmp_path, 250_000)  # a tiny run needs no 200 MB beside its checkpoints
 
 
 HARMS = ["missing", "cut", "zeroed", "flipped"]
@@ -247,10 +247,10 @@ def test_f04_each_damage_to_each_file_of_the_newest_checkpoint_is_seen(killed: A
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(tiny.checkpoints(run_id), copy)
             harm(copy / "checkpoint-9" / name, how)
-            found, bad = checkpoints.newest_good(copy)
+            found, bad = folders.newest_good(copy)
             assert found == copy / "checkpoint-6", (name, how)
             assert list(bad) == ["checkpoint-9"] and name in bad["checkpoint-9"], (name, how)
-            assert (copy / checkpoints.QUARANTINE / "checkpoint-9").is_dir()
+            assert (copy / folders.QUARANTINE / "checkpoint-9").is_dir()
 
 
 def test_f04_a_run_falls_back_one_checkpoint_and_says_so(killed: Any) -> None:
@@ -313,7 +313,7 @@ def test_history_is_whole_whatever_its_rewriting_meets(
     def full(*given: Any, **named: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.os, "replace", full)
+    monkeypatch.setattr(folders.os, "replace", full)
     with pytest.raises(OSError):
         resume.cut_history(path, 2)
     assert path.read_text().splitlines() == lines

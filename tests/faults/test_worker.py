@@ -11,11 +11,13 @@ from typing import Any
 import psutil
 import pytest
 
-from core.chat import session
-from core.config import preset
-from core.jobs import life, process, queue, supervisor, worker
-from core.jobs.worker import Job
-from core.store import runs
+from plumbline import python_process
+from plumbline.chat import session
+from plumbline.config.schema import preset
+from plumbline.jobs import heartbeat, process, queue
+from plumbline.jobs.job import Job
+from plumbline.store import runs
+from plumbline.worker import free_gpu, supervisor, worker
 from tests import tiny
 from tests.faults.waiting import ended, until, working
 from tests.runs import add, recipe
@@ -35,15 +37,15 @@ def child_does(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def patch(code: str) -> None:
         body = "\n".join(f"    {line}" for line in code.splitlines())
         harness = (
-            "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
+            "import sys; sys.path[:] = sys.argv.pop(1).split('\\n')\n"
             "import ctypes, os, signal, threading\n"
-            "from core.jobs import child, worker\n"
+            "from plumbline.worker import child, worker\n"
             f"def do(job):\n{body}\n"
             "worker._handler = lambda kind: do\n"
             "worker.stack.ready = lambda: None\n"
             "child.main()\n"
         )
-        monkeypatch.setattr(process, "START", harness)
+        monkeypatch.setattr(python_process, "START", harness)
 
     return patch
 
@@ -88,7 +90,7 @@ def test_a_worker_that_dies_fails_its_run_and_the_queue_goes_on(
 def test_f09_a_worker_that_does_not_even_start_fails_its_job(
     run_id: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "START", "raise SystemExit('no such module')")
+    monkeypatch.setattr(python_process, "START", "raise SystemExit('no such module')")
     job_id = queue.enqueue("train", run_id)
     with working():
         assert "exit code 1" in ended(job_id)["error"]
@@ -117,7 +119,7 @@ def test_f09_the_kernel_takes_the_job_and_not_the_studio_when_memory_runs_out(
 
 
 def test_an_error_of_a_job_is_told_as_in_a_thread(run_id: int, child_does: Callable[[str], None]) -> None:
-    child_does("from core.errors import StudioError\nraise StudioError('recipe', 'is odd', 'Mend it.')")
+    child_does("from plumbline.errors import StudioError\nraise StudioError('recipe', 'is odd', 'Mend it.')")
     job_id = queue.enqueue("train", run_id)
     with working():
         assert ended(job_id)["error"] == "recipe: is odd. Mend it."
@@ -139,7 +141,7 @@ HANG = "job.running()\nthreading.Event().wait()"
 def test_f17_a_job_that_hangs_is_force_stopped_and_its_run_resumes(
     run_id: int, child_does: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(life, "SECONDS", 0.5)
+    monkeypatch.setattr(heartbeat, "SECONDS", 0.5)
     child_does(HANG)
     job_id = queue.enqueue("train", run_id)
     with working():
@@ -155,7 +157,7 @@ def test_f17_a_job_that_hangs_is_force_stopped_and_its_run_resumes(
 def test_f17_a_job_that_shows_signs_of_life_is_waited_for(
     run_id: int, child_does: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(life, "SECONDS", 3.0)
+    monkeypatch.setattr(heartbeat, "SECONDS", 3.0)
     file = worker.home() / "saved"
     child_does(
         "job.running()\n"
@@ -176,7 +178,7 @@ def test_f17_a_job_that_shows_signs_of_life_is_waited_for(
 def test_f17_a_thread_that_hangs_says_that_a_restart_is_needed(
     run_id: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(life, "SECONDS", 0.5)
+    monkeypatch.setattr(heartbeat, "SECONDS", 0.5)
     release = threading.Event()
 
     def hang(job: Job) -> None:
@@ -246,7 +248,9 @@ def test_f08_a_worker_ends_when_nobody_listens_to_it_any_more(
     # As on a system whose kernel does not end children.
     patched = "process.live_with_parent = lambda: None\nchild.main()"
     monkeypatch.setattr(
-        process, "START", process.START.replace("child.main()", f"from core.jobs import process\n{patched}")
+        python_process,
+        "START",
+        python_process.START.replace("child.main()", f"from plumbline.jobs import process\n{patched}"),
     )
     job_id = queue.enqueue("train", run_id)
     queue.claim(job_id)
@@ -342,7 +346,7 @@ def test_a_job_that_waits_for_chat_can_be_stopped(
 
 def test_chat_stays_where_there_is_no_gpu(run_id: int, chat: session.Loaded) -> None:
     chat.model.device.type = "cpu"
-    worker.make_room(Job(queue.get(queue.enqueue("train", run_id))))
+    free_gpu.unload_chat(Job(queue.get(queue.enqueue("train", run_id))))
     assert session._loaded is chat
 
 
@@ -351,7 +355,7 @@ def small(samples: Path, tmp_path: Path) -> dict[str, Any]:
     """A recipe's sections for a base of two layers with the starter's tokenizer."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from core.models import load
+    from plumbline.models import load
 
     tokenizer = load.tokenizer("starter")
     sizes = tiny.SIZES | {"vocab_size": len(tokenizer), "max_position_embeddings": 512}

@@ -11,16 +11,17 @@ from typing import Any
 import psutil
 import pytest
 
-from core import config as schema
-from core.errors import StudioError
-from core.jobs import queue
-from core.jobs.worker import recover
-from core.store import runs
-from core.store.database import database
-from core.training import checkpoints
+from plumbline.checkpoints import folders
+from plumbline.config import schema
+from plumbline.errors import StudioError
+from plumbline.jobs import queue
+from plumbline.store import runs
+from plumbline.store.database import database
+from plumbline.worker.worker import recover
+from tests import ROOT
 from tests.faults.waiting import until
 from tests.runs import add, recipe
-from tests.server import ROOT, Studio
+from tests.server import Studio
 
 # More steps than are done before a test ends them.
 LONG: dict[str, Any] = {"max_steps": 400, "eval_steps": 400, "save_steps": 3}
@@ -47,9 +48,9 @@ def training(steps: int = 4) -> int:
 
 def saved(home: Path, run_id: int) -> int:
     """The step of a run's newest good checkpoint."""
-    checkpoint, bad = checkpoints.newest_good(home / "runs" / str(run_id) / "checkpoints")
+    checkpoint, bad = folders.newest_good(home / "runs" / str(run_id) / "checkpoints")
     assert checkpoint is not None and not bad
-    return checkpoints.step_of(checkpoint)
+    return folders.step_of(checkpoint)
 
 
 def intact() -> bool:

@@ -13,12 +13,11 @@ import numpy
 import pytest
 import torch
 
-from core.errors import StudioError
-from core.training import guard
-from core.training.packing import Packer
-from core.training.world import World
-
-ROOT = Path(__file__).resolve().parents[2]
+from plumbline.batches.packing import Packer
+from plumbline.distributed.process_group import ProcessGroup
+from plumbline.errors import StudioError
+from plumbline.training.loop import guard
+from tests import ROOT
 
 
 def _free_port() -> int:
@@ -30,7 +29,7 @@ def _free_port() -> int:
 def _together(folder: Path, size: int, *options: str) -> list[dict[str, Any]]:
     folder.mkdir()
     told = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-    told |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    told |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.ranks", str(folder), *options],
@@ -66,17 +65,17 @@ def test_two_processes_train_as_one_does(alone: dict[str, Any], tmp_path: Path, 
 
 def test_shares_are_all_rows_once_and_about_even() -> None:
     lengths = [300, 20, 50, 200, 90, 10, 400, 30, 60]
-    shares = World(0, 3).shares(lengths)
+    shares = ProcessGroup(0, 3).shares(lengths)
     assert sorted(number for share in shares for number in share) == list(range(9))
     sizes = [sum(lengths[number] for number in share) for share in shares]
     assert max(sizes) - min(sizes) <= 60
-    assert World().shares(lengths) == [list(range(9))]
+    assert ProcessGroup().shares(lengths) == [list(range(9))]
 
 
 def test_a_process_without_rows_still_computes_as_many_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"input_ids": list(range(40)), "labels": list(range(40))}]
     for rank, learned in ((0, 39), (1, 0)):
-        monkeypatch.setattr("core.training.packing.current", lambda rank=rank: World(rank, 2))
+        monkeypatch.setattr("plumbline.batches.packing.current", lambda rank=rank: ProcessGroup(rank, 2))
         step = Packer(64, even=True)(rows)["step"]
         assert [len(one.targets) for one in step.packs] == [learned]
         assert (step.tokens, step.supervised) == (40, 39)
@@ -87,7 +86,7 @@ def test_adapters_that_drift_apart_end_the_run(monkeypatch: pytest.MonkeyPatch) 
     others = [[float(p.double().sum()) for p in model.parameters()]]
     together = SimpleNamespace(size=2, everyone=lambda mine: [mine, *others])
     monkeypatch.setattr(guard, "current", lambda: together)
-    guard.refuse_drift(model, 4)
+    guard.check_same_weights(model, 4)
     others[0][1] += 1e-9
     with pytest.raises(StudioError, match="the adapter: is not the same in all processes at step 4"):
-        guard.refuse_drift(model, 4)
+        guard.check_same_weights(model, 4)

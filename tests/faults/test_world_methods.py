@@ -6,11 +6,11 @@ from typing import Any
 import numpy
 import pytest
 
-from core.data.xray import Encoded
-from core.training.judged import Judged
-from core.training.memory import Halving
-from core.training.packing import Packer
-from core.training.world import World
+from plumbline.batches.packing import Packer
+from plumbline.batches.pair_packing import Judged
+from plumbline.data.tokens.encode import Encoded
+from plumbline.distributed.process_group import ProcessGroup
+from plumbline.models.out_of_memory import OomBackoff
 from tests.faults.test_world import _together
 
 JUDGED = ("dpo", "orpo", "kto")
@@ -63,7 +63,9 @@ def test_f18_all_processes_compute_less_at_once_when_memory_ran_out_in_one() -> 
     """The other one runs out with 8 at once, and again with 4."""
     other = {8: True, 4: True, 2: False}
     told: list[str] = []
-    here = Halving(8, "answers", lambda text, level: told.append(text), lambda ran: ran or other[here.limit])
+    here = OomBackoff(
+        8, "answers", lambda text, level: told.append(text), lambda ran: ran or other[here.limit]
+    )
     assert here.run("trying", lambda limit: limit, 1, 100) == 2 and len(told) == 2
     other[2] = True
     with pytest.raises(MemoryError, match="another process"):
@@ -73,6 +75,6 @@ def test_f18_all_processes_compute_less_at_once_when_memory_ran_out_in_one() -> 
 def test_a_process_without_judged_rows_still_computes_as_many_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [Encoded(list(range(40)), list(range(40)), [], 0)]
     for rank, held in ((0, ((0,),)), (1, ((),))):
-        monkeypatch.setattr("core.training.judged.current", lambda rank=rank: World(rank, 2))
+        monkeypatch.setattr("plumbline.batches.pair_packing.current", lambda rank=rank: ProcessGroup(rank, 2))
         step = Judged(Packer(64, even=True), rows, rows, True)([{"number": 0}])["step"]
         assert step.rows == held and (step.tokens, step.supervised) == (80, 78)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from core.jobs import queue
-from core.jobs.worker import Worker
+from plumbline.jobs import queue
+from plumbline.worker.worker import Worker
 
 
 def until(true: Callable[[], object], seconds: float = 120) -> None:

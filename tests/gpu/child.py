@@ -4,21 +4,24 @@ import os
 import signal
 from typing import Any
 
-from core.jobs import child, queue, worker
+from plumbline import python_process
+from plumbline.jobs import queue
+from plumbline.jobs.job import Job
+from plumbline.worker import child, worker
 
 READY = "it has imported everything"
-START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from tests.gpu.child import main; main()"
+START = python_process.START.replace("MODULE", "tests.gpu.child")
 
 
 def main() -> None:
-    """As core.jobs.child, but it says when it is ready, and limits the GPU for a job that says ``limit``."""
+    """As a worker's child, but it says when it is ready, and limits the GPU for a job that says ``limit``."""
     get_ready, perform = child._get_ready, worker.perform
 
     def told() -> None:
         get_ready()
         print(READY, flush=True)
 
-    def limited(job: worker.Job) -> None:
+    def limited(job: Job) -> None:
         if "limit" in job.payload:
             limit(job.payload["limit"])
         perform(job)
@@ -34,7 +37,7 @@ def limit(size: int) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(size / torch.cuda.get_device_properties(0).total_memory)
         return
-    from core.training.trainer import Trainer
+    from plumbline.training.loop.trainer import Trainer
 
     def step(trainer: Any, *given: Any, **named: Any) -> Any:
         raise torch.OutOfMemoryError("Tried to allocate 2.50 GiB.")
@@ -44,7 +47,7 @@ def limit(size: int) -> None:
 
 def killed(job_id: int, number: int) -> None:
     """Do a training job, and be killed before a step of it."""
-    from core.training.trainer import Trainer
+    from plumbline.training.loop.trainer import Trainer
 
     honest = Trainer.training_step
 
@@ -54,4 +57,4 @@ def killed(job_id: int, number: int) -> None:
         return honest(trainer, *given, **named)
 
     Trainer.training_step = step  # type: ignore[method-assign]
-    worker.work_on(worker.Job(queue.get(job_id)))
+    worker.work_on(Job(queue.get(job_id)))

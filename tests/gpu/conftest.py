@@ -11,7 +11,7 @@ from tests.gpu import learned
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Gets the logits of every model as its adapter is written: its own, and its base's."""
-    from core.training import artifact
+    from plumbline.checkpoints import artifact
 
     seen: list[Any] = []
     honest = artifact.write

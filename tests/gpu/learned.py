@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from core.home import run_folder
-from core.store import runs
+from plumbline.home import run_folder
+from plumbline.store import runs
 from tests import tiny
 
 NEAR = 0.02  # relative, of logits in 16 bits; kernels of another kind round elsewhere
@@ -15,7 +15,7 @@ def logits(model: Any) -> Any:
     """Of two rows of ordinary tokens, on the host in float32."""
     import torch
 
-    from core.evaluation.loss import autocast
+    from plumbline.models.precision import autocast
 
     was_training = model.training
     model.eval()
@@ -36,7 +36,7 @@ def refuse_other_logits(run_id: int, trained: list[Any]) -> str:
     import torch
     from peft import PeftModel
 
-    from core.models import load
+    from plumbline.models import load
 
     base = load.base_model(runs.recipe(run_id))
     loaded = logits(PeftModel.from_pretrained(base, str(run_folder(run_id) / "artifact")))

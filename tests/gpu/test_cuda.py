@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from core import config as schema
-from core.store import evaluations, runs
+from plumbline.config import schema
+from plumbline.store import evaluations, runs
 from tests.runs import add, do, recipe
 
 pytestmark = pytest.mark.gpu
@@ -97,7 +97,7 @@ def test_random_weights_of_3b_dimensions_train_for_20_steps(samples: Path, tmp_p
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from core.models.load import tokenizer
+    from plumbline.models.load import tokenizer
 
     folder = tmp_path / "llama-3b-dimensions"
     torch.set_default_dtype(torch.bfloat16)

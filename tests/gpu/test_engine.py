@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from core import config as schema
+from plumbline.config import schema
 
 pytestmark = pytest.mark.gpu
 SIZES = {
@@ -26,7 +26,7 @@ def _model(folder: Path, family: str, dtype: str, **lora: Any) -> tuple[Any, sch
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from core.models import adapters, load
+    from plumbline.models import adapters, load
 
     if not (folder / "config.json").exists():
         torch.manual_seed(0)
@@ -50,7 +50,7 @@ def _model(folder: Path, family: str, dtype: str, **lora: Any) -> tuple[Any, sch
 def _step(multiple: int = 1, limit: int = 4096) -> Any:
     import numpy
 
-    from core.training.packing import Packer
+    from plumbline.batches.packing import Packer
 
     random = numpy.random.default_rng(0)
     rows = [random.integers(3, 4000, length) for length in LENGTHS]
@@ -71,8 +71,8 @@ def _distance(left: dict[str, Any], right: dict[str, Any]) -> float:
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_the_decoder_is_no_further_from_float32_than_autograd(tmp_path: Path, family: str) -> None:
-    from core.training.autograd import AutogradEngine
-    from core.training.decoder import DecoderEngine
+    from plumbline.engine.autograd import AutogradEngine
+    from plumbline.engine.decoder import DecoderEngine
 
     step = _step()
     exact, recipe = _model(tmp_path, family, "float32")
@@ -92,8 +92,8 @@ def test_the_decoder_is_no_further_from_float32_than_autograd(tmp_path: Path, fa
 def test_graphs_replay_what_was_computed(tmp_path: Path) -> None:
     import torch
 
-    from core.training.decoder import DecoderEngine
-    from core.training.graphs import GraphedEngine
+    from plumbline.engine.cuda_graphs import GraphedEngine
+    from plumbline.engine.decoder import DecoderEngine
 
     model, _ = _model(tmp_path, "llama", "bfloat16")
     step = _step(multiple=64, limit=512)
@@ -109,8 +109,8 @@ def test_graphs_replay_what_was_computed(tmp_path: Path) -> None:
 
 
 def test_dropout_and_checkpointing_go_through_autograd_on_cuda(tmp_path: Path) -> None:
-    from core.training.engine import engine
-    from core.training.plan import Plan
+    from plumbline.engine.plan import Plan
+    from plumbline.engine.select import engine
 
     step = _step()
     model, recipe = _model(tmp_path, "llama", "bfloat16", dropout=0.1)
@@ -127,8 +127,8 @@ def test_dropout_and_checkpointing_go_through_autograd_on_cuda(tmp_path: Path) -
 def test_liger_layers_are_no_further_from_float32(
     tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from core.models.hardware import Choice
-    from core.training import autograd
+    from plumbline.engine import autograd
+    from plumbline.models.hardware import Choice
 
     step = _step()
     with_liger = autograd.liger
@@ -147,7 +147,7 @@ def test_liger_layers_are_no_further_from_float32(
 
 
 def test_float16_keeps_small_gradients_with_a_loss_scale(samples: Path) -> None:
-    from core.store import runs
+    from plumbline.store import runs
     from tests.runs import add, do
     from tests.runs import recipe as short
 
@@ -161,9 +161,9 @@ def test_float16_keeps_small_gradients_with_a_loss_scale(samples: Path) -> None:
 @pytest.mark.parametrize("graphs", [False, True])
 def test_any_loss_of_log_probabilities_is_differentiated(tmp_path: Path, graphs: bool) -> None:
     """As preferences are learned: a weight for each token, known only after the forward pass."""
-    from core.training.autograd import AutogradEngine
-    from core.training.decoder import DecoderEngine
-    from core.training.graphs import GraphedEngine
+    from plumbline.engine.autograd import AutogradEngine
+    from plumbline.engine.cuda_graphs import GraphedEngine
+    from plumbline.engine.decoder import DecoderEngine
 
     class Squares:
         """An engine whose loss is the sum of squared negative log-likelihoods."""

@@ -13,16 +13,19 @@ from typing import Any
 
 import pytest
 
-from core import api
-from core import config as schema
-from core.chat import session
-from core.evaluation.generate import Task
-from core.jobs import process, queue, supervisor, worker
-from core.jobs.process import Process
-from core.models import hardware
-from core.store import datasets, runs
-from core.training import assembly, cost, record
-from core.training.trainer import Trainer
+from plumbline import api, python_process
+from plumbline.chat import session
+from plumbline.config import schema
+from plumbline.evaluation.generate import Task
+from plumbline.jobs import queue
+from plumbline.jobs.process import Process
+from plumbline.models import hardware
+from plumbline.planner import cost
+from plumbline.store import datasets, runs
+from plumbline.training import assembly
+from plumbline.training.loop import record
+from plumbline.training.loop.trainer import Trainer
+from plumbline.worker import supervisor, worker
 from tests.faults.waiting import until
 from tests.gpu import child
 from tests.runs import add, do, recipe
@@ -136,7 +139,7 @@ def chat() -> None:
     assert list(answers)
     del answers
     assert session.close() is not None
-    worker.release_memory()
+    hardware.release_memory()
 
 
 ENDS: tuple[Callable[[], None], ...] = (complete, stop, run_out, chat)
@@ -159,8 +162,8 @@ def test_b7_f19_jobs_of_a_thread_leave_no_memory_behind(samples: Path) -> None:
 def test_b7_a_forecast_keeps_no_memory(samples: Path) -> None:
     complete()
     held, idle = kept(), used()
-    cost.rates.cache_clear()
-    cost.rates(hardware.device().value, "bfloat16")
+    cost.device_speed.cache_clear()
+    cost.device_speed(hardware.device().value, "bfloat16")
     after = kept()
     print(f"\nmeasuring the device left {told([used() - idle])}; torch held and kept {told(after)}")
     assert after[1] - held[1] <= OF_THREAD and used() - idle <= OF_THREAD
@@ -202,7 +205,7 @@ def watched(made: worker.Worker, job_id: int, look: Callable[[], None] = lambda:
 def test_b7_children_give_back_every_byte_and_one_that_waits_takes_none(
     samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process, "START", child.START)
+    monkeypatch.setattr(python_process, "START", child.START)
     monkeypatch.setattr(supervisor, "IDLE_SECONDS", 0.0)
     whole = add(recipe())
     endless = add(recipe(training={"max_steps": 100_000, "eval_steps": 100_000, "save_steps": 100_000}))
@@ -278,7 +281,7 @@ def test_f18_a_run_that_does_not_fit_is_told_with_numbers_and_what_it_suggests_f
             run_id = add(config)
             job = do("train", run_id)
             taken.clear()
-            worker.release_memory()
+            hardware.release_memory()
             if job["state"] == "completed":
                 break
             print(f"\ntry {tries}: {job['error']}")

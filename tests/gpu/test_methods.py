@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from core import api
-from core.store import datasets, runs
+from plumbline import api
+from plumbline.store import datasets, runs
 from tests.gpu import learned
 from tests.runs import do, recipe
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from core.jobs import queue
-from core.store import runs
-from core.training import record
-from core.training.trainer import Trainer
+from plumbline.jobs import queue
+from plumbline.store import runs
+from plumbline.training.loop import record
+from plumbline.training.loop.trainer import Trainer
 from tests.gpu import child
 from tests.runs import add, do, recipe
 

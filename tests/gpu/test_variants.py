@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from core.store import runs
+from plumbline.store import runs
 from tests.gpu import learned
 from tests.runs import add, do, recipe
 

@@ -1,0 +1,111 @@
+"""``plumbline doctor``: what there is to compute with, how the workspace stands, a database made anew."""
+
+import argparse
+import os
+import shutil
+import sys
+
+from plumbline.cli.terminal import entry, say
+from plumbline.config.schema import RunConfig
+from plumbline.errors import StudioError
+from plumbline.home import home
+from plumbline.models.hardware import GIB, compute_dtype, device, versions
+from plumbline.store import opening
+
+GUTTER = 16
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rebuild",
+        action="store_true",
+        help="make the database anew from the folders of runs and datasets; the old file is kept",
+    )
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """:returns: 2 when something is in the way of working here"""
+    if arguments.rebuild:
+        _rebuild()
+        return 0
+
+    for name, value in report():
+        print(f"{name:<14}{value}")
+    return _workspace()
+
+
+def _workspace() -> int:
+    from plumbline.models.hardware import GIB
+    from plumbline.store import startup
+    from plumbline.store.database import database
+
+    try:
+        print(f"{'workspace':<14}{home()}")
+        disk = shutil.disk_usage(home())
+        print(f"{'disk':<14}{disk.free / GIB:.1f} of {disk.total / GIB:.1f} GiB free in the workspace")
+        database()
+        found = opening.damage(opening.database_path())
+    except StudioError as error:
+        return _in_the_way(error.text)
+    if found:
+        return _in_the_way(opening.UnusableDatabase(f"is damaged ({found})").text)
+    print(f"{'database':<14}sound")
+    for text in (startup.unlisted(), startup.open_to_others()):
+        if text:
+            entry("note", text, GUTTER)
+    return 0
+
+
+def _in_the_way(text: str) -> int:
+    print(f"error: {text}", file=sys.stderr)
+    return 2
+
+
+def offered(error: opening.UnusableDatabase) -> bool:
+    """Ask at the terminal whether the database is to be made anew, and do it. :returns: whether it was"""
+    if not sys.stdin.isatty():
+        return False
+    say(f"{error.where}: {error.what}.")
+    question = "Make it anew from the folders of runs and datasets now? The old file is kept. [y/N] "
+    if input(question).strip().lower() not in ("y", "yes"):
+        return False
+    _rebuild()
+    return True
+
+
+def _rebuild() -> None:
+    from plumbline.jobs import workspace_lock
+    from plumbline.recovery.database import rebuild
+
+    with workspace_lock.nobody():
+        done = rebuild()
+    counted = ((done.runs, "run"), (done.datasets, "dataset"), (done.evaluations, "evaluation"))
+    runs, datasets, evaluations = (f"{count} {name}{'s'[: count != 1]}" for count, name in counted)
+    say(f"The database lists {runs}, {datasets} and {evaluations}.")
+    if done.kept is not None:
+        say(f"The old file is kept as {done.kept}.")
+    for remark in done.remarks:
+        entry("note", remark, GUTTER)
+
+
+def report() -> list[tuple[str, str]]:
+    """What `plumbline doctor` prints: versions, device, dtype and why, free memory and disk."""
+    import psutil
+
+    from plumbline.jobs import mode
+
+    worker = mode.choose(mode.wanted())
+    chosen, dtype = device(), compute_dtype(RunConfig())
+    rows = versions()
+    rows.append(("device", f"{chosen.value}: {chosen.why}"))
+    rows.append(("compute type", f"{dtype.value}: {dtype.why}"))
+    if chosen.value == "cuda":
+        import torch
+
+        free, total = torch.cuda.mem_get_info()
+        rows.append(("GPU memory", f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"))
+    memory = psutil.virtual_memory()
+    rows.append(("memory", f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"))
+    rows.append(("CPU cores", str(os.cpu_count())))
+    rows.append(("worker", f"{worker.value}: {worker.why}"))
+    return rows

@@ -1,0 +1,22 @@
+"""What a recipe decides about the end of its run, in words."""
+
+from plumbline.config.schema import RunConfig
+from plumbline.config.steps import intervals
+from plumbline.models.hardware import Choice
+
+
+def choices(config: RunConfig, steps: int) -> dict[str, Choice]:
+    """What was decided about the end of a run, as far as the recipe leaves the usual way."""
+    training, found = config.training, {}
+    evaluated, saved = intervals(config, steps)
+    if training.best_at_end:
+        given = training.save_steps not in (None, saved)
+        why = f", in place of {training.save_steps}" if given else ""
+        found["checkpoints"] = Choice(f"every {saved} steps", f"with every evaluation, for the best one{why}")
+    if training.early_stopping is not None:
+        after = f"after {training.early_stopping} evaluations, every {evaluated} steps"
+        share = (
+            f"an improvement of {training.min_improvement:.3g}" if training.min_improvement else "improvement"
+        )
+        found["early stopping"] = Choice(after, f"without {share}")
+    return found

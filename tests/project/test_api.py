@@ -1,0 +1,146 @@
+"""Plumbline from Python: the example as it is written (with a short recipe), and what is said of mistakes."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from plumbline import api
+from plumbline.config import schema
+from plumbline.config.mapping import Mapping
+from plumbline.data import rows
+from plumbline.errors import StudioError
+from plumbline.store import datasets as store
+from plumbline.store import runs
+from tests import ROOT
+from tests.hub_server import point_at, running
+from tests.runs import recipe
+
+README = ROOT / "README.md"
+
+
+def example(text: str) -> str:
+    """The Python that a text shows."""
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    return code
+
+
+def answers(folder: Path, rows: int = 30) -> Path:
+    """A file with columns of its own; its last row nearly repeats its first."""
+    said = [
+        f"Where is thing number {n} of all the things that we have?,Thing {n} is here." for n in range(rows)
+    ]
+    said.append("WHERE is thing number 0 of all the things that we have?,Thing 0 is here.")
+    file = folder / "answers.csv"
+    file.write_text("\n".join(["question,reply", *said]) + "\n")
+    return file
+
+
+def test_the_python_example_runs_and_is_the_readmes(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    code = example(api.__doc__ or "")
+    assert code == example(README.read_text())
+    short = recipe()
+    monkeypatch.setattr(schema, "preset", lambda name: short)
+    answers(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "the example", "exec"), {})
+    repeated, perplexity, folder = capsys.readouterr().out.splitlines()[-3:]
+    assert repeated == "1" and float(perplexity) > 1
+    assert (Path(folder) / "model.safetensors").exists()
+    assert runs.recipe(1).data.dataset == "answers"
+
+
+def test_a_dataset_is_added_with_a_mapping_in_any_form(workspace: Path, tmp_path: Path) -> None:
+    file = answers(tmp_path)
+    written = tmp_path / "mapping.yaml"
+    written.write_text("prompt: question\nanswer: reply\n")
+    parts = {"prompt": "question", "answer": "reply"}
+    for given in (parts, "prompt=question,answer=reply", written, Mapping(**parts)):
+        dataset = store.get(api.add_data([file], mapping=given))
+        assert Mapping.model_validate_json(dataset["mapping"]) == Mapping(**parts)
+    assert store.get(api.add_data(str(file), held_out=file))["held_out_rows"] == 31
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("promt=question", "has no part 'promt'. Parts of exchange: prompt, answer"),
+        (
+            "prompt={questoin},answer=reply",
+            "'questoin', which answers.csv does not have. Its columns: question",
+        ),
+        ("prompt=question", "does not say which column is answer"),
+        ("turns=question,roles.bot=robot", "'robot' is no role"),
+        ("kind=talk,turns=question", "has no kind 'talk'"),
+        ("kind=text,text=reply,prompt=question", "text has no part 'prompt'"),
+        ("helpdesk", "neither a file nor a saved mapping"),
+        ({"prompt": 7, "answer": "reply"}, "prompt must be the name of a column"),
+    ],
+)
+def test_a_wrong_mapping_is_told_with_what_it_may_be(
+    workspace: Path, tmp_path: Path, given: object, said: str
+) -> None:
+    with pytest.raises(StudioError) as caught:
+        api.add_data(answers(tmp_path), mapping=given)
+    assert said in caught.value.text
+
+
+def test_a_file_that_is_not_there_is_said_to_be_missing(workspace: Path, tmp_path: Path) -> None:
+    with pytest.raises(StudioError, match="is not there"):
+        api.add_data(tmp_path / "none.csv")
+    with pytest.raises(StudioError, match="is a folder"):
+        api.add_data([tmp_path])
+
+
+def test_a_recipes_mapping_and_several_files_are_trained_on(workspace: Path, tmp_path: Path) -> None:
+    first = answers(tmp_path)
+    second = tmp_path / "more.csv"
+    second.write_text(first.read_text())
+    chosen = recipe(data={"mapping": {"prompt": "reply", "answer": "question"}})
+    (run_id,) = api.add(chosen, [first, second])
+    run = runs.get(run_id)
+    dataset = store.get(run["dataset_id"])
+    assert dataset["rows"] == 62 and next(rows.at(dataset["id"], "train", [0]))["messages"][0][
+        "content"
+    ].startswith("Thing 0")
+
+
+def test_a_check_that_fails_is_raised_with_its_reason(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = api.add_data(answers(tmp_path))
+    with pytest.raises(StudioError, match="threshold: must be from 0.7 to 1"):
+        api.check(dataset, threshold=0.3)
+    with pytest.raises(StudioError, match="dataset 99: does not exist"):
+        api.check(99)
+    (workspace / "datasets" / str(dataset) / "train.jsonl").write_text("not a row\n" * 99)
+    with pytest.raises(StudioError, match="check of answers: Internal error"):
+        api.check("answers")
+
+
+def test_a_hub_dataset_is_added(workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running() as hub:
+        point_at(hub.url, monkeypatch, tmp_path / "cache")
+        text = answers(tmp_path).read_bytes()
+        hub.add("org/things", {"train.csv": text, "test.csv": text})
+        dataset = store.get(
+            api.add_hub(
+                "org/things", held_out_split="test", mapping={"prompt": "question", "answer": "reply"}
+            )
+        )
+    assert (dataset["name"], dataset["rows"], dataset["held_out_rows"]) == ("things", 31, 31)
+    assert json.loads(dataset["origin"])["hub"] == "org/things"
+
+
+def test_a_job_that_fails_is_raised_with_its_reason(workspace: Path) -> None:
+    with pytest.raises(StudioError, match="train of run 1: .*no answer tokens within 16"):
+        api.train(recipe(training={"max_length": 16}))
+
+
+def test_the_readmes_recipes_are_valid() -> None:
+    mixed, whole = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.S)
+    assert [part.weight for part in schema.loads(mixed).data.parts] == [2, 0.5]
+    assert schema.loads(whole).model.base.startswith("meta-llama/")
