@@ -25,7 +25,6 @@ from plumbline.data.readers.source_files import Reading, Source
 from plumbline.data.selection import datasets
 from plumbline.errors import StudioError
 from plumbline.home import export_folder
-from plumbline.hub import dataset_repository
 from plumbline.jobs import queue
 from plumbline.jobs.job_names import dataset_name, recipe_name
 from plumbline.models import fit
@@ -49,13 +48,13 @@ COLUMNS_FROM = 200  # rows of a file that its columns are known from
 def add_data(
     files: Files,
     held_out: Files = (),
-    report: importer.Report = lambda share, text: None,
+    report: importer.Report = lambda text, share: None,
     **options: Any,
 ) -> int:
     """Check files and store them as one dataset. :returns: its id
 
     :param held_out: files whose rows are held out from training
-    :param report: told the share done, and what is being done
+    :param report: told what is being done, and the share done where it is known
     :param options: as `import_options` takes them
     :raises StudioError: with file, line and field of everything wrong; nothing is stored then
     """
@@ -72,7 +71,7 @@ def add_hub(
     split: str | None = None,
     held_out_split: str | None = None,
     revision: str | None = None,
-    report: dataset_repository.Report | None = None,
+    report: importer.Report = lambda text, share: None,
     **options: Any,
 ) -> int:
     """Download a split of a dataset on the Hugging Face Hub and store it. :returns: its id

@@ -135,6 +135,22 @@ def test_a_hub_dataset_is_added(workspace: Path, tmp_path: Path, monkeypatch: py
     assert json.loads(dataset["origin"])["hub"] == "org/things"
 
 
+def test_every_import_tells_what_is_done_and_then_the_share(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, float | None]] = []
+    file = tmp_path / "train.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b"}\n' * 12)
+    with running() as hub:
+        point_at(hub.url, monkeypatch, tmp_path / "cache")
+        hub.add("org/things", {"train.jsonl": file.read_bytes()})
+        for add, given in ((api.add_data, file), (api.add_hub, "org/things")):
+            told.clear()
+            add(given, report=lambda text, share: told.append((text, share)))
+            assert any("rows" in text for text, _ in told)
+            assert all(share is None or 0 <= share <= 1 for _, share in told)
+
+
 def test_a_job_that_fails_is_raised_with_its_reason(workspace: Path) -> None:
     with pytest.raises(StudioError, match="train of run 1: .*no answer tokens within 16"):
         api.train(recipe(training={"max_length": 16}))

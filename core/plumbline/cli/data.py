@@ -106,18 +106,19 @@ def _add(arguments: argparse.Namespace) -> int:
         raise StudioError("data add", "needs files or --hub ID", "Give one of the two.")
     if arguments.preview:
         return _preview(arguments)
+    known_as = store.mapping_name(arguments.save_mapping) if arguments.save_mapping is not None else ""
     options = {**_options(arguments), "name": arguments.name, "leave_out": arguments.leave_bad_rows_out}
     with progress() as tell:
         if arguments.hub:
             where = (arguments.config, arguments.split, arguments.held_out_split, arguments.revision)
-            dataset_id = api.add_hub(arguments.hub, *where, lambda phase, share: tell(phase), **options)
+            dataset_id = api.add_hub(arguments.hub, *where, lambda text, share: tell(text), **options)
         else:
             held_out = arguments.held_out
-            dataset_id = api.add_data(arguments.files, held_out, lambda share, text: tell(text), **options)
+            dataset_id = api.add_data(arguments.files, held_out, lambda text, share: tell(text), **options)
     dataset = store.get(dataset_id)
-    if arguments.save_mapping:
+    if known_as:
         refuse_incomplete(Mapping.model_validate_json(dataset["mapping"]))
-        store.save_mapping(arguments.save_mapping, dataset["mapping"])
+        store.save_mapping(known_as, dataset["mapping"])
     say(f"Added {dataset['name']}.")
     show.described(dataset)
     return 0
@@ -164,7 +165,7 @@ def _sources(arguments: argparse.Namespace) -> Iterator[list[Source]]:
     with TemporaryDirectory(prefix="hub-", dir=folder("staging")) as target, progress() as tell:
         where = (Path(target), arguments.config, arguments.split, arguments.revision)
         got = dataset_repository.fetch(
-            arguments.hub, *where, lambda phase, share: tell(phase), limit_gb=PREVIEW_GB
+            arguments.hub, *where, lambda text, share: tell(text), limit_gb=PREVIEW_GB
         )
         yield [Source(got.files[0], got.files[0].name)]
 

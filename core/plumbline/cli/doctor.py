@@ -66,8 +66,11 @@ def offered(error: opening.UnusableDatabase) -> bool:
     if not sys.stdin.isatty():
         return False
     say(f"{error.where}: {error.what}.")
-    question = "Make it anew from the folders of runs and datasets now? The old file is kept. [y/N] "
-    if input(question).strip().lower() not in ("y", "yes"):
+    kept = " The old file is kept." if opening.database_path().exists() else ""
+    if input(f"Make it anew from the folders of runs and datasets now?{kept} [y/N] ").strip().lower() not in (
+        "y",
+        "yes",
+    ):
         return False
     _rebuild()
     return True

@@ -27,6 +27,8 @@ from plumbline.config.sections import LoraSection, QuantisationSection, Training
 from plumbline.errors import RecipeError, StudioError
 from plumbline.home import assets
 
+LONGEST_NAME = 80  # letters of the name of a run
+
 
 class ModelSection(Section):
     """The base model that the adapter is trained on."""
@@ -146,7 +148,7 @@ class EvaluationSection(Section):
 class RunConfig(Section):
     """A whole run."""
 
-    name: str = setting("", "Name", "Shown in lists; empty means dataset and rank", max_length=80)
+    name: str = setting("", "Name", "Shown in lists; empty means dataset and rank", max_length=LONGEST_NAME)
     model: ModelSection = ModelSection()
     quantisation: QuantisationSection = QuantisationSection()
     lora: LoraSection = LoraSection()
@@ -155,6 +157,12 @@ class RunConfig(Section):
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
     machines: MachinesSection = MachinesSection()
+
+    def name_with(self, end: str) -> str:
+        """The name with something behind it, as in ``cited r16``, for which a long name is shortened."""
+        name = self.display_name
+        room = LONGEST_NAME - len(end) - 1
+        return f"{name if len(name) <= room else name[: room - 1] + '…'} {end}"
 
     @property
     def display_name(self) -> str:

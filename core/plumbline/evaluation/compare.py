@@ -172,6 +172,13 @@ def _result(
     return result
 
 
+def tells_apart(result: dict[str, Any]) -> bool:
+    """Whether adapter and base differ in exact answers: their sentence gives an interval in brackets then."""
+    if "difference" not in result or "preference" in result:
+        return False
+    return not result["difference"]["low"] <= 0 <= result["difference"]["high"]
+
+
 def sentence(result: dict[str, Any]) -> str:
     """The result in words, honest about what cannot be told apart."""
     if "preference" in result:
@@ -181,7 +188,7 @@ def sentence(result: dict[str, Any]) -> str:
     if "difference" not in result:
         return perplexity
     points = {key: round(100 * value) for key, value in result["difference"].items()}
-    if result["difference"]["low"] <= 0 <= result["difference"]["high"]:
+    if not tells_apart(result):
         told = "In exact answers, adapter and base cannot be told apart on these rows"
     else:
         word = "more" if points["mean"] > 0 else "fewer"

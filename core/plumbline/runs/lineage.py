@@ -64,7 +64,7 @@ def branch(run_id: int, step: int | None = None, changes: dict[str, Any] | None 
         raise StudioError("lora.rank_schedule", "is not for a branch", "Give lora.r the next rank.")
     config = _as_long_as_the_rest(run_id, step, config, changes or {})
     if not changes or "name" not in changes:
-        config = config.model_copy(update={"name": f"{parent.display_name} from {step}"[:80]})
+        config = config.model_copy(update={"name": parent.name_with(f"from {step}")})
     mix.choose(config.data)
     return Branch(run_id, step, config)
 
@@ -88,7 +88,7 @@ def reproduce(run_id: int) -> int:
     """Store a run that trains another one's recipe again. :returns: its id"""
     row = runs.get(run_id)
     config = runs.recipe(run_id)
-    again = config.model_copy(update={"name": f"{config.display_name} again"[:80]})
+    again = config.model_copy(update={"name": config.name_with("again")})
     return runs.add(again, row["dataset_id"], run_id, None, "reproduction")
 
 

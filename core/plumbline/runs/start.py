@@ -89,6 +89,6 @@ def stages(config: RunConfig) -> list[RunConfig]:
     for rank in config.lora.rank_schedule or (config.lora.r,):
         alpha = config.lora.alpha * rank / config.lora.r
         lora = config.lora.model_copy(update={"r": rank, "alpha": alpha, "rank_schedule": ()})
-        name = f"{config.name} r{rank}"[:80] if config.name and config.lora.rank_schedule else config.name
+        name = config.name_with(f"r{rank}") if config.name and config.lora.rank_schedule else config.name
         found.append(config.model_copy(update={"lora": lora, "name": name}))
     return found

@@ -15,6 +15,8 @@ from plumbline.home import PRIVATE, folder, numbers_in
 from plumbline.store import sidecars
 from plumbline.store.database import database, insert, writing
 
+LONGEST_NAME = 60  # letters
+
 
 def add(name: str, values: dict[str, Any], rows: Path) -> int:
     """Store a dataset whose rows stand ready in a folder, which becomes its own. :returns: its id
@@ -39,8 +41,9 @@ def rename(dataset_id: int, wanted: str) -> str:
 
     :param wanted: made safe to show, as at an import
     :returns: the new name
-    :raises StudioError: when it is empty, or another dataset is or was called so
+    :raises StudioError: when it is empty or too long, or another dataset is or was called so
     """
+    refuse_long_name("dataset", wanted)
     with writing() as db:
         dataset = get(dataset_id)
         old, new = dataset["name"], _clean(wanted)
@@ -64,14 +67,24 @@ def called(dataset: dict[str, Any]) -> list[str]:
     return [dataset["name"], *json.loads(dataset["origin"] or "{}").get("former_names", [])]
 
 
+def refuse_long_name(what: str, wanted: str) -> None:
+    """:param what: that is to have the name :raises StudioError: when the name is too long for a list"""
+    if (length := len(wanted.strip())) > LONGEST_NAME:
+        raise StudioError(
+            f"{what} name",
+            f"has {length:,} letters, and at most {LONGEST_NAME} are shown",
+            f"Choose a name of {LONGEST_NAME} letters or fewer.",
+        )
+
+
 def _clean(wanted: str) -> str:
     """A name that is safe to show, in a command too; empty when nothing is left."""
-    return re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", wanted)).strip("-.")[:60]
+    return re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", wanted)).strip("-.")
 
 
 def free_name(wanted: str) -> str:
     """A readable name that no dataset has, or had: an old recipe must not find another dataset."""
-    clean = _clean(wanted) or "dataset"
+    clean = _clean(wanted)[:LONGEST_NAME] or "dataset"
     taken = {name for dataset in listed() for name in called(dataset)}
     if clean not in taken:
         return clean
@@ -149,8 +162,16 @@ def remove(dataset_id: int) -> None:
     database().table("datasets").delete(dataset_id)
 
 
+def mapping_name(wanted: str) -> str:
+    """:raises StudioError: when it is empty or too long"""
+    if not wanted.strip():
+        raise StudioError("mapping", "has no name yet", "Write one.")
+    refuse_long_name("mapping", wanted)
+    return wanted.strip()
+
+
 def save_mapping(name: str, mapping: str) -> None:
-    """Keep a mapping (as JSON) under a name; an older one of that name is replaced."""
+    """Keep a mapping (as JSON) under a `mapping_name`; an older one of that name is replaced."""
     row = {"name": name, "mapping": mapping, "created_at": time.time()}
     database().table("mappings").insert(row, replace=True)
     sidecars.note("mappings")

@@ -15,22 +15,20 @@ from urllib.parse import quote
 from plumbline.errors import StudioError
 from plumbline.home import home, numbers_in
 
-REBUILD = (
-    "Run `plumbline doctor --rebuild`: it lists every run and dataset again from their folders, and keeps "
-    "the old file beside."
-)
 APPLIED = "_sqlite_migrations"
 
 
 class UnusableDatabase(StudioError):
     """The database file cannot be gone on with.
 
+    :param fix: what helps; where a rebuild does, it follows
     :param rebuilt: whether a new one made from the folders is the way out
     """
 
-    def __init__(self, what: str, fix: str = REBUILD, rebuilt: bool = True) -> None:
+    def __init__(self, what: str, fix: str = "", rebuilt: bool = True) -> None:
         self.rebuilt = rebuilt
-        super().__init__(str(database_path()), what, fix)
+        advice = f"{fix} {_rebuild_advice()}".strip() if rebuilt else fix
+        super().__init__(str(database_path()), what, advice)
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,11 @@ class Stamp:
 
 def database_path() -> Path:
     return home() / "plumbline.db"
+
+
+def _rebuild_advice() -> str:
+    kept = ", and keeps the old file beside" if database_path().exists() else ""
+    return f"Run `plumbline doctor --rebuild`: it lists every run and dataset again from their folders{kept}."
 
 
 def beside(path: Path) -> list[Path]:
@@ -85,7 +88,7 @@ def _looked_at(connection: sqlite3.Connection, known: Collection[str], last: Sta
     for kind, name in found:
         if kind in ("trigger", "view"):
             what = f"has a {kind} named {name!r:.60}, which Plumbline did not make"
-            raise UnusableDatabase(what, f"Nothing of it was run. {REBUILD}")
+            raise UnusableDatabase(what, "Nothing of it was run.")
     tables = {name for kind, name in found if kind == "table"}
     if not tables:
         _refuse_lost("has no tables")

@@ -6,7 +6,7 @@ import gradio as gr
 
 from plumbline.errors import StudioError
 from plumbline.evaluation import report
-from plumbline.evaluation.compare import refuse_without_adapter, rows_wanted, sentence
+from plumbline.evaluation.compare import refuse_without_adapter, rows_wanted, sentence, tells_apart
 from plumbline.jobs import queue
 from plumbline.store import evaluations, runs
 from plumbline_studio.live import Page, View
@@ -87,7 +87,7 @@ def _result(run_id: int | None) -> list[Any]:
         return [empty(text), []]
     result = found["result"]
     notes = report.notes(result)
-    if "difference" in result and "preference" not in result:
+    if tells_apart(result):
         notes = ["In brackets above: 95 % interval, paired bootstrap over rows.", *notes]
     recall = report.recall(result)
     html = (

@@ -170,6 +170,19 @@ def test_the_sentence_says_when_nothing_can_be_told() -> None:
     assert "The adapter answers 41 points fewer rows exactly (36 to 46)." in compare.sentence(result)
 
 
+@pytest.mark.parametrize(("low", "apart"), [(-0.46, True), (-0.01, False)])
+def test_brackets_are_explained_where_there_are_some(
+    low: float, apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side = {"loss": 1.0, "perplexity": 2.0, "exact_match": 0.5}
+    interval = {"mean": low, "low": low, "high": -0.36 if apart else 0.02}
+    result = {"rows": 9, "answers": 9, "base": side, "adapter": side, "difference": interval}
+    monkeypatch.setattr(evaluations, "latest", lambda run_id: {"id": 1, "result": result})
+    monkeypatch.setattr(evaluations, "answers", lambda evaluation_id: [])
+    html, _ = evaluate._result(1)
+    assert ("rows exactly (" in html) == ("In brackets above" in html) == apart
+
+
 def test_an_answer_that_the_limit_ended_is_marked(finished: Finished) -> None:
     tokenizer = load.tokenizer("starter")
     model = load.base_model(recipe())

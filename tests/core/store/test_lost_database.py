@@ -59,6 +59,7 @@ def test_nothing_of_runs_and_datasets_is_overwritten_and_a_rebuild_lists_them_al
     assert run("data", "add", file_of(tmp_path)) == (2 if refused else 0)
     told = capsys.readouterr().err
     assert not refused or ("doctor --rebuild" in told and "Traceback" not in told)
+    assert ("keeps the old file beside" in told) == (refused and kind != "deleted")
     if not refused:
         recipe = old_workspace.recipe("squares")
         assert runs.add(recipe, 1) == 4 and datasets.listed()[-1]["id"] == 3

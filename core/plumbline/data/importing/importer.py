@@ -40,7 +40,7 @@ SAMPLE = 200  # records that the guess is made from
 PARALLEL_FROM = 32 * 1024**2  # bytes; below, starting children costs more than they save
 RANGE = 8 * 1024**2
 _HELD_OUT = re.compile(r"(?<![a-z])(test|valid|validation|val|dev|eval|held[-_ ]?out)(?![a-z])")
-Report = Callable[[float, str], None]
+Report = Callable[[str, float | None], None]
 
 
 @dataclass(frozen=True)
@@ -168,13 +168,13 @@ def add(
     sources: Sequence[Source],
     held_out: Sequence[Source] = (),
     options: Options = Options(),  # noqa: B008 (frozen)
-    report: Report = lambda share, text: None,
+    report: Report = lambda text, share: None,
     origin: dict[str, Any] | None = None,
 ) -> int:
     """Check files and store them as one dataset. :returns: its id
 
     :param held_out: files whose rows are held out from training
-    :param report: told the share done, and what is being done
+    :param report: told what is being done, and the share done
     :param origin: where the files came from, when not from the user's disk
     :raises StudioError: with file, line and field of everything wrong; nothing is stored then
     """
@@ -186,7 +186,7 @@ def add(
 def seen(sources: Sequence[Source], held_out: Sequence[Source], options: Options) -> dict[str, Any]:
     """What `add` would store of a dataset beside its rows; nothing is stored."""
     with _staging() as staging:
-        return _checked(sources, held_out, options, staging, lambda share, text: None, None)
+        return _checked(sources, held_out, options, staging, lambda text, share: None, None)
 
 
 @contextmanager
@@ -209,6 +209,7 @@ def _checked(
     """Check files, write their rows to ``staging`` and say what they are."""
     if not sources:
         raise StudioError("import", "has no file", "Choose at least one.")
+    store.refuse_long_name("dataset", options.name)
     names = named_held_out([source.name for source in sources])
     if names and not held_out and not options.all_trained:
         what = "is named like rows to hold out, and stands among the files to train on"
@@ -297,7 +298,7 @@ def _serial(file: File, number: int, mapping: Mapping, writer: Writer, report: R
 
     def note(count: int) -> None:
         _refuse_too_many(file.name, writer.counted.records + count)
-        report(0.0, f"{file.name}: {count:,} rows")
+        report(f"{file.name}: {count:,} rows", 0.0)
 
     def watched() -> Iterator[Record | Problem]:
         for count, record in enumerate(records(file), start=1):
@@ -355,7 +356,7 @@ def _parallel(
                 writer.add(part, index, lines, taken)
                 _refuse_too_many(file.name, writer.counted.records)
                 lines, taken = lines + count, taken + part.records
-                report(position / len(tasks), f"{file.name}: {writer.counted.rows:,} rows")
+                report(f"{file.name}: {writer.counted.rows:,} rows", position / len(tasks))
         finally:
             for future in waiting:
                 future.cancel()

@@ -10,7 +10,7 @@ from typing import Any
 from plumbline.data.tokens import template_sandbox
 from plumbline.errors import StudioError
 
-SECONDS = 2
+SECONDS = 2  # of processor time for one conversation
 FIX = "Choose another base model, or mend its chat template."
 
 ANSWERS = ("The sky is blue, as a rule.", "At dusk it turns red.")

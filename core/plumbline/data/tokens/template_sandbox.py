@@ -2,12 +2,13 @@
 
 Templates come with models, from strangers, and are programs: one may loop or fill the memory on a row
 that it does not like, however well it behaves on others. Only the starter's own is rendered in this
-process. The child is started once, and answers a row in a tenth of a millisecond.
+process. The child is started once.
 
 Also that child's program.
 """
 
 import atexit
+import importlib.util
 import json
 import os
 import subprocess
@@ -29,7 +30,7 @@ MEMORY = 512 * 1024**2
 CHARACTERS = 1_000_000  # far more than any system prompt
 TIMES = 20  # most that a template writes of each character it is given: it may repeat, as tools are
 START_SECONDS = 60  # for the imports, before a template is touched
-PATIENCE = 60  # seconds by the clock, where processor time cannot be limited
+PATIENCE = 60  # seconds by the clock: a busy machine makes a good template wait
 # What a Python needs to start; tokens and keys stay here.
 _ENVIRONMENT = ("PATH", "HOME", "SYSTEMROOT", "LD_LIBRARY_PATH", "TEMP", "TMP", "TMPDIR", "HF_HOME")
 # transformers keeps one compiled template for all threads, and in it what was marked so far.
@@ -66,7 +67,7 @@ def written(
     :param seconds: of processor time
     :raises Failed: when it raises
     :raises Exceeded: when it takes too long, too much memory, or writes too much
-    :raises StudioError: when no child can be started
+    :raises StudioError: when no child can be started, or it was left waiting for all of `PATIENCE`
     """
     task = {
         "messages": messages,
@@ -102,14 +103,16 @@ class _Child:
         self._owner = 0
         self._sent: set[str] = set()
         self._deadline = float("inf")
+        self._waited_in_vain = False
         atexit.register(self.end)
 
     def ask(self, template: str, task: dict[str, Any], seconds: int) -> dict[str, Any]:
-        """:raises StudioError: when it cannot be started"""
+        """:raises StudioError: when it cannot be started, or does not get to work"""
         process = self._running()
         named = {"template": template} if template not in self._sent else {}
         request = json.dumps({**task, **named, "key": hash(template), "seconds": seconds})
         self._sent.add(template)
+        self._waited_in_vain = False
         self._deadline = time.monotonic() + PATIENCE
         try:
             process.stdin.write(request + "\n")  # type: ignore[union-attr]
@@ -126,7 +129,11 @@ class _Child:
             return answer
         code = process.wait()
         self.end()
-        if -code in _timeouts():
+        if self._waited_in_vain and _counts_processor_time():
+            # It used less than it may, so this says nothing of the template.
+            what = f"could not be tried: the machine was too busy to do it within {PATIENCE} seconds"
+            raise StudioError("chat template", what, "Try again when less is running.")
+        if -code in _timeouts() or self._waited_in_vain:
             return {"exceeded": f"takes more than {seconds} seconds for one conversation"}
         return {"exceeded": f"crashes the process that renders it (code {code})"}
 
@@ -160,6 +167,7 @@ class _Child:
     def _watch(self, process: "subprocess.Popen[str]") -> None:
         while process.poll() is None:
             if time.monotonic() > self._deadline:
+                self._waited_in_vain = True
                 process.kill()
             time.sleep(0.5)
 
@@ -171,6 +179,11 @@ class _Child:
 
 
 _child = _Child()
+
+
+def _counts_processor_time() -> bool:
+    """Whether this system can end a process by what it has used; by the clock alone otherwise."""
+    return importlib.util.find_spec("resource") is not None
 
 
 def _timeouts() -> tuple[int, ...]:
@@ -236,14 +249,14 @@ def _line(error: Exception) -> int:
 
 def _limited() -> Any:
     """Limit memory to what the imports took and some. :returns: what limits processor time from now on"""
-    try:
-        import resource
+    if not _counts_processor_time():
+        return lambda seconds: None  # the time by the clock holds
+    import resource
 
+    _lower(resource.RLIMIT_CORE, 0)
+    with suppress(OSError):  # systems without /proc
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         _lower(resource.RLIMIT_AS, pages * resource.getpagesize() + MEMORY)
-        _lower(resource.RLIMIT_CORE, 0)
-    except (ImportError, OSError):
-        return lambda seconds: None  # not on this system: the time by the clock holds
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
 
     def limit(seconds: int) -> None:

@@ -297,13 +297,12 @@ def _saved() -> Any:
 
 def _save(name: str, *fields: Any) -> tuple[Any, Any]:
     try:
-        if not (name or "").strip():
-            raise StudioError("mapping", "has no name yet", "Write one beside the button.")
+        known_as = store.mapping_name(name or "")
         refuse_incomplete(_mapping(fields))
-        store.save_mapping(name.strip()[:60], _mapping(fields).model_dump_json(exclude_defaults=True))
+        store.save_mapping(known_as, _mapping(fields).model_dump_json(exclude_defaults=True))
     except Exception as error:
         return gr.skip(), error_box(error)
-    return _saved(), box("good", f"Saved the mapping {name.strip()[:60]}.")
+    return _saved(), box("good", f"Saved the mapping {known_as}.")
 
 
 def _use(name: str | None) -> list[Any]:

@@ -105,7 +105,7 @@ def build(page: Page) -> None:
         begun_clicks.add(click)
         try:
             dataset_id = adding.add(
-                paths, held_paths, called, skip, values, lambda share, text: progress(share, desc=text)
+                paths, held_paths, called, skip, values, lambda text, share: progress(share or 0.0, desc=text)
             )
         except Exception as error:
             begun_clicks.discard(click)

@@ -6,14 +6,16 @@ import pytest
 
 from plumbline.cli import main
 from plumbline.config import schema
+from plumbline.data.importing import from_hub
 from plumbline.data.importing.importer import Options, add
 from plumbline.data.readers.source_files import Source
 from plumbline.data.selection import datasets as data
 from plumbline.data.selection import mix
-from plumbline.errors import StudioError
-from plumbline.runs import bundle
+from plumbline.errors import RecipeError, StudioError
+from plumbline.runs import bundle, start
 from plumbline.store import datasets, runs
 from plumbline_studio import forms
+from plumbline_studio.tabs.data import add as add_tab
 from tests.runs import add as add_run
 from tests.runs import recipe
 
@@ -107,3 +109,34 @@ def test_a_name_that_is_kept_over_a_reload_is_found_after_a_rename() -> None:
     datasets.rename(datasets.by_name("plain-style")["id"], "style")
     kept, lost = forms.taken_back({"data.dataset": "plain-style", "training.epochs": 17}, form)
     assert (kept, lost) == ({"data.dataset": "style", "training.epochs": 17}, [])
+
+
+LONG = "x" * 61
+
+
+def test_a_name_is_refused_with_its_limit_and_never_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of datasets, at an import and later, of mappings and of runs."""
+    before = datasets.names()
+    assert data_verb("rename", "plain-style", "x" * 300) == 2
+    assert "has 300 letters, and at most 60 are shown" in capsys.readouterr().err
+    with pytest.raises(StudioError, match="dataset name: has 61 letters"):
+        small(tmp_path, LONG)
+    with pytest.raises(StudioError, match="dataset name: has 61 letters"):
+        from_hub.add("org/never-asked", options=Options(LONG))
+    assert data_verb("add", str(tmp_path / "few.jsonl"), "--save-mapping", LONG) == 2
+    assert "mapping name: has 61 letters" in capsys.readouterr().err
+    _, told = add_tab._save(LONG, "text", *[""] * len(add_tab.PARTS), "", "")
+    assert "mapping name: has 61 letters" in told
+    assert datasets.names() == before and not datasets.mappings()
+    with pytest.raises(RecipeError, match="name"):
+        schema.changed(recipe(), {"name": "x" * 81})
+    assert datasets.get(small(tmp_path, LONG[:60]))["name"] == LONG[:60]
+
+
+def test_a_run_that_comes_from_another_is_told_apart_however_long_its_name() -> None:
+    long = schema.changed(recipe(lora={"rank_schedule": [4, 8]}), {"name": "x" * 80})
+    names = [stage.name for stage in start.stages(long)]
+    assert [name[-4:] for name in names] == ["… r4", "… r8"] and max(map(len, names)) == 80
+    assert schema.changed(recipe(), {"name": "short"}).name_with("from 30") == "short from 30"

@@ -1,12 +1,16 @@
 """Chat templates on the rows themselves: rendered under limits, whatever they did on short conversations."""
 
 import copy
+import os
+import signal
+import threading
 from typing import Any
 
 import pytest
 
 from plumbline.data.tokens import template_sandbox
 from plumbline.data.tokens.chat_template import render
+from plumbline.data.tokens.encode import encode
 from plumbline.errors import StudioError
 from plumbline.models.load import tokenizer
 
@@ -55,6 +59,36 @@ def test_a_template_that_never_ends_on_a_row_is_stopped() -> None:
     given = chosen.chat_template, row("Open Sesame?")["messages"], None, {}
     with pytest.raises(template_sandbox.Exceeded, match="takes more than 1 seconds for one conversation"):
         template_sandbox.written(*given, seconds=1)
+
+
+def child_in_wait() -> int:
+    """The process that renders, stopped, as one that a busy machine gives no time. :returns: its number"""
+    render(row("Hello?"), heavy(""))
+    pid = template_sandbox._child._process.pid
+    os.kill(pid, signal.SIGSTOP)
+    return pid
+
+
+def test_a_template_that_only_waits_for_the_processor_is_not_refused() -> None:
+    given = heavy("").chat_template, row("Hello?")["messages"], None, {}
+    pid = child_in_wait()
+    # Longer by the clock than it may compute: that takes a second more at most.
+    threading.Timer(2.5, os.kill, (pid, signal.SIGCONT)).start()
+    assert "Yes." in template_sandbox.written(*given, seconds=1)[0]
+    assert template_sandbox._child._process.pid == pid
+
+
+def test_a_machine_that_gives_no_time_at_all_is_not_the_templates_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen = heavy("{# a template of its own #}")
+    child_in_wait()
+    monkeypatch.setattr(template_sandbox, "PATIENCE", 0)
+    with pytest.raises(StudioError, match="too busy to do it .* Try again") as caught:
+        encode(row("Hello?"), chosen, 512)
+    assert "base model" not in caught.value.text
+    monkeypatch.undo()
+    assert encode(row("Hello?"), chosen, 512).supervised  # what was said is not remembered
 
 
 def test_a_long_row_is_no_heavy_template() -> None:
