@@ -80,14 +80,22 @@ def _round_copies(model: Any, dtype: Any) -> None:
             module.forward = rounded(module)
 
 
-@contextmanager
-def head_out_of_sight(model: Any) -> Iterator[None]:
-    """TRL refuses an adapter on the head, which its own loss would pass by; Plumbline has its own."""
-    model.get_output_embeddings = lambda: None
-    try:
-        yield
-    finally:
-        del model.get_output_embeddings
+def begin_in_float32(model: Any) -> None:
+    """Put what is trained in float32; beside a quantised base it begins with numbers that bfloat16 has.
+
+    Those are what runs of all versions began with, so the same seed gives the same run. A length of DoRA
+    is left as it is: it is the base's own.
+    """
+    import torch
+
+    base = model.get_base_model()
+    rounded = getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False)
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if rounded and "lora_magnitude_vector" not in name:
+            parameter.data = parameter.data.to(torch.bfloat16)
+        parameter.data = parameter.data.float()
 
 
 def _biases(model: Any) -> Iterator[tuple[str, Any]]:

@@ -78,8 +78,7 @@ def trainer(
     :param record: a callback that writes down what is measured; see plumbline.training.loop.record
     """
     from datasets import Dataset
-    from transformers import PrinterCallback
-    from trl import SFTConfig
+    from transformers import PrinterCallback, TrainingArguments
 
     from plumbline.batches.packing import Packer
     from plumbline.engine.select import engine
@@ -105,7 +104,7 @@ def trainer(
         decisions.update(more)
         return found
 
-    arguments = SFTConfig(
+    arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         max_steps=steps,
         # A batch of the loader is a whole optimizer step; the packer splits it.
@@ -123,18 +122,13 @@ def trainer(
         bf16=decisions["compute type"].value == "bfloat16",
         fp16=decisions["compute type"].value == "float16",
         use_cpu=not cuda,
-        gradient_checkpointing=False,
         logging_steps=training.logging_steps,
         logging_nan_inf_filter=False,
         eval_strategy="steps",
         eval_steps=evaluated,
         save_strategy="steps",
         save_steps=saved,
-        max_length=None,
         remove_unused_columns=False,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        # Else TRL switches the router loss of a mixture of experts on; plumbline.engine.autograd has its own.
-        router_aux_loss_coef=0.0,
         dataloader_pin_memory=cuda,
         # Without it every batch would wait until the device has done all that was asked of it.
         accelerator_config={"non_blocking": cuda},

@@ -179,14 +179,14 @@ def test_no_token_is_in_any_byte_of_a_checkpoint_or_of_the_run(
     canary = "hf_CANARYcanaryCANARYcanaryCANARY99"
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "WANDB_API_KEY"):
         monkeypatch.setenv(name, canary)
-    from trl import SFTConfig
+    from transformers import TrainingArguments
 
-    honest = SFTConfig.__init__
+    honest = TrainingArguments.__init__
 
     def with_token(self: Any, *given: Any, **named: Any) -> None:
         honest(self, *given, **named | {"hub_token": canary})
 
-    monkeypatch.setattr(SFTConfig, "__init__", with_token)
+    monkeypatch.setattr(TrainingArguments, "__init__", with_token)
     run_id = add(recipe(training={"max_steps": 2, "save_steps": 1}))
     assert do("train", run_id)["error"] is None
     searched = 0

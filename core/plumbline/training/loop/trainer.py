@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer over packs: our own engine, held-out evaluation and checkpoints."""
+"""transformers' Trainer over packs: our own engine, held-out evaluation and checkpoints."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import SequentialSampler
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerState
-from trl import SFTTrainer
 
 from plumbline.batches.packing import Packer, Step
 from plumbline.checkpoints import folders
@@ -41,7 +41,7 @@ class MissedEvaluation(TrainerCallback):
             self.trainer.evaluate()
 
 
-class Trainer(SFTTrainer):
+class Trainer(transformers.Trainer):
     """Computes every optimizer step in packs, evaluates token-weighted, writes whole checkpoints.
 
     :param engine: makes the engine, once the adapter's weights have their type
@@ -69,14 +69,10 @@ class Trainer(SFTTrainer):
     ) -> None:
         # The dataset only tells transformers that there is something to evaluate.
         some = kwargs["train_dataset"].select(range(1))
-        with adapters.head_out_of_sight(kwargs["model"]):
-            super().__init__(eval_dataset=some, data_collator=packer, callbacks=[record], **kwargs)
+        super().__init__(eval_dataset=some, data_collator=packer, callbacks=[record], **kwargs)
         self.keep, self.shuffled, self.record = keep, shuffled, record
         self.job, self.packer, self.sources = job, packer, sources
-        # TRL puts the adapter of a 4-bit base in bfloat16; see plumbline.models.adapters.attach.
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+        adapters.begin_in_float32(self.model)
         # What all but LoRA's matrices are in the base; those are nothing there.
         self.of_base = {name: p.detach().clone() for name, p in self._trained() if not _is_factor(name)}
         self.engine = engine(self.model)
