@@ -4,6 +4,9 @@ import sys
 
 from plumbline import environment
 from plumbline.cli.main import main as command_line
+from plumbline.errors import StudioError
+
+PAGE = ("gradio", "plotly", "fastapi", "uvicorn")  # the packages of the extra [studio]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -13,9 +16,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _serve(host: str, port: int, run_id: int | None, worker: str) -> None:
+    """:raises StudioError: when the packages of the page are not installed"""
     import gc
 
     gc.disable()  # nothing made while importing is garbage; serve_studio enables it again
-    from plumbline_studio.serve import serve as serve_studio
-
+    try:
+        from plumbline_studio import gradio_import  # noqa: F401
+        from plumbline_studio.serve import serve as serve_studio
+    except ModuleNotFoundError as error:
+        if error.name not in PAGE:
+            raise
+        raise StudioError(
+            "studio",
+            f"needs the packages of the page, and {error.name} is not installed",
+            'Install them: pip install "plumbline-studio[studio]".',
+        ) from None
     serve_studio(host, port, run_id, worker)
