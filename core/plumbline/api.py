@@ -21,6 +21,7 @@ from plumbline.config.schema import RunConfig
 from plumbline.data.formats.mapping_parser import mapping_of
 from plumbline.data.importing import from_hub, importer
 from plumbline.data.importing.importer import Options
+from plumbline.data.importing.preview import Preview, of_file
 from plumbline.data.readers.source_files import Reading, Source
 from plumbline.data.selection import datasets
 from plumbline.errors import StudioError
@@ -87,12 +88,12 @@ def add_hub(
     return from_hub.add(dataset, config, split, held_out_split, revision, chosen, report)
 
 
-def preview(source: Source, options: Options) -> importer.Preview:
+def preview(source: Source, options: Options) -> Preview:
     """What an import would do, seen from a file's first rows; nothing is stored.
 
     :raises StudioError: when the file cannot be read
     """
-    return importer.preview(source, options, COLUMNS_FROM)
+    return of_file(source, options, COLUMNS_FROM)
 
 
 def import_options(
@@ -113,7 +114,8 @@ def import_options(
     :param delimiter: of CSV, when it is not recognised
     :param header: whether the first CSV line names the columns, when that is not recognised
     :param system: a system prompt for every row that has none of its own
-    :param all_trained: train on files too whose names say that they are held out, such as test.csv
+    :param all_trained: train on files too whose names say that they are held out, such as test.csv, and on
+        rows that a column says it of
     :raises StudioError: when the mapping is none
     """
     reading = Reading(encoding, delimiter, header)

@@ -21,9 +21,10 @@ IMPORT = """
 import sys, time
 from pathlib import Path
 from plumbline.data.readers.source_files import Source
-from plumbline.data.importing.importer import add, preview
+from plumbline.data.importing.importer import add
+from plumbline.data.importing.preview import of_file
 source = Source(Path(sys.argv[1]), "rows.jsonl")
-began = time.perf_counter(); preview(source); print(time.perf_counter() - began)
+began = time.perf_counter(); of_file(source); print(time.perf_counter() - began)
 began = time.perf_counter(); add([source]); print(time.perf_counter() - began)
 """
 LOAD = """

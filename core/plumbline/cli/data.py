@@ -66,7 +66,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--system", metavar="TEXT", default="", help="a system prompt for every row that has none of its own"
     )
     parser.add_argument(
-        "--train-on-all", action="store_true", help="also on files whose names say test or validation"
+        "--train-on-all",
+        action="store_true",
+        help="also on files whose names, and rows whose column, say test or validation",
     )
     parser.add_argument("--save-mapping", metavar="NAME", help="keep the mapping for other files")
     parser.add_argument("--preview", action="store_true", help="show what it would do, and store nothing")
@@ -190,6 +192,8 @@ def _show_preview(seen: Any) -> bool:
     if understood:
         entry("shape", seen.shape)
         entry("mapping", f"{seen.mapping.kind}: {seen.mapping.said()}")
+        if seen.held_out:
+            entry("held out", seen.held_out)
     else:
         entry("problem", seen.problem or f"no column for {' and '.join(seen.mapping.missing())}")
         entry("", f"Say which column is what, with --mapping. {parts_of(None)}")

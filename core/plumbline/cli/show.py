@@ -143,6 +143,7 @@ def _cut(text: str, limit: int | None) -> str:
 
 def described(dataset: dict[str, Any]) -> None:
     """Print what is known of a dataset without reading its rows."""
+    from plumbline.data.formats import held_out_marks
     from plumbline.data.formats.mapping_parser import said
     from plumbline.store import datasets as store
 
@@ -155,6 +156,9 @@ def described(dataset: dict[str, Any]) -> None:
         entry("left out", f"{count:,} bad row{'s' if count > 1 else ''}")
     entry("source", dataset["source"] or "")
     origin = json.loads(dataset["origin"] or "{}")
+    if by := held_out_marks.held_out_by(origin):
+        entry("held out", by)
+    origin.pop("held_out_by", None)
     if former := origin.pop("former_names", []):
         entry("formerly", ", ".join(former))
     if origin:
@@ -171,7 +175,7 @@ def findings(dataset: dict[str, Any]) -> None:
 
     for found in store.findings(dataset):
         numbers = _numbers(found["rows"])
-        where = " of the held-out file" if found["part"] == "held_out" else ""
+        where = " of the held-out rows" if found["part"] == "held_out" else ""
         named = f" (see row{'s' if len(found['rows']) > 1 else ''} {numbers}{where})" if numbers else ""
         entry("warning", found["text"] + named)
 

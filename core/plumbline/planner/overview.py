@@ -196,7 +196,7 @@ def outlook(config: RunConfig) -> Outlook:
     checks += [Check("warning", text) for text in fit.remarks(config, steps)]
     checks += [Check("warning", finding.text) for finding in mix.leaks(chosen)]
     checks += [Check(level, text) for level, text in split_labels.lines(chosen, config.data)]
-    checks += _unfilled(chosen)
+    checks += _not_meant(chosen)
     checks += _stages(config)
     checks += [Check("warning", f"{config.model.base}: {note}") for note in base.notes]
     decisions = {"device": hardware.device(), "compute type": hardware.compute_dtype(config)}
@@ -222,13 +222,13 @@ def _measured_on(config: RunConfig, chosen: list[Chosen]) -> str:
     return ", ".join([f"{rows:,} of {pool:,} held-out rows", *found])
 
 
-def _unfilled(chosen: list[Chosen]) -> list[Check]:
-    """Placeholders that would be learned as they stand."""
+def _not_meant(chosen: list[Chosen]) -> list[Check]:
+    """Placeholders that would be learned as they stand, and marked rows that are trained on."""
     return [
         Check("warning", f"{one.name}: {finding['text']}")
         for one in chosen
         for finding in store.findings(one.dataset)
-        if finding["kind"] == "placeholder"
+        if finding["kind"] in ("placeholder", "split")
     ]
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +23,7 @@ from plumbline.config.mapping import Mapping
 from plumbline.data.errors import KEPT_PROBLEMS, Problem, RowError
 from plumbline.data.formats.conversations import canonical
 from plumbline.data.formats.convert import converter
+from plumbline.data.formats.held_out_marks import SplitColumn, side_of
 from plumbline.data.importing import quality
 from plumbline.data.readers.json_lines import Record, count_keys, parse_lines, repeats_key
 from plumbline.data.readers.registry import lines_in, read_range
@@ -41,6 +42,8 @@ class Counted:
     """What a part came to. ``hits`` has, for each content check, how many rows and the first of them.
 
     Also for what the conversion tells of rows: then its key is the text that follows "N rows".
+    ``marks`` counts rows by what their split column says, where that is to hold them out; ``elsewhere``
+    counts records that the column gives to the other part.
     """
 
     rows: int = 0
@@ -52,6 +55,8 @@ class Counted:
     labels: Counter[str] = field(default_factory=Counter)
     groups: Counter[str] = field(default_factory=Counter)
     columns: Counter[str] = field(default_factory=Counter)
+    marks: Counter[str] = field(default_factory=Counter)
+    elsewhere: int = 0
 
 
 @dataclass
@@ -101,16 +106,24 @@ class Writer:
         counted.labels.update(part.labels)
         counted.groups.update(part.groups)
         counted.columns.update(part.columns)
+        counted.marks.update(part.marks)
+        counted.elsewhere += part.elsewhere
 
     def indexed(self) -> Any:
         return numpy.concatenate(self.index) if self.index else numpy.empty(0, INDEX)
 
 
 class Part:
-    """Writes rows to a file and counts; ``index`` grows with them."""
+    """Writes rows to a file and counts; ``index`` grows with them.
 
-    def __init__(self, mapping: Mapping, out: BinaryIO, file: int = 0) -> None:
-        self.keeps, self.convert = mapping == AS_STORED, converter(mapping)
+    :param split: the column that says which records are taken, where there is one
+    """
+
+    def __init__(
+        self, mapping: Mapping, out: BinaryIO, file: int = 0, split: SplitColumn | None = None
+    ) -> None:
+        self.keeps, self.convert = mapping == AS_STORED and split is None, converter(mapping)
+        self.split = split
         self.out, self.file = out, file
         self.counted = Counted()
         self.index: list[Any] = []
@@ -169,7 +182,7 @@ class Part:
     def take(self, records: Iterable[Record | Problem]) -> None:
         """Convert and write records until they end."""
         convert, counted = self.convert, self.counted
-        for record in records:
+        for record in records if self.split is None else self._taken(records, self.split):
             counted.records += 1
             if isinstance(record, Problem):
                 self._refuse(record)
@@ -196,6 +209,23 @@ class Part:
                 self._refuse(Problem(number, str(error), fix=error.fix))
         if self._lines:
             self.flush()
+
+    def _taken(self, records: Iterable[Record | Problem], split: SplitColumn) -> Iterator[Record | Problem]:
+        """The records that this part has by their split column, each of the others counted."""
+        for record in records:
+            if isinstance(record, Problem):
+                taken = split.takes != "held_out"  # told once, with the training rows
+            else:
+                try:
+                    taken = split.is_taken(record.value)
+                except RowError as error:
+                    yield Problem(record.line, str(error), fix=error.fix)
+                    continue
+                self.counted.elsewhere += not taken
+            if taken:
+                yield record
+            else:
+                self.counted.records += 1
 
     def _store(self, row: dict[str, Any] | RowError, number: int) -> None:
         """Add a row, or count why it is none."""
@@ -226,6 +256,10 @@ class Part:
             if name in row and (row[name] in counter or len(counter) < MOST_LABELS):
                 counter[row[name]] += 1
         counted.columns.update(list(row.get("columns", ())))
+        if self.split is not None:
+            mark = row.get("columns", {}).get(self.split.name)
+            if side_of(mark) == "held_out" and (mark in counted.marks or len(counted.marks) < MOST_LABELS):
+                counted.marks[mark] += 1
 
     def _refuse(self, problem: Problem) -> None:
         self.counted.problem_count += 1
@@ -285,7 +319,8 @@ def main() -> None:
         task = json.loads(request)
         out = Path(task["out"])
         with open(out, "wb") as target:
-            part = Part(Mapping.model_validate(task["mapping"]), target, task["file"])
+            split = SplitColumn(*task["split"]) if task["split"] else None
+            part = Part(Mapping.model_validate(task["mapping"]), target, task["file"], split)
             block = read_range(Path(task["path"]), task["begin"], task["end"])
             lines = lines_in(block) + (not block.endswith((b"\n", b"\r")))
             part.take_lines(block)

@@ -6,7 +6,6 @@ process a core. An import either stores everything or nothing.
 
 import hashlib
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -15,17 +14,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy
 
 from plumbline.config.mapping import Mapping
-from plumbline.data.errors import SHOWN_PROBLEMS, DataError, Problem, RowError
-from plumbline.data.formats.convert import converter
+from plumbline.data.errors import SHOWN_PROBLEMS, DataError, Problem
+from plumbline.data.formats import held_out_marks
 from plumbline.data.formats.detect import Guess, recognise
+from plumbline.data.formats.held_out_marks import Side, SplitColumn
 from plumbline.data.formats.mapping_parser import refuse_missing_columns, with_system
 from plumbline.data.importing import quality
-from plumbline.data.importing.chunk import Counted, Part, Writer, as_line
+from plumbline.data.importing.chunk import Counted, Part, Writer
 from plumbline.data.importing.pool import children, cores
 from plumbline.data.readers import arrow, source_files
 from plumbline.data.readers.json_lines import Record, line_ranges
@@ -39,7 +39,6 @@ from plumbline.store import datasets as store
 SAMPLE = 200  # records that the guess is made from
 PARALLEL_FROM = 32 * 1024**2  # bytes; below, starting children costs more than they save
 RANGE = 8 * 1024**2
-_HELD_OUT = re.compile(r"(?<![a-z])(test|valid|validation|val|dev|eval|held[-_ ]?out)(?![a-z])")
 Report = Callable[[str, float | None], None]
 
 
@@ -48,7 +47,8 @@ class Options:
     """How an import is done. ``mapping`` None means the guess is taken.
 
     :param system: a system prompt for every row that has none of its own
-    :param all_trained: files whose names say that they are held out are trained on, as was asked for
+    :param all_trained: files whose names say that they are held out, and rows that a column says it of, are
+        trained on, as was asked for
     """
 
     name: str = ""
@@ -57,72 +57,6 @@ class Options:
     reading: Reading = Reading()
     leave_out: bool = False
     all_trained: bool = False
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What an import would do, seen from a file's first records.
-
-    :param columns: each column with a few of its values, as text
-    :param rows: the first rows, or for each record that cannot be one, why
-    """
-
-    file: str
-    shape: str
-    mapping: Mapping
-    columns: dict[str, list[str]]
-    rows: list[dict[str, Any] | Problem]
-    problem: str = ""
-
-
-def preview(source: Source, options: Options = Options(), count: int = 20) -> Preview:  # noqa: B008 (frozen)
-    """The guess, the columns and the first rows of a file, without storing anything.
-
-    When the columns are not known, ``problem`` says so and the mapping is an empty one to fill in.
-
-    :raises StudioError: when the file cannot be read at all
-    """
-    with source_files.opened(source, options.reading) as file:
-        sample = list(islice(records(file), SAMPLE))
-    good = [record for record in sample if isinstance(record, Record)]
-    columns: dict[str, list[str]] = {}
-    for one in good[:count]:
-        for name, value in one.value.items():
-            text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
-            columns.setdefault(_whole(name), []).append(_whole(text))
-    problem = ""
-    try:
-        guess = _guess(file, sample, options)
-    except DataError:
-        raise
-    except StudioError as error:
-        guess, problem = Guess("", options.mapping or Mapping()), error.text
-    rows: list[dict[str, Any] | Problem] = []
-    if not problem and not guess.mapping.missing():
-        convert = converter(guess.mapping)
-        for record in sample[:count]:
-            rows += _rows(convert, record)
-    return Preview(file.name, guess.shape, guess.mapping, columns, rows[:count], problem)
-
-
-def _whole(text: str) -> str:
-    """Text without halves of characters, which a page could not show."""
-    return text.encode(errors="replace").decode()
-
-
-def _rows(convert: Any, record: Record | Problem) -> list[dict[str, Any] | Problem]:
-    if isinstance(record, Problem):
-        return [record]
-    try:
-        made = convert(record.value)
-        for row in made if isinstance(made, list) else [made]:
-            if isinstance(row, RowError):
-                raise row
-            row.pop("noted", None)
-            as_line(row)
-    except RowError as error:
-        return [Problem(record.line, str(error), fix=error.fix)]
-    return made if isinstance(made, list) else [made]
 
 
 def _no_rows(file: File) -> str:
@@ -137,7 +71,7 @@ def _typed(problem: Problem, file: File) -> Problem:
     return problem._replace(what=f"{problem.what} ({types[column]})") if column in types else problem
 
 
-def _guess(file: File, sample: Sequence[Record | Problem], options: Options) -> Guess:
+def guess(file: File, sample: Sequence[Record | Problem], options: Options) -> Guess:
     """The shape of a file. :raises StudioError: when it has no rows, or none of a known shape"""
     good = [record.value for record in sample if isinstance(record, Record)]
     if not sample:
@@ -147,8 +81,8 @@ def _guess(file: File, sample: Sequence[Record | Problem], options: Options) -> 
         raise DataError([file.name], bad, "Mend the file.")
     mapping = options.mapping
     if mapping is None:
-        guess = recognise(good, file.name)
-        return Guess(guess.shape, with_system(guess.mapping, options.system, file.name))
+        found = recognise(good, file.name)
+        return Guess(found.shape, with_system(found.mapping, options.system, file.name))
     mapping = with_system(mapping, options.system, file.name)
     refuse_missing_columns(
         mapping, list(dict.fromkeys(name for record in good for name in record)), file.name
@@ -156,12 +90,6 @@ def _guess(file: File, sample: Sequence[Record | Problem], options: Options) -> 
     if missing := mapping.missing():
         raise StudioError("mapping", f"does not say which column is {' and '.join(missing)}", "Choose one.")
     return Guess(f"mapped {mapping.kind}", mapping)
-
-
-def named_held_out(names: Sequence[str]) -> list[str]:
-    """Of several files those whose names say that they are for testing, where others are for training."""
-    found = [name for name in names if _HELD_OUT.search(name.lower())]
-    return found if len(found) < len(names) else []
 
 
 def add(
@@ -210,19 +138,28 @@ def _checked(
     if not sources:
         raise StudioError("import", "has no file", "Choose at least one.")
     store.refuse_long_name("dataset", options.name)
-    names = named_held_out([source.name for source in sources])
+    names = held_out_marks.named_held_out([source.name for source in sources])
     if names and not held_out and not options.all_trained:
         what = "is named like rows to hold out, and stands among the files to train on"
         raise StudioError(names[0], what, "Give it as a held-out file, or say that all files are trained on.")
-    train = _part(sources, "train", options, staging, report)
-    held = _part(held_out, "held_out", options, staging, report) if held_out else None
+    told, by_column = [], {}
+    if held_out or options.all_trained:
+        train = _part(sources, "train", options, staging, report)
+        held = _part(held_out, "held_out", options, staging, report) if held_out else None
+        told = _although_marked(train, "a held-out file was given" if held_out else "as was asked for")
+    else:
+        train, held = _parted(sources, options, staging, report)
+        if held:
+            by_column = {"held_out_by": {"column": held.split, "values": dict(held.counted.marks)}}
+        else:
+            told = _although_marked(train, "no row is marked for training")
     if held and held.guess.mapping != train.guess.mapping:
         raise StudioError(
             held_out[0].name,
             f"has the shape {held.guess.shape}, {sources[0].name} has {train.guess.shape}",
             "Use one shape, or a mapping for both.",
         )
-    found = quality.findings("train", train.index, train.counted)
+    found = told + quality.findings("train", train.index, train.counted)
     if held:
         found += quality.findings("held_out", held.index, held.counted)
         found += quality.leaks(train.index, held.index)
@@ -238,7 +175,7 @@ def _checked(
         "mapping": train.guess.mapping.model_dump_json(exclude_defaults=True),
         "findings": json.dumps([asdict(finding) for finding in found]),
         "columns": json.dumps(_columns(train.counted)),
-        "origin": json.dumps(origin or {}),
+        "origin": json.dumps((origin or {}) | by_column),
     }
 
 
@@ -259,42 +196,100 @@ class _Imported:
     counted: Counted
     index: Any
     sha256: str
+    split: str  # the column that marks its rows
+    not_followed: str  # a warning of one that marks some of them
 
 
-def _part(sources: Sequence[Source], part: str, options: Options, staging: Path, report: Report) -> _Imported:
-    """Read, convert, check and write one part. :raises StudioError: unless all is well"""
+def _although_marked(train: _Imported, why: str) -> list[quality.Finding]:
+    """What is told of training rows that a column marks as held out."""
+    text, marks = train.not_followed, train.counted.marks
+    if marks:
+        text = held_out_marks.trained_on(train.split, marks, train.counted.rows, why)
+    return [quality.Finding("split", text)] if text else []
+
+
+def _parted(
+    sources: Sequence[Source], options: Options, staging: Path, report: Report
+) -> tuple[_Imported, _Imported | None]:
+    """The rows to train on, and those that a column of theirs holds out: read twice where there are some."""
+    train = _part(sources, "train", options, staging, report, "train")
+    if not train.counted.elsewhere:
+        return train, None
+    if not train.counted.rows and not train.counted.problem_count:
+        return _part(sources, "train", options, staging, report), None
+    return train, _part(sources, "held_out", options, staging, report, "held_out", train.counted)
+
+
+def _part(
+    sources: Sequence[Source],
+    part: Side,
+    options: Options,
+    staging: Path,
+    report: Report,
+    takes: Side | Literal[""] = "",
+    before: Counted | None = None,
+) -> _Imported:
+    """Read, convert, check and write one part.
+
+    :param takes: which rows are taken, where a column marks them
+    :param before: what the other part of the same files came to; what is bad there is told with this
+    :raises StudioError: unless all is well; of training rows only when no other part is to come
+    """
     with ExitStack() as stack:
         opened = [stack.enter_context(source_files.opened(source, options.reading)) for source in sources]
-        guesses = [_guess(file, list(islice(records(file), SAMPLE)), options) for file in opened]
-        for file, guess in zip(opened, guesses, strict=True):
-            if guess.mapping != guesses[0].mapping:
-                what = f"has the shape {guess.shape}, {opened[0].name} has {guesses[0].shape}"
+        samples = [list(islice(records(file), SAMPLE)) for file in opened]
+        guesses = [guess(file, sample, options) for file, sample in zip(opened, samples, strict=True)]
+        marks = [
+            ([record.value for record in sample if isinstance(record, Record)], seen.mapping.columns())
+            for sample, seen in zip(samples, guesses, strict=True)
+        ]
+        columns = [held_out_marks.split_column(*one) for one in marks]
+        not_followed = next(filter(None, (held_out_marks.not_followed(*one) for one in marks)), "")
+        for file, seen in zip(opened, guesses, strict=True):
+            if seen.mapping != guesses[0].mapping:
+                what = f"has the shape {seen.shape}, {opened[0].name} has {guesses[0].shape}"
                 raise StudioError(file.name, what, "Import them one by one.")
         writer = Writer(staging / f"{part}.jsonl")
         with writer:
             for number, file in enumerate(opened):
+                split = SplitColumn(columns[number], takes) if columns[number] else None
                 size = file.path.stat().st_size
                 if file.lines and size >= PARALLEL_FROM and cores() > 1:
-                    _parallel(file, number, guesses[0].mapping, writer, staging, report)
+                    _parallel(file, number, guesses[0].mapping, split, writer, staging, report)
                 else:
-                    _serial(file, number, guesses[0].mapping, writer, report)
+                    _serial(file, number, guesses[0].mapping, split, writer, report)
     counted = writer.counted
-    if counted.problem_count and (not options.leave_out or not counted.rows):
-        fixes = {problem.fix for problem in counted.problems}
-        helps = fixes.pop() if len(fixes) == 1 else ""
-        fix = (helps or "Mend the file") + (", or choose to leave bad rows out." if counted.rows else ".")
-        problems = [_typed(problem, opened[problem.file]) for problem in counted.problems[:SHOWN_PROBLEMS]]
-        problems += counted.problems[SHOWN_PROBLEMS:]
-        raise DataError([file.name for file in opened], problems, fix, counted.problem_count)
-    if not counted.rows:
-        raise StudioError(sources[0].name, "has no rows", "Choose a file with at least one row.")
+    if takes != "train" or not counted.elsewhere:
+        _refuse_bad(opened, [counted] if before is None else [before, counted], options)
     index = writer.indexed()
     numpy.save(staging / f"{part}.npy", index)
-    return _Imported(guesses[0], counted, index, writer.sha256)
+    split_by = next(filter(None, columns), "")
+    return _Imported(guesses[0], counted, index, writer.sha256, split_by, not_followed)
 
 
-def _serial(file: File, number: int, mapping: Mapping, writer: Writer, report: Report) -> None:
-    part = Part(mapping, writer, number)  # type: ignore[arg-type]
+def _refuse_bad(opened: Sequence[File], parts: Sequence[Counted], options: Options) -> None:
+    """:param parts: what was read of the same files
+
+    :raises StudioError: for bad rows, or when there are none
+    """
+    bad = sorted((one for part in parts for one in part.problems), key=lambda one: (one.file, one.row))
+    good = all(part.rows for part in parts)
+    if bad and (not options.leave_out or not good):
+        fixes = {problem.fix for problem in bad}
+        helps = fixes.pop() if len(fixes) == 1 else ""
+        fix = (helps or "Mend the file") + (", or choose to leave bad rows out." if good else ".")
+        problems = [_typed(problem, opened[problem.file]) for problem in bad[:SHOWN_PROBLEMS]]
+        problems += bad[SHOWN_PROBLEMS:]
+        count = sum(part.problem_count for part in parts)
+        raise DataError([file.name for file in opened], problems, fix, count)
+    if not good:
+        raise StudioError(opened[0].name, "has no rows", "Choose a file with at least one row.")
+
+
+def _serial(
+    file: File, number: int, mapping: Mapping, split: SplitColumn | None, writer: Writer, report: Report
+) -> None:
+    part = Part(mapping, writer, number, split)  # type: ignore[arg-type]
 
     def note(count: int) -> None:
         _refuse_too_many(file.name, writer.counted.records + count)
@@ -322,7 +317,13 @@ def _refuse_too_many(name: str, count: int) -> None:
 
 
 def _parallel(
-    file: File, number: int, mapping: Mapping, writer: Writer, staging: Path, report: Report
+    file: File,
+    number: int,
+    mapping: Mapping,
+    split: SplitColumn | None,
+    writer: Writer,
+    staging: Path,
+    report: Report,
 ) -> None:
     """Byte ranges through child processes; their parts are joined in the file's order."""
     tasks = [
@@ -333,6 +334,7 @@ def _parallel(
             "out": str(staging / f"part-{position}.jsonl"),
             "mapping": mapping.model_dump(mode="json"),
             "file": number,
+            "split": [split.name, split.takes] if split else [],
         }
         for position, (begin, end) in enumerate(line_ranges(file.path, file.name, RANGE))
     ]

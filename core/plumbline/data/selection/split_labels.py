@@ -1,11 +1,13 @@
 """Which labels and groups stand on which side of a split, as it is told before Start."""
 
+import json
 from collections import Counter
 from typing import Literal
 
 import numpy
 
 from plumbline.config.schema import DataSection
+from plumbline.data.formats import held_out_marks
 from plumbline.data.selection import mix, row_labels
 from plumbline.data.selection.mix import Chosen
 
@@ -22,6 +24,8 @@ def lines(chosen: list[Chosen], data: DataSection) -> list[Line]:
 
 def _of(one: Chosen, data: DataSection, name: str) -> list[Line]:
     found: list[Line] = []
+    if by := held_out_marks.held_out_by(json.loads(one.dataset["origin"] or "{}")):
+        found.append(("good", f"{name}held out {by}"))
     parted = mix.split_column(data) if data.split != "random" and one.held_out_part == "train" else ""
     whole = parted if data.split == "grouped" else ""  # its values are on one side each, as was asked for
     for column in dict.fromkeys(["label", "group", parted]):

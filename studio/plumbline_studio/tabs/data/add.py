@@ -11,9 +11,11 @@ import gradio as gr
 from plumbline.config import mapping
 from plumbline.config.mapping import Mapping
 from plumbline.data.errors import Problem
+from plumbline.data.formats import held_out_marks
 from plumbline.data.formats.mapping_parser import refuse_incomplete
-from plumbline.data.importing import importer
-from plumbline.data.importing.importer import Options, Preview
+from plumbline.data.importing import importer, preview
+from plumbline.data.importing.importer import Options
+from plumbline.data.importing.preview import Preview
 from plumbline.data.readers import csv_table, source_files
 from plumbline.data.readers.source_files import Reading, Source
 from plumbline.errors import StudioError
@@ -205,16 +207,19 @@ def look(paths: Sequence[str] | None, *values: Any) -> list[Any]:
     if not found:
         return [empty("Choose a file on the left: what it holds appears here."), *unchanged]
     try:
-        seen = importer.preview(found[0], options(values))
+        seen = preview.of_file(found[0], options(values))
     except Exception as error:
         return [error_box(error), *unchanged]
     shown = _guess(seen, len(found)) + _others(found[1:], seen, options(values))
     asks = any(isinstance(row, Problem) and "a mapping can" in row.what for row in seen.rows[:1])
     fields = _fields(seen.mapping, list(seen.columns)) if not values[0] else _visible(seen, values[1])
-    named = importer.named_held_out([source.name for source in found])
+    named = held_out_marks.named_held_out([source.name for source in found])
     if named:
         shown += box("warning", f"{named[0]} is named like rows to hold out: move it to the held-out files.")
-    asked = gr.Checkbox(visible=bool(named))
+    asked = gr.Checkbox(
+        label="Train on all of these files" if named else "Train on all rows, whatever the column says",
+        visible=bool(named or seen.held_out),
+    )
     return [shown, asked, gr.Accordion(open=bool(seen.problem or values[0] or asks)), _saved(), *fields]
 
 
@@ -224,7 +229,7 @@ def first_row(paths: Sequence[str] | None, base: str, *values: Any) -> str:
     if not found:
         return ""
     try:
-        seen = importer.preview(found[0], options(values), count=5)
+        seen = preview.of_file(found[0], options(values), count=5)
     except Exception:
         return ""  # said beside the guess
     row = next((row for row in seen.rows if isinstance(row, dict)), None)
@@ -241,7 +246,7 @@ def _others(rest: Sequence[Source], seen: Preview, given: Options) -> str:
     told = ""
     for source in rest[:20]:
         try:
-            other = importer.preview(source, given, count=5)
+            other = preview.of_file(source, given, count=5)
         except Exception as error:
             told += error_box(error)
             continue
@@ -267,6 +272,8 @@ def _guess(seen: Preview, count: int) -> str:
         [name, *(value[:SAMPLE_WIDTH] for value in (values + ["", ""])[:2])]
         for name, values in list(seen.columns.items())[:SHOWN_COLUMNS]
     ]
+    if seen.held_out:
+        verdict += box("warning", seen.held_out)
     return verdict + f'<div class="pl-wide">{table(["column", "first row", "second row"], samples)}</div>'
 
 

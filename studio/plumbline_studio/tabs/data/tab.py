@@ -1,10 +1,12 @@
 """Data: add datasets, see their rows and exactly what the model will learn, and mix them."""
 
+import json
 import uuid
 from typing import Any
 
 import gradio as gr
 
+from plumbline.data.formats import held_out_marks
 from plumbline.data.importing import from_hub, importer
 from plumbline.data.readers import data_folder
 from plumbline.data.readers.source_files import SUFFIXES, Source
@@ -182,7 +184,7 @@ def build(page: Page) -> None:
     correcting = [field.input for field in pane.fields[2:]]
     corrected = gr.on(correcting, lambda: True, None, pane.corrected, queue=False, **quiet)
     reading = gr.on(
-        [pane.inputs[-5].blur, *(field.input for field in pane.inputs[-4:])],
+        [pane.all_trained.input, pane.inputs[-5].blur, *(field.input for field in pane.inputs[-4:])],
         lambda: None,
         None,
         None,
@@ -274,6 +276,8 @@ def _added(dataset_id: int, called: str, method: str) -> tuple[Any, ...]:
     """
     added = store.get(dataset_id)
     text = f"{added['name']}: {added['rows']:,} rows of the shape {added['shape']}"
+    if by := held_out_marks.held_out_by(json.loads(added["origin"] or "{}")):
+        text += f"; {added['held_out_rows']:,} held out {by}"
     if added["left_out"] != "0":
         text += f"; {int(added['left_out']):,} bad rows left out"
     warnings = [finding["text"] for finding in store.findings(added)]

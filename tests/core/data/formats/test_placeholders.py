@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from plumbline.data.formats.held_out_marks import named_held_out
 from plumbline.data.formats.mapping_parser import mapping_of
-from plumbline.data.importing.importer import Options, add, named_held_out
+from plumbline.data.importing.importer import Options, add
 from plumbline.data.readers.source_files import Source
 from plumbline.errors import StudioError
 from plumbline.planner import overview

@@ -15,7 +15,7 @@ import pytest
 
 from plumbline.config.schema import DataSection
 from plumbline.data import rows
-from plumbline.data.importing import importer
+from plumbline.data.importing import importer, preview
 from plumbline.data.readers.source_files import Reading
 from plumbline.data.selection import mix
 from plumbline.data.tokens.encode import encode
@@ -119,10 +119,10 @@ def test_d30_delimiters_are_recognised_and_headers_checked(tmp_path: Path) -> No
     for delimiter in (";", "\t", "|"):
         table = f"prompt{delimiter}completion\na, b{delimiter}c\n".encode()
         assert first(stored(tmp_path, "a.csv", table)) == talk("a, b", "c")
-        seen = importer.preview(source(tmp_path, "a.csv", table))
+        seen = preview.of_file(source(tmp_path, "a.csv", table))
         assert seen.columns == {"prompt": ["a, b"], "completion": ["c"]}
     chosen = importer.Options(reading=Reading(delimiter=",", header=True))
-    seen = importer.preview(source(tmp_path, "a.csv", b"prompt;completion\na;b\n"), chosen)
+    seen = preview.of_file(source(tmp_path, "a.csv", b"prompt;completion\na;b\n"), chosen)
     assert list(seen.columns) == ["prompt;completion"]
     assert "line 1: names the column 'text' twice" in refusal(tmp_path, "a.csv", b"text,text\na,b\n")
     wide = ",".join(f"c{n}" for n in range(10_000)).encode() + b"\n"
@@ -313,7 +313,7 @@ def test_d38_half_characters_are_refused_and_controls_counted(tmp_path: Path) ->
     assert "line 1: is not valid YAML: found invalid Unicode" in refusal(
         tmp_path, "a.yaml", b'- text: "a\\ud83d"\n'
     )
-    seen = importer.preview(source(tmp_path, "a.json", b"[" + half + b"]"))
+    seen = preview.of_file(source(tmp_path, "a.json", b"[" + half + b"]"))
     json.dumps(seen.columns, ensure_ascii=False).encode()
     for name, controls in (
         ("a.jsonl", b'{"text": "a\\u0000\\u001b\\u0007"}'),

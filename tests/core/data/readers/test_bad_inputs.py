@@ -12,7 +12,7 @@ import pytest
 
 from plumbline.config.mapping import Mapping
 from plumbline.data import rows
-from plumbline.data.importing import importer
+from plumbline.data.importing import preview
 from plumbline.data.readers.source_files import Reading
 from plumbline.errors import StudioError
 from plumbline.home import assets
@@ -284,7 +284,7 @@ def test_d21_columns_that_are_not_known_are_listed_and_can_be_mapped(tmp_path: P
     content = lines({"foo": "x", "bar": "y"})
     message = refusal(tmp_path, "a.jsonl", content)
     assert "columns that are not known: bar, foo. Say which is what (a mapping)" in message
-    seen = importer.preview(source(tmp_path, "a.jsonl", content))
+    seen = preview.of_file(source(tmp_path, "a.jsonl", content))
     assert seen.problem == message and list(seen.columns) == ["foo", "bar"]
     mapping = Mapping(prompt="foo", answer="bar")
     assert first(stored(tmp_path, "a.jsonl", content, mapping=mapping)) == talk("x", "y")

@@ -13,7 +13,7 @@ import pytest
 from plumbline.config.mapping import Mapping
 from plumbline.data import rows
 from plumbline.data.formats.mapping_parser import refuse_incomplete
-from plumbline.data.importing import importer
+from plumbline.data.importing import preview
 from plumbline.data.importing.importer import Options
 from plumbline.data.readers.source_files import Reading
 from plumbline.errors import StudioError
@@ -102,7 +102,7 @@ def test_tables_of_every_dialect_are_read(tmp_path: Path, dialect: str) -> None:
 
 def test_a_table_without_header_keeps_its_first_row(tmp_path: Path) -> None:
     table = b"I liked this film a lot\tpositive\nTerrible\tnegative\n"
-    seen = importer.preview(source(tmp_path, "a.tsv", table))
+    seen = preview.of_file(source(tmp_path, "a.tsv", table))
     assert seen.columns["column 1"] == ["I liked this film a lot", "Terrible"]
     assert "columns that are not known: column 1, column 2" in refusal(tmp_path, "a.tsv", table)
     named = stored(tmp_path, "a.csv", b"text,label\na,b\n", reading=Reading(header=True))
@@ -242,7 +242,7 @@ def test_a_template_whose_braces_name_no_column_is_refused(tmp_path: Path, templ
     mapping = Mapping.model_validate({"prompt": "question", "answer": "answer", part: template})
     text = refusal(tmp_path, "a.jsonl", lines(*TWO), mapping=mapping)
     assert f"{part} is '{template}'" in text and "{name}" in text
-    seen = importer.preview(source(tmp_path, "a.jsonl", lines(*TWO)), Options(mapping=mapping))
+    seen = preview.of_file(source(tmp_path, "a.jsonl", lines(*TWO)), Options(mapping=mapping))
     assert seen.problem == text and seen.rows == []
 
 
