@@ -56,7 +56,7 @@ def evaluate(job: Job) -> dict[str, Any]:
         whole = [part for row in encoded for part in windows(row, config.training.max_length)]
         encoded = whole if wanted == "all" else evenly(whole, int(wanted))
         sample |= {"texts": len(held_out), "windows": len(whole)}
-    asked = [(task, row) for row in held_out if (task := task_of(row))]
+    asked, calling = compared(held_out)
     tasks = [task for task, _ in asked]
 
     sides = {}
@@ -67,6 +67,7 @@ def evaluate(job: Job) -> dict[str, Any]:
     result = _result(sides, tasks, rows, len(encoded))
     result |= {
         "sample": sample,
+        "calling": calling,
         "quantisation": config.quantisation.method,
         "precision": str(model.dtype).removeprefix("torch."),
     }
@@ -76,6 +77,15 @@ def evaluate(job: Job) -> dict[str, Any]:
         result["preference"] = preference.measured(job, model, tokenizer, config, held_out)
     evaluation_id = evaluations.add(job.run_id, chosen[0].dataset["id"], job.id, result, rows)
     return {"evaluation": evaluation_id}
+
+
+def compared(held_out: list[dict[str, Any]]) -> tuple[list[tuple[Task, dict[str, Any]]], int]:
+    """The tasks whose answers are compared as text, each with its row, and how many answers call a tool.
+
+    Those are not compared: each template writes a call in a way of its own, which is no text of the row.
+    """
+    tasks = [(task, row) for row in held_out if (task := task_of(row))]
+    return [(task, row) for task, row in tasks if not task.calls], sum(task.calls for task, _ in tasks)
 
 
 def _watched(run_id: int, config: RunConfig, chosen: list[Chosen], numbers: list[Any]) -> int:

@@ -23,6 +23,7 @@ class Task:
     messages: list[dict[str, Any]]
     answer: str
     tools: list[dict[str, Any]] | None = None
+    calls: bool = False  # whether that answer calls a tool: then its text is not all of it
 
     def prompt(self, tokenizer: Any, day: str) -> list[int]:
         """:param day: of the run, for templates that write one
@@ -38,7 +39,9 @@ def task_of(row: dict[str, Any]) -> Task | None:
     for number in range(len(messages) - 1, 0, -1):
         if messages[number]["role"] == "assistant":
             # A turn that only calls a tool has no content.
-            return Task(messages[:number], messages[number].get("content") or "", row.get("tools"))
+            answer = messages[number]
+            calls = bool(answer.get("tool_calls"))
+            return Task(messages[:number], answer.get("content") or "", row.get("tools"), calls)
     return None
 
 

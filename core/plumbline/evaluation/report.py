@@ -87,6 +87,9 @@ def notes(result: dict[str, Any]) -> list[str]:
     else:
         chosen = " and chose the step or the end" if sample["chose"] else ""
         found.append(f"Other held-out rows than these were measured while training{chosen}.")
+    if calling := result.get("calling"):
+        what = "exact match and token F1 leave them out" if result["answers"] else "no answers are compared"
+        found.append(f"{calling:,} answers call a tool, and are judged by their loss alone: {what}.")
     if "exact_match" in result["base"] and "rule" not in result:
         found.append(
             "Answers were compared by an earlier rule, which left signs and symbols out of token F1."

@@ -170,6 +170,26 @@ def test_the_sentence_says_when_nothing_can_be_told() -> None:
     assert "The adapter answers 41 points fewer rows exactly (36 to 46)." in compare.sentence(result)
 
 
+def test_an_answer_that_calls_a_tool_is_not_compared_as_text_and_that_is_told() -> None:
+    function = {"name": "rain", "arguments": {"city": "Rome"}}
+    question = {"role": "user", "content": "Rain in Rome?"}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]}
+    said = {"role": "assistant", "content": "Yes."}
+    rows = [
+        {"messages": [question, call]},
+        {"messages": [question, {**call, "content": "I look."}]},
+        {"messages": [question, call, {"role": "tool", "content": "wet"}, said]},
+        {"text": "no task"},
+    ]
+    tasks, calling = compare.compared(rows)
+    assert [(task.answer, row) for task, row in tasks] == [("Yes.", rows[2])] and calling == 2
+    side = {"loss": 1.0, "perplexity": 2.0}
+    result = {"rows": 3, "answers": 1, "base": side, "adapter": side, "calling": calling}
+    assert any("2 answers call a tool" in note and "leave them out" in note for note in report.notes(result))
+    alone = report.notes(result | {"answers": 0, "calling": 3})
+    assert any("3 answers call a tool" in note and "no answers are compared" in note for note in alone)
+
+
 @pytest.mark.parametrize(("low", "apart"), [(-0.46, True), (-0.01, False)])
 def test_brackets_are_explained_where_there_are_some(
     low: float, apart: bool, monkeypatch: pytest.MonkeyPatch
