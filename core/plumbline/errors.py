@@ -72,7 +72,7 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETO
 def system_sentence(error: BaseException) -> str | None:
     """What went wrong with the disk or the database, in words; None when it was neither of them."""
     if isinstance(error, sqlite3.DatabaseError):
-        return next((text or _FULL for said, text in _DATABASE if said in str(error)), None)
+        return next((text or _FULL for phrase, text in _DATABASE if phrase in str(error)), None)
     if not isinstance(error, OSError):
         return None
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -81,10 +81,10 @@ def export_folder(job_id: int, create: bool = True) -> Path:
 def numbers_in(name: str) -> set[int]:
     """Numbers that things of a folder of the workspace are called by: those of runs, datasets or exports."""
     try:
-        found = os.listdir(home() / name)
+        names = os.listdir(home() / name)
     except FileNotFoundError:
         return set()
-    return {int(one) for one in found if one.isascii() and one.isdecimal() and len(one) < LONGEST_NUMBER}
+    return {int(each) for each in names if each.isascii() and each.isdecimal() and len(each) < LONGEST_NUMBER}
 
 
 def assets() -> Path:

@@ -95,14 +95,14 @@ def json_object(path: Path, largest: int) -> dict[str, Any]:
     if size > largest:
         raise Refused(0, f"has {size / 1e6:,.0f} MB, the limit is {largest / 1e6:,.0f} MB")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise Refused(error.lineno, f"is not valid JSON (line {error.lineno})") from error
     except (ValueError, RecursionError) as error:  # no UTF-8, an endless number, nested without end
         raise Refused(0, "is not valid JSON") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise Refused(1, "is not a JSON object")
-    return found
+    return content
 
 
 class _Loader(yaml.CSafeLoader):

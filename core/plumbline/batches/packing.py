@@ -186,11 +186,11 @@ def _full(lengths: Sequence[int], limit: int, order: list[int]) -> list[list[int
     bins: list[list[int]] = []
     filled: list[int] = []
     for number in order:
-        fits = [place for place, size in enumerate(filled) if size + lengths[number] <= limit]
+        fits = [number_of_bin for number_of_bin, size in enumerate(filled) if size + lengths[number] <= limit]
         if fits:
-            place = max(fits, key=filled.__getitem__)
-            bins[place].append(number)
-            filled[place] += lengths[number]
+            number_of_bin = max(fits, key=filled.__getitem__)
+            bins[number_of_bin].append(number)
+            filled[number_of_bin] += lengths[number]
         else:
             bins.append([number])
             filled.append(lengths[number])

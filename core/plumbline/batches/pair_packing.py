@@ -22,12 +22,12 @@ class JudgedStep(Step):
     numbers: tuple[int, ...] = ()
     first: int = 0
 
-    def joined(self, found: Sequence[torch.Tensor], device: Any) -> torch.Tensor:
+    def joined(self, row_values: Sequence[torch.Tensor], device: Any) -> torch.Tensor:
         """What all processes have found of their rows, in the order of ``numbers``.
 
-        :param found: for each of this process's packs one number a row, float32
+        :param row_values: for each of this process's packs one number a row, float32
         """
-        own = torch.cat([torch.zeros(0, device=device), *found])
+        own = torch.cat([torch.zeros(0, device=device), *row_values])
         if current().size == 1:
             return own
         whole = own.new_zeros(len(self.numbers))
@@ -66,8 +66,8 @@ class Judged(Packer):
         lengths = lengths_of(numbers, sides)
         units: list[list[tuple[int, ...]]] = []  # of every process
         for share in current().shares(lengths):
-            bins = split([lengths[place] for place in share], limit, full=multiple > 1)
-            units.append([tuple(numbers[share[place]] for place in bin_) for bin_ in bins])
+            bins = split([lengths[position] for position in share], limit, full=multiple > 1)
+            units.append([tuple(numbers[share[position]] for position in bin_) for bin_ in bins])
         mine = units[current().rank]
         packs = [
             pack([_line(side[number]) for number in unit for side in sides], multiple, limit) for unit in mine

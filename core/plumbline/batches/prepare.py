@@ -65,9 +65,9 @@ def prepare(config: RunConfig, job: Job | None = None) -> Prepared:
     before = None if job is None else mix.recorded(job.run_id)
     chosen = mix.choose(config.data, before)
     watched = mix.watched(chosen, config.evaluation.max_rows, before)
-    for one in chosen:
-        for row in rows.page(one.dataset["id"], "train", 0, 1):
-            preference_rows.check_fits(row, config.method.name, one.name)
+    for choice in chosen:
+        for row in rows.page(choice.dataset["id"], "train", 0, 1):
+            preference_rows.check_fits(row, config.method.name, choice.name)
     if job is not None:
         job.report("loading the tokenizer, tokenising")
         record = mix.record(chosen, None if mix.is_earlier(before) else watched)
@@ -131,9 +131,9 @@ class _Encoder:
         self.day = config.data.day
         self.length, self.method = config.training.max_length, config.method.name
 
-    def lines(self, given: Iterator[tuple[str, Row]]) -> list[_Line]:
+    def lines(self, named_rows: Iterator[tuple[str, Row]]) -> list[_Line]:
         """:raises StopRequested: when the user pressed Stop"""
-        sourced = list(self._watched(given))
+        sourced = list(self._watched(named_rows))
         sources = [source for source, _ in sourced]
         plain = [row for _, row in sourced]
         if self.method in ("dpo", "orpo"):
@@ -143,15 +143,15 @@ class _Encoder:
         if self.method == "kto":
             # The answer of the row before: each prompt gets one that was not written for it.
             made = [preference_rows.preference_of(row, plain[number - 1]) for number, row in enumerate(plain)]
-            sides = [self._encoded([one[side] for one in made]) for side in (0, 1)]  # type: ignore[misc]
-            good = [one[2] for one in made]
+            sides = [self._encoded([preference[side] for preference in made]) for side in (0, 1)]  # type: ignore[misc]
+            good = [preference[2] for preference in made]
             return [_Line(*line) for line in zip(sources, *sides, good, strict=True)]
         encoded = zip(sources, self._encoded(plain), strict=True)
         if self.method == "grpo":
             asked = [preference_rows.asked_and_answer(row) for row in plain]
             return [
-                _Line(source, row, question=(self._asking(turns, given), answer))
-                for (source, row), (turns, answer), given in zip(encoded, asked, plain, strict=True)
+                _Line(source, row, question=(self._asking(turns, whole_row), answer))
+                for (source, row), (turns, answer), whole_row in zip(encoded, asked, plain, strict=True)
             ]
         if self.method == "pretraining":
             return [_Line(source, part) for source, row in encoded for part in windows(row, self.length)]

@@ -51,11 +51,11 @@ def asked(talk: Talk, question: str, system: str, role: str = "user") -> Talk:
     return {**talk, "system": system, "base": base, "adapter": adapter, "pending": question}
 
 
-def answered(talk: Talk, said: dict[str, Said]) -> Talk:
+def answered(talk: Talk, replies: dict[str, Said]) -> Talk:
     """:param talk: as `asked` gave it"""
     role = "continuation" if talk["base"][-1]["role"] == "text" else "assistant"
     base, adapter = (
-        [*turns, {"role": role, "content": said[side].text, "note": said[side].note}]
+        [*turns, {"role": role, "content": replies[side].text, "note": replies[side].note}]
         for side, turns in zip(SIDES, (talk["base"], talk["adapter"]), strict=True)
     )
     return {**talk, "base": base, "adapter": adapter, "pending": None}
@@ -78,9 +78,9 @@ def sent(talk: Talk, side: str, alone: bool) -> Task:
     """
     turns = talk["base"] if side == "base" else talk["adapter"]
     answers = [number for number, message in enumerate(turns) if "note" in message]
-    given = turns[answers[-1] + 1 :] if alone and answers else turns
+    recent = turns[answers[-1] + 1 :] if alone and answers else turns
     system = [{"role": "system", "content": talk["system"]}] if talk["system"].strip() else []
-    plain = [{key: value for key, value in message.items() if key != "note"} for message in given]
+    plain = [{key: value for key, value in message.items() if key != "note"} for message in recent]
     return Task([*system, *plain], "", talk["tools"])
 
 

@@ -49,7 +49,7 @@ class Generation:
             "repetition_penalty": (_within(self.repetition_penalty, 0.1, 5), "must be 0.1 to 5"),
             "seed": (_within(self.seed, 0, LARGEST_SEED), f"must be 0 to {LARGEST_SEED:,}"),
         }
-        return {name: said for name, (good, said) in allowed.items() if not good}
+        return {name: limits for name, (good, limits) in allowed.items() if not good}
 
     def refuse(self) -> None:
         """:raises StudioError: naming every setting that is wrong"""
@@ -162,7 +162,7 @@ def answer(
     if not chat.busy.acquire(timeout=PATIENCE):
         raise _busy(chat)
     try:
-        streams = {side: _Stream(chat, side, one, settings) for side, one in asked.items()}
+        streams = {side: _Stream(chat, side, task, settings) for side, task in asked.items()}
         while any(not stream.done for stream in streams.values()) and not stop.is_set():
             for stream in streams.values():
                 stream.step()
@@ -278,9 +278,9 @@ def examples(run_id: int, count: int = 3) -> Examples:
     if config.method.name == "pretraining":
         texts = [row["text"] for row in rows if row.get("text")]
         return Examples([_beginning(text) for text in texts[:count]], True, False)
-    found = [(row, task) for row in rows if (task := task_of(row))]
-    alone = bool(found) and all(row.get("label") == task.answer for row, task in found)
-    return Examples([task for _, task in islice(found, count)], False, alone)
+    asked_rows = [(row, task) for row in rows if (task := task_of(row))]
+    alone = bool(asked_rows) and all(row.get("label") == task.answer for row, task in asked_rows)
+    return Examples([task for _, task in islice(asked_rows, count)], False, alone)
 
 
 def _beginning(text: str) -> str:

@@ -49,8 +49,8 @@ def _fill(
     _write_json(staged / "metadata.json", metadata | {"step": metrics["adapter_step"]})
     _write_json(staged / "training_metrics.json", metrics)
     (staged / "training_config.yaml").write_text(dumps(config), encoding="utf-8")
-    told = card(config, metadata, metrics) + adapter_readers.section(adapter_config)
-    (staged / "README.md").write_text(told, encoding="utf-8")
+    model_card = card(config, metadata, metrics) + adapter_readers.section(adapter_config)
+    (staged / "README.md").write_text(model_card, encoding="utf-8")
     names = sorted(path.name for path in staged.iterdir() if path.is_file())
     _write_json(staged / CHECKSUMS, {name: sha256_of(staged / name) for name in names})
 
@@ -73,7 +73,7 @@ def card(config: RunConfig, metadata: dict[str, Any], metrics: dict[str, Any]) -
     quantised = config.quantisation.method + (
         " with double quantisation" if config.quantisation.double else ""
     )
-    remarks = "".join(f"{told[:1].upper()}{told[1:]}.\n\n" for told in summary.verdicts(metrics))
+    remarks = "".join(f"{verdict[:1].upper()}{verdict[1:]}.\n\n" for verdict in summary.verdicts(metrics))
     return f"""---
 library_name: peft
 base_model: {quoted(config.model.base)}
@@ -85,7 +85,7 @@ A LoRA adapter for {code(config.model.base)}, trained ({config.method.name}) on
 
 | dataset | rows learned | of the loss | rows measured, held out | SHA-256 |
 |---|---|---|---|---|
-{chr(10).join(_dataset(one) for one in metadata["datasets"])}
+{chr(10).join(_dataset(dataset) for dataset in metadata["datasets"])}
 
 | | base | adapter |
 |---|---|---|
@@ -111,10 +111,10 @@ def _learned_on(config: RunConfig) -> str:
 """
 
 
-def _dataset(one: dict[str, Any]) -> str:
-    cells = (f"{one['train_rows']:,}", f"{one['share_of_loss']:.0%}", f"{one['held_out_rows']:,}")
-    name = code(one["name"]).replace("|", "\\|")
-    return f"| {name} | {' | '.join(cells)} | `{one['sha256']}` |"
+def _dataset(dataset: dict[str, Any]) -> str:
+    cells = (f"{dataset['train_rows']:,}", f"{dataset['share_of_loss']:.0%}", f"{dataset['held_out_rows']:,}")
+    name = code(dataset["name"]).replace("|", "\\|")
+    return f"| {name} | {' | '.join(cells)} | `{dataset['sha256']}` |"
 
 
 def _figure(value: float | None) -> str:

@@ -35,11 +35,11 @@ def _still(tensors: list[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
 
     (Rope of the types dynamic and longrope; they are computed from the config, no file holds them.)
     """
-    held = dict(tensors)
+    by_name = dict(tensors)
     for name, tensor in tensors:
         before, sign, kind = name.rpartition("inv_freq")
         at_first = f"{before}original_inv_freq"
-        yield name, held.get(at_first, tensor) if sign and not kind else tensor
+        yield name, by_name.get(at_first, tensor) if sign and not kind else tensor
 
 
 def _held_as(name: str, parameter: Any) -> Iterator[tuple[str, Any]]:

@@ -39,12 +39,12 @@ def require(folder: Path, size: int) -> None:
 @contextmanager
 def reserved(folder: Path) -> Iterator[None]:
     """Hold a little of the disk meanwhile, so that afterwards there is room to say that it is full."""
-    held = folder / "reserve"
-    held.write_bytes(os.urandom(RESERVE))  # zeros might be stored as nothing
+    reserve = folder / "reserve"
+    reserve.write_bytes(os.urandom(RESERVE))  # zeros might be stored as nothing
     try:
         yield
     finally:
-        held.unlink(missing_ok=True)
+        reserve.unlink(missing_ok=True)
 
 
 def full(folder: Path, size: int) -> StudioError:
@@ -62,7 +62,7 @@ def explained(error: BaseException, folder: Path, size: int) -> StudioError | No
     :param folder: where it was to be written
     :param size: bytes of a checkpoint
     """
-    numbers = [number for one in _chain(error) if (number := _errno(one)) is not None]
+    numbers = [number for cause in _chain(error) if (number := _errno(cause)) is not None]
     if not numbers:
         return None
     known = next((number for number in numbers if number), 0) or _tried(folder, size)
@@ -100,8 +100,8 @@ def _errno(error: BaseException) -> int | None:
         if "disk is full" in str(error):
             return errno.ENOSPC
         return errno.EIO if "disk I/O error" in str(error) else None
-    if found := _RUST.search(str(error)):
-        return int(found[1])
+    if match := _RUST.search(str(error)):
+        return int(match[1])
     return 0 if isinstance(error, RuntimeError) and _TORCH.search(str(error)) else None
 
 

@@ -65,8 +65,8 @@ def step_of(checkpoint: Path) -> int:
 
 def listed(folder: Path) -> list[Path]:
     """Checkpoints by step, oldest first."""
-    found = (path for path in folder.glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit())
-    return sorted(found, key=step_of)
+    checkpoints = (path for path in folder.glob("checkpoint-*") if path.name.rsplit("-", 1)[1].isdigit())
+    return sorted(checkpoints, key=step_of)
 
 
 def size_of(checkpoint: Path) -> int:
@@ -94,9 +94,9 @@ def fault(checkpoint: Path) -> str | None:
         return f"{MANIFEST} is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
-    found = _names(checkpoint)
-    for name in sorted(known.keys() | set(found)):
-        if name not in found:
+    names = _names(checkpoint)
+    for name in sorted(known.keys() | set(names)):
+        if name not in names:
             return f"{name} is missing"
         if name not in known:
             return f"{name} does not belong to it"

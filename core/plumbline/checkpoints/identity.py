@@ -47,14 +47,14 @@ def identity(config: RunConfig, base_sha256: str) -> dict[str, Any]:
 
 def counted(config: RunConfig) -> dict[str, Any]:
     """The settings that change what is learned or measured, by key."""
-    found = {}
+    settings = {}
     for section, value in config.model_dump(mode="json").items():
         several = value.items() if isinstance(value, dict) else [("", value)]
-        for name, given in several:
+        for name, setting in several:
             key = f"{section}.{name}" if name else section
             if key not in WITHOUT_EFFECT:
-                found[key] = given
-    return found
+                settings[key] = setting
+    return settings
 
 
 def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -64,18 +64,18 @@ def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     # A setting that the checkpoint's version did not have was at what is its default now; the day was the
     # run's own.
     before = counted(RunConfig()) | {"data.day": now["settings"]["data.day"]} | was["settings"]
-    found = [
+    changes = [
         f"{key} was {_said(before.get(key))}, is {_said(now['settings'].get(key))}"
         for key in sorted(before.keys() | now["settings"].keys())
         if before.get(key) != now["settings"].get(key)
     ]
-    for kind, said in (("data", "dataset {}"), ("base", "the base's {}"), ("tokenizer", "the base's {}")):
+    for kind, template in (("data", "dataset {}"), ("base", "the base's {}"), ("tokenizer", "the base's {}")):
         old, new = was.get(kind, {}), now[kind]
         for name in sorted(old.keys() | new.keys()):
             if old.get(name) != new.get(name):
                 change = f"was {_said(old.get(name))}, is {_said(new.get(name))}"
-                found.append(f"{said.format(name)} {change}")
-    return found
+                changes.append(f"{template.format(name)} {change}")
+    return changes
 
 
 def other_versions(was: dict[str, Any], now: dict[str, Any]) -> list[str]:

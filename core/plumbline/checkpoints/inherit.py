@@ -17,10 +17,10 @@ WEIGHTS = "adapter_model.safetensors"
 def steps(run_id: int) -> list[int]:
     """Steps of a run that a branch may begin with: its checkpoints', and the last."""
     folder = run_folder(run_id, create=False)
-    found = {folders.step_of(path) for path in folders.listed(folder / "checkpoints")}
+    step_numbers = {folders.step_of(path) for path in folders.listed(folder / "checkpoints")}
     if (folder / "artifact" / "metadata.json").exists():
-        found.add(_artifact_step(folder))
-    return sorted(found)
+        step_numbers.add(_artifact_step(folder))
+    return sorted(step_numbers)
 
 
 def refuse_too_early(run_id: int) -> None:
@@ -51,13 +51,13 @@ def inherit(model: Any, run_id: int) -> str | None:
     before = settings["lora_alpha"] / (
         math.sqrt(settings["r"]) if settings.get("use_rslora") else settings["r"]
     )
-    held = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
-    if held.keys() != stored.keys():
-        strange = sorted(held.keys() ^ stored.keys())
+    own = {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
+    if own.keys() != stored.keys():
+        strange = sorted(own.keys() ^ stored.keys())
         what = f"does not have the weights of this recipe's: {len(strange)} differ, first {strange[0]}"
         raise StudioError(f"the adapter of run {run['parent']}", what, "Keep the adapter's settings.")
     scales = _scales(model)
-    for name, parameter in held.items():
+    for name, parameter in own.items():
         value = stored[name].to(parameter)
         if ".lora_B." in name:
             value = value * (before / scales[name.rpartition(".lora_B.")[0]])
@@ -69,17 +69,17 @@ def _grow(name: str, parameter: Any, value: Any) -> None:
     """Write a weight into one that is as large, or larger in its rank."""
     import torch
 
-    own, given = tuple(parameter.shape), tuple(value.shape)
+    own, stored = tuple(parameter.shape), tuple(value.shape)
     axis = 0 if ".lora_A." in name else 1
-    fits = own == given or (
-        ".lora_" in name and len(own) == 2 and own[1 - axis] == given[1 - axis] and own[axis] >= given[axis]
+    fits = own == stored or (
+        ".lora_" in name and len(own) == 2 and own[1 - axis] == stored[1 - axis] and own[axis] >= stored[axis]
     )
     if not fits:
-        raise StudioError(name, f"has the shape {list(given)}, and would need {list(own)}")
+        raise StudioError(name, f"has the shape {list(stored)}, and would need {list(own)}")
     with torch.no_grad():
-        if axis == 1 and own != given:
+        if axis == 1 and own != stored:
             parameter.zero_()
-        parameter[tuple(slice(size) for size in given)].copy_(value)
+        parameter[tuple(slice(size) for size in stored)].copy_(value)
 
 
 def _scales(model: Any) -> dict[str, float]:
@@ -98,13 +98,15 @@ def _verified(run_id: int, step: int | None) -> Path:
         if fault := folders.fault(checkpoint):
             raise StudioError(f"checkpoint-{step} of run {run_id}", fault, "Take another step.")
         return checkpoint
-    found = folder / "artifact"
-    if not (found / "metadata.json").exists() or (step is not None and _artifact_step(folder) != step):
+    artifact_folder = folder / "artifact"
+    if not (artifact_folder / "metadata.json").exists() or (
+        step is not None and _artifact_step(folder) != step
+    ):
         what = "has no adapter yet" if step is None else f"has no step {step} any more"
         raise StudioError(f"run {run_id}", what, "Train it to its end first.")
-    if broken := artifact.broken_files(found):
+    if broken := artifact.broken_files(artifact_folder):
         raise StudioError(f"run {run_id}'s {broken[0]}", "is not as it was written", "Take another run.")
-    return found
+    return artifact_folder
 
 
 def _artifact_step(folder: Path) -> int:

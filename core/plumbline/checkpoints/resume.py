@@ -23,17 +23,17 @@ def checkpoint(job: Job, folder: Path) -> Path | None:
         return None
     for lost in folders.recover(folder):
         job.event(lost, "warning")
-    found, bad = folders.newest_good(folder)
+    newest, bad = folders.newest_good(folder)
     for name, wrong in bad.items():
         job.event(f"{name} does not verify ({wrong}) and was set aside", "warning")
-    if found is None and (broken := folders.quarantined(folder)):
+    if newest is None and (broken := folders.quarantined(folder)):
         names = ", ".join(path.name for path in broken)
         raise StudioError(
             "checkpoints",
             f"none verifies ({names})"[:200],
             "The run cannot go on. Start a new one with the same recipe.",
         )
-    return found
+    return newest
 
 
 def _refuse_trained(run_id: int, folder: Path) -> None:
@@ -46,15 +46,15 @@ def _refuse_trained(run_id: int, folder: Path) -> None:
         raise StudioError(f"run {run_id}", what, "Resume it, or start a new one with the same recipe.")
 
 
-def refuse_other(found: Path, identity: dict[str, Any], job: Job) -> None:
+def refuse_other(newest: Path, identity: dict[str, Any], job: Job) -> None:
     """:raises StudioError: when a checkpoint is of another recipe, other data or another base"""
-    was = folders.identity_of(found)
+    was = folders.identity_of(newest)
     if not was:
-        job.event(f"{found.name} is of a version that did not write down what it is of", "warning")
+        job.event(f"{newest.name} is of a version that did not write down what it is of", "warning")
     if other := differences(was, identity):
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""
         raise StudioError(
-            found.name,
+            newest.name,
             f"is of another run: {'; '.join(other[:3])}{more}",
             "Undo that to resume, or branch a new run from this checkpoint.",
         )
@@ -62,17 +62,17 @@ def refuse_other(found: Path, identity: dict[str, Any], job: Job) -> None:
         job.event(f"the curve may move a little: {'; '.join(changed)}", "warning")
 
 
-def truncate_history(job: Job, folder: Path, found: Path | None) -> None:
+def truncate_history(job: Job, folder: Path, resumed_from: Path | None) -> None:
     """Forget what was measured past the checkpoint, for it is measured again.
 
     :param folder: the run's
     """
-    step, reached = folders.step_of(found) if found else -1, runs.get(job.run_id)["step"] or 0
+    step, reached = folders.step_of(resumed_from) if resumed_from else -1, runs.get(job.run_id)["step"] or 0
     runs.update(job.run_id, step=max(step, 0), seconds_left=None)
     runs.forget_after(job.run_id, step)
     cut_history(folder / "metrics_history.jsonl", step)
     history.catch_up(job.run_id)
-    if found is not None:
+    if resumed_from is not None:
         again = f"; steps {step + 1} to {reached} are trained again" if reached > step else ""
         job.event(f"resumed from step {step}{again}")
 
@@ -81,11 +81,11 @@ def cut_history(history: Path, step: int) -> None:
     """Drop the points past a checkpoint from metrics_history.jsonl; a torn last line goes too."""
     if not history.exists():
         return
-    kept = []
+    lines = []
     for line in history.read_text(encoding="utf-8").splitlines():
         try:
             if json.loads(line)["step"] <= step:
-                kept.append(line)
+                lines.append(line)
         except ValueError:
             continue
-    write_whole(history, "".join(f"{line}\n" for line in kept))
+    write_whole(history, "".join(f"{line}\n" for line in lines))

@@ -85,8 +85,8 @@ def _rebuild() -> None:
     counted = ((done.runs, "run"), (done.datasets, "dataset"), (done.evaluations, "evaluation"))
     runs, datasets, evaluations = (f"{count} {name}{'s'[: count != 1]}" for count, name in counted)
     say(f"The database lists {runs}, {datasets} and {evaluations}.")
-    if done.kept is not None:
-        say(f"The old file is kept as {done.kept}.")
+    if done.old_file is not None:
+        say(f"The old file is kept as {done.old_file}.")
     for remark in done.remarks:
         entry("note", remark, GUTTER)
 

@@ -268,6 +268,6 @@ def xray(arguments: argparse.Namespace) -> int:
     )
     entry("", f"{seen.cut_rows:,} rows cut, {seen.empty_rows:,} with nothing left to learn")
     entry("", f"the end of a turn is learned in {seen.end_learned_rows / max(1, seen.rows):.0%}")
-    for text in dropped_content.told(seen.left_out, base, revision):
+    for text in dropped_content.sentences(seen.left_out, base, revision):
         entry("warning", text)
     return 0

@@ -98,53 +98,53 @@ def search(dataset_id: int, part: str, words: str, start: int = 0, count: int = 
     """Numbers of the first rows, from ``start``, whose texts hold the words, in upper or lower case."""
     entries = index(dataset_id, part)
     try:
-        wanted = words.casefold().encode()
+        folded = words.casefold().encode()
     except UnicodeEncodeError:  # half a character, which no stored row holds
         return []
-    if not wanted or start >= len(entries):
+    if not folded or start >= len(entries):
         return []
-    found: list[int] = []
+    numbers: list[int] = []
     lines, _ = paths(dataset_id, part)
     with open(lines, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        for number in _candidates(entries, data, wanted.decode(), start):
+        for number in _candidates(entries, data, folded.decode(), start):
             offset, size = int(entries["offset"][number]), int(entries["size"][number])
-            if _holds(orjson.loads(data[offset : offset + size]), wanted.decode()):
-                found.append(number)
-                if len(found) == count:
+            if _holds(orjson.loads(data[offset : offset + size]), folded.decode()):
+                numbers.append(number)
+                if len(numbers) == count:
                     break
-    return found
+    return numbers
 
 
-def _candidates(entries: Any, data: mmap.mmap, wanted: str, start: int) -> Iterator[int]:
+def _candidates(entries: Any, data: mmap.mmap, folded: str, start: int) -> Iterator[int]:
     """Numbers of the rows whose line holds the words anywhere, in their texts or around them.
 
     Words of ASCII are looked for among bytes, where only ASCII has a case; all others in the text.
     """
     # As they stand in a JSON string: with its escapes, without its quotes.
-    escaped = orjson.dumps(wanted)[1:-1].lower()
+    escaped = orjson.dumps(folded)[1:-1].lower()
     while start < len(entries):
         begin = int(entries["offset"][start])
         stop = max(start + 1, int(numpy.searchsorted(entries["offset"], begin + BLOCK)))
         last = entries[stop - 1]
         block = data[begin : int(last["offset"]) + int(last["size"])]
-        if wanted.isascii():
+        if folded.isascii():
             yield from _lines_with(_bare(block.lower(), escaped), escaped, b"\n", start)
         else:
             yield from _lines_with(block.decode().casefold(), escaped.decode(), "\n", start)
         start = stop
 
 
-def _bare(block: bytes, wanted: bytes) -> bytes:
+def _bare(block: bytes, escaped: bytes) -> bytes:
     """Lines without what is written around texts, where the words would be found in every row."""
     for written in AROUND:
-        if wanted in written:
+        if escaped in written:
             block = block.replace(written, b"")
     return block
 
 
-def _lines_with(block: AnyStr, wanted: AnyStr, newline: AnyStr, first: int) -> Iterator[int]:
+def _lines_with(block: AnyStr, needle: AnyStr, newline: AnyStr, first: int) -> Iterator[int]:
     """Numbers of the lines that hold the words, where ``first`` is the number of the block's first."""
-    hit, counted = block.find(wanted), 0
+    hit, counted = block.find(needle), 0
     while hit >= 0:
         first += block.count(newline, counted, hit)
         yield first
@@ -152,13 +152,13 @@ def _lines_with(block: AnyStr, wanted: AnyStr, newline: AnyStr, first: int) -> I
         if end < 0:
             return
         counted, first = end + 1, first + 1
-        hit = block.find(wanted, counted)
+        hit = block.find(needle, counted)
 
 
-def _holds(row: Row, wanted: str) -> bool:
+def _holds(row: Row, folded: str) -> bool:
     """Whether one of a row's texts holds folded words."""
     turns = (turn.get("content") for part in ("messages", "rejected") for turn in row.get(part) or ())
     others = (row.get(name) for name in ("text", "label", "group"))
     values = (row.get("columns") or {}).values()
     texts = (str(value) for value in (*turns, *others, *values) if value is not None)
-    return any(wanted in text.casefold() for text in texts)
+    return any(folded in text.casefold() for text in texts)

@@ -25,7 +25,10 @@ def idle() -> list[str]:
 
     used = _used_shares()
     about = [torch.cuda.get_device_properties(number) for number in range(len(names))]
-    alike = [(one.name, one.total_memory) == (about[0].name, about[0].total_memory) for one in about]
+    alike = [
+        (properties.name, properties.total_memory) == (about[0].name, about[0].total_memory)
+        for properties in about
+    ]
     return [
         name
         for number, name in enumerate(names)
@@ -49,12 +52,12 @@ def _used_shares() -> dict[str, float]:
         printed = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return {}
-    found = {}
+    shares = {}
     for line in printed.splitlines():
         id_, used, total = (part.strip() for part in line.split(","))
         if used.isdecimal() and total.isdecimal():
-            found[id_.removeprefix("GPU-")] = int(used) / max(1, int(total))
-    return found
+            shares[id_.removeprefix("GPU-")] = int(used) / max(1, int(total))
+    return shares
 
 
 def count_without_torch() -> int:

@@ -23,8 +23,8 @@ def commands(config: RunConfig, what: Sequence[str]) -> list[str]:
     :param what: the verb and what it is given, like ``["train", "recipe.yaml"]``
     :raises RecipeError: when the recipe does not say which machines these are
     """
-    if found := config.machines.conflicts():
-        raise RecipeError(found)
+    if conflicts := config.machines.conflicts():
+        raise RecipeError(conflicts)
     hosts, address = config.machines.hosts, shlex.quote(config.machines.address)
     return [f"{launcher(config, str(rank), address)} {shlex.join(what)}" for rank in range(hosts)]
 

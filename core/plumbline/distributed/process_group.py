@@ -51,10 +51,10 @@ class ProcessGroup:
             self.sum(tensors[0])
             return
         flat = self.sum(torch.cat([tensor.flatten() for tensor in tensors]))
-        place = 0
+        offset = 0
         for tensor in tensors:
-            tensor.copy_(flat[place : place + tensor.numel()].view_as(tensor))
-            place += tensor.numel()
+            tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
+            offset += tensor.numel()
 
     def broadcast(self, value: Any) -> Any:
         """What the first process has, for all of them. :param value: anything that can be pickled"""
@@ -62,9 +62,9 @@ class ProcessGroup:
             return value
         import torch
 
-        held = [value]
-        torch.distributed.broadcast_object_list(held)
-        return held[0]
+        values = [value]
+        torch.distributed.broadcast_object_list(values)
+        return values[0]
 
     def broadcast_flag(self, yes: bool) -> bool:
         """What the first process says; a safe point at which all do the same."""
@@ -83,13 +83,13 @@ class ProcessGroup:
             return value
         import torch
 
-        held = torch.tensor(value, dtype=torch.float64)  # on the host: no GPU is waited for
+        number = torch.tensor(value, dtype=torch.float64)  # on the host: no GPU is waited for
         if how == "broadcast":
-            torch.distributed.broadcast(held, 0)
+            torch.distributed.broadcast(number, 0)
         else:
             kind = torch.distributed.ReduceOp
-            torch.distributed.all_reduce(held, kind.MAX if how == "max" else kind.MIN)
-        return float(held)
+            torch.distributed.all_reduce(number, kind.MAX if how == "max" else kind.MIN)
+        return float(number)
 
     def all_gather(self, value: Any) -> list[Any]:
         """What each process has, by rank. :param value: anything that can be pickled"""
@@ -97,9 +97,9 @@ class ProcessGroup:
             return [value]
         import torch
 
-        held: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(held, value)
-        return held
+        values: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(values, value)
+        return values
 
     def match(self, tensors: Sequence[Any]) -> None:
         """Tensors become those of the first process, in place."""

@@ -151,15 +151,15 @@ class AutogradEngine:
         self.beside["router_loss"] += balance.detach()
         return loss, loss + self.router_loss * balance
 
-    def _give_router_logits(self, wanted: bool) -> None:
+    def _give_router_logits(self, asked_for: bool) -> None:
         """Only where their loss is asked for, whatever the base's own config says.
 
         :raises StudioError: when it is asked for, and the base has none
         """
         text = self.base.config.get_text_config(decoder=True)
         if hasattr(text, "output_router_logits"):
-            text.output_router_logits = wanted
-        if not wanted:
+            text.output_router_logits = asked_for
+        if not asked_for:
             return
         with self._probing():
             output = self.base(input_ids=torch.arange(4, device=self.base.device)[None], use_cache=False)
@@ -236,7 +236,7 @@ class AutogradEngine:
     def _disturbed(self) -> str | None:
         """What keeps the second of two packed rows from the logits that it gets alone; None if nothing."""
         vocabulary = self.base.get_input_embeddings().weight.shape[0]
-        rows = [[(7 * place + length) % vocabulary for place in range(length)] for length in PROBE_ROWS]
+        rows = [[(7 * position + length) % vocabulary for position in range(length)] for length in PROBE_ROWS]
         both = pack([{"input_ids": row, "labels": row} for row in rows]).to(self.base.device)
         with self._probing():
             alone = self.base(input_ids=both.ids[None, PROBE_ROWS[0] :], use_cache=False).logits[0].float()
@@ -261,8 +261,8 @@ class AutogradEngine:
             return False
         seen: list[torch.Tensor] = []
         hooks = [
-            matrix.register_forward_hook(lambda _, given, out: seen.extend((given[0], out))),
-            self.base.base_model.register_forward_hook(lambda _, given, out: seen.append(out[0])),
+            matrix.register_forward_hook(lambda _, inputs, out: seen.extend((inputs[0], out))),
+            self.base.base_model.register_forward_hook(lambda _, inputs, out: seen.append(out[0])),
         ]
         try:
             with self._probing():
@@ -273,8 +273,8 @@ class AutogradEngine:
                 hook.remove()
         if len(seen) != 3:
             return False
-        hidden, given, out = seen
-        return torch.equal(hidden, given) and torch.equal(logits.float(), out.float())
+        hidden, inputs, out = seen
+        return torch.equal(hidden, inputs) and torch.equal(logits.float(), out.float())
 
     @contextmanager
     def _probing(self) -> Iterator[None]:
@@ -297,8 +297,8 @@ def single_rows(whole: Pack) -> list[Pack]:
     """Each row of a pack as a pack of its own. Waits for the device."""
     ids, bounds = whole.ids.tolist(), whole.boundaries.tolist()
     labels = [IGNORED] * (len(ids) + 1)
-    for place, target in zip(whole.learned.tolist(), whole.targets.tolist(), strict=True):
-        labels[place + 1] = target
+    for position, target in zip(whole.learned.tolist(), whole.targets.tolist(), strict=True):
+        labels[position + 1] = target
     return [
         pack([{"input_ids": ids[start:end], "labels": labels[start:end]}]).to(whole.ids.device)
         for start, end in zip(bounds[:-1], bounds[1:], strict=True)
@@ -361,5 +361,5 @@ class HostedInputs:
         self.shape, self.count = tensor.shape, self.count + 1
         return self.count - 1
 
-    def _take(self, kept: Any) -> torch.Tensor:
-        return self.memory.take(kept) if isinstance(kept, int) else kept
+    def _take(self, saved: Any) -> torch.Tensor:
+        return self.memory.take(saved) if isinstance(saved, int) else saved

@@ -39,7 +39,7 @@ def loss_and_gradient(
     :param smoothing: share of each target that is spread over the whole vocabulary (label smoothing)
     :returns: loss, float32 and 0-dim; gradient, shape and type of ``hidden``
     """
-    found = []
+    piece_losses = []
     total: torch.Tensor | None = None
     weights: float | torch.Tensor
     if callable(weight):
@@ -50,25 +50,25 @@ def loss_and_gradient(
         logits = hidden[piece] @ head.t()
         each = weights[piece] if isinstance(weights, torch.Tensor) else weights
         spread = _spread(logits, targets[piece]) if smoothing else None
-        found.append(elementwise.cross_entropy(logits, targets[piece], each))
+        piece_losses.append(elementwise.cross_entropy(logits, targets[piece], each))
         if spread is not None:
             assert isinstance(each, float)
-            found[-1] = found[-1] + smoothing * spread
+            piece_losses[-1] = piece_losses[-1] + smoothing * spread
             _smooth_gradient(logits, targets[piece], smoothing * each)
         torch.mm(logits, head, out=hidden[piece])
         del logits  # else the next piece's would be held beside them
-    return (_joined(found, hidden).sum() * weights if total is None else total), hidden
+    return (_joined(piece_losses, hidden).sum() * weights if total is None else total), hidden
 
 
 def losses(
     hidden: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, piece_bytes: int = PIECE_BYTES
 ) -> torch.Tensor:
     """The negative log-likelihood of every target in nats, float32, (supervised,); see above."""
-    found = [
+    piece_losses = [
         elementwise.cross_entropy(hidden[piece] @ head.t(), targets[piece], 0.0)
         for piece in _pieces(hidden, head, piece_bytes)
     ]
-    return _joined(found, hidden)
+    return _joined(piece_losses, hidden)
 
 
 def _spread(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -89,5 +89,5 @@ def _pieces(hidden: torch.Tensor, head: torch.Tensor, piece_bytes: int) -> list[
     return [slice(start, start + rows) for start in range(0, len(hidden), rows)]
 
 
-def _joined(found: list[torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
-    return torch.cat(found) if found else hidden.new_zeros(0, dtype=torch.float32)
+def _joined(piece_losses: list[torch.Tensor], hidden: torch.Tensor) -> torch.Tensor:
+    return torch.cat(piece_losses) if piece_losses else hidden.new_zeros(0, dtype=torch.float32)

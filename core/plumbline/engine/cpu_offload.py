@@ -33,10 +33,10 @@ class ActivationOffload:
             self.held[number] = x
             return
         self.shape = x.shape
-        place = self._pinned(number, x)
+        host_copy = self._pinned(number, x)
         self.stream.wait_stream(torch.cuda.current_stream())  # type: ignore[union-attr]
         with torch.cuda.stream(self.stream):
-            place.copy_(x, non_blocking=True)
+            host_copy.copy_(x, non_blocking=True)
             done = torch.cuda.Event()
             done.record()
         # The copy reads x on its own stream: x is let go once this stream has waited for it.
@@ -80,7 +80,7 @@ class ActivationOffload:
         self.coming = (number, x, done)
 
     def _pinned(self, number: int, x: torch.Tensor) -> torch.Tensor:
-        held = self.pinned.get(number)
-        if held is None or held.numel() < x.numel():
+        buffer = self.pinned.get(number)
+        if buffer is None or buffer.numel() < x.numel():
             self.pinned[number] = torch.empty(x.numel(), dtype=x.dtype, pin_memory=True)
         return self.pinned[number][: x.numel()].view(x.shape)

@@ -54,17 +54,17 @@ class GraphedEngine:
         self.engine.adapters.attach_gradients()
         if size not in self.captured:
             self.captured[size] = self._capture(*size)
-        held = self.captured[size]
-        held.pack.ids.copy_(pack.ids)
-        held.pack.positions.copy_(pack.positions)
-        held.pack.boundaries[: len(pack.boundaries)].copy_(pack.boundaries)
-        held.pack.tiles[: len(pack.tiles)].copy_(pack.tiles)
-        held.pack.tiles[len(pack.tiles) :] = NO_TOKEN
-        held.pack.tiles[len(pack.tiles) :, 0] = 0
-        held.forward.replay()
+        graphs = self.captured[size]
+        graphs.pack.ids.copy_(pack.ids)
+        graphs.pack.positions.copy_(pack.positions)
+        graphs.pack.boundaries[: len(pack.boundaries)].copy_(pack.boundaries)
+        graphs.pack.tiles[: len(pack.tiles)].copy_(pack.tiles)
+        graphs.pack.tiles[len(pack.tiles) :] = NO_TOKEN
+        graphs.pack.tiles[len(pack.tiles) :, 0] = 0
+        graphs.forward.replay()
         # The gradient takes the place of what it is the gradient of: the backward graph reads it there.
-        loss, _ = self.engine.loss(held.out, pack, weight)
-        held.backward.replay()
+        loss, _ = self.engine.loss(graphs.out, pack, weight)
+        graphs.backward.replay()
         return loss
 
     def losses(self, pack: Pack) -> torch.Tensor:
@@ -81,13 +81,13 @@ class GraphedEngine:
         numbers = torch.zeros(tokens + 1, dtype=torch.int32, device=device)
         work = torch.zeros((tiles, 2), dtype=torch.int32, device=device)
         pack = Pack(whole, whole.clone(), numbers, (tokens,), whole[:0], whole[:0], work)
-        kept: list[SavedActivations | None] = []
+        saved: list[SavedActivations | None] = []
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # Other threads (a chat beside the training) may use the GPU meanwhile.
         with torch.cuda.graph(forward, pool=self.pool, capture_error_mode="thread_local"):
-            out = self.engine.forward(pack, kept)
+            out = self.engine.forward(pack, saved)
         with torch.cuda.graph(backward, pool=self.pool, capture_error_mode="thread_local"):
-            self.engine.backward(out, pack, kept)
+            self.engine.backward(out, pack, saved)
         return Captured(pack, forward, out, backward)
 
 

@@ -67,12 +67,12 @@ class Layer:
         self, x: torch.Tensor, pack: Pack, rope: Rope, keep: bool
     ) -> tuple[torch.Tensor, SavedActivations | None]:
         """(tokens, hidden size) -> the same, and what `backward` needs where ``keep``."""
-        kept = self.forward_to_gate(x, pack, rope, keep)
-        product = elementwise.swiglu(kept.gate_up)
+        saved = self.forward_to_gate(x, pack, rope, keep)
+        product = elementwise.swiglu(saved.gate_up)
         if keep:
-            return self.down.forward(product, kept.middle), kept
-        middle = kept.middle
-        del kept
+            return self.down.forward(product, saved.middle), saved
+        middle = saved.middle
+        del saved
         return self.down.forward(product, middle), None
 
     def forward_to_gate(self, x: torch.Tensor, pack: Pack, rope: Rope, keep: bool) -> SavedActivations:
@@ -90,27 +90,27 @@ class Layer:
         return SavedActivations(x, raw, attended, middle, gate_up)
 
     def backward(
-        self, gradient: torch.Tensor, kept: SavedActivations, pack: Pack, rope: Rope
+        self, gradient: torch.Tensor, saved: SavedActivations, pack: Pack, rope: Rope
     ) -> torch.Tensor:
         """The gradient of the layer's input from that of its output; adapters' gradients are added up."""
-        product, gate_up = elementwise.swiglu_backward(self.down.input_gradient(gradient), kept.gate_up)
+        product, gate_up = elementwise.swiglu_backward(self.down.input_gradient(gradient), saved.gate_up)
         self.down.adapter_gradients(gradient, product)
         del product
-        normed = _norm(self.middle_norm, kept.middle)
-        given = self.gate_up.backward(gate_up, normed)
+        normed = _norm(self.middle_norm, saved.middle)
+        into_part = self.gate_up.backward(gate_up, normed)
         del gate_up, normed
-        kept.gate_up = None  # type: ignore[assignment]
-        gradient = _norm_backward(self.middle_norm, given, kept.middle, gradient)
-        del given
-        kept.middle = None  # type: ignore[assignment]
-        out = kept.attended.out.detach()
-        given = self.out.backward(gradient, out.flatten(1)).view_as(out)
-        qkv = attend_backward(kept.attended, given, pack, self.scale)
-        del given, out
-        kept.attended = None  # type: ignore[assignment]
-        self._heads_backward(qkv, kept.raw, pack, rope)
-        given = self.qkv.backward(qkv, _norm(self.norm, kept.x))
-        return _norm_backward(self.norm, given, kept.x, gradient)
+        saved.gate_up = None  # type: ignore[assignment]
+        gradient = _norm_backward(self.middle_norm, into_part, saved.middle, gradient)
+        del into_part
+        saved.middle = None  # type: ignore[assignment]
+        out = saved.attended.out.detach()
+        into_part = self.out.backward(gradient, out.flatten(1)).view_as(out)
+        qkv = attend_backward(saved.attended, into_part, pack, self.scale)
+        del into_part, out
+        saved.attended = None  # type: ignore[assignment]
+        self._heads_backward(qkv, saved.raw, pack, rope)
+        into_part = self.qkv.backward(qkv, _norm(self.norm, saved.x))
+        return _norm_backward(self.norm, into_part, saved.x, gradient)
 
     def _heads(self, qkv: torch.Tensor, pack: Pack, rope: Rope) -> Any:
         """Queries, keys (both with their position) and values, each (tokens, heads, head_dim)."""
@@ -195,9 +195,9 @@ class DecoderEngine:
         :returns: the weighted loss in nats, float32, 0-dim, on the device
         """
         self.adapters.attach_gradients()
-        kept: list[SavedActivations | None] = []
-        loss, gradient = self.loss(self.forward(pack, kept), pack, weight)
-        self.backward(gradient, pack, kept)
+        saved: list[SavedActivations | None] = []
+        loss, gradient = self.loss(self.forward(pack, saved), pack, weight)
+        self.backward(gradient, pack, saved)
         return loss
 
     @torch.no_grad()
@@ -210,17 +210,17 @@ class DecoderEngine:
         normed = _norm(self.final_norm, x[pack.learned])
         return chunked_loss.losses(normed, self.head, pack.targets, self.piece_bytes)
 
-    def forward(self, pack: Pack, kept: list[SavedActivations | None]) -> torch.Tensor:
-        """The last layer's output, (tokens, hidden size); ``kept`` gets what `backward` needs."""
+    def forward(self, pack: Pack, saved: list[SavedActivations | None]) -> torch.Tensor:
+        """The last layer's output, (tokens, hidden size); ``saved`` gets what `backward` needs."""
         x = torch.nn.functional.embedding(pack.ids, self.embedding.weight)
         for number, layer in enumerate(self.layers):
             self._load(number, number + 1)
             keep = number >= self.recomputed
             if not keep:
                 self.hosted.put(number, x)
-            x, needed = layer.forward(x, pack, self.rope, keep)
-            kept.append(needed)
-            del needed
+            x, layer_saved = layer.forward(x, pack, self.rope, keep)
+            saved.append(layer_saved)
+            del layer_saved
         self.hosted.all_put()
         return x
 
@@ -234,17 +234,17 @@ class DecoderEngine:
         gradient = _norm_backward(self.final_norm, gradient, last)
         return loss, x.zero_().index_copy_(0, pack.learned, gradient)
 
-    def backward(self, gradient: torch.Tensor, pack: Pack, kept: list[SavedActivations | None]) -> None:
-        """Add the adapters' gradients, given that of the last layer's output; empties ``kept``."""
+    def backward(self, gradient: torch.Tensor, pack: Pack, saved: list[SavedActivations | None]) -> None:
+        """Add the adapters' gradients, given that of the last layer's output; empties ``saved``."""
         for number in reversed(range(len(self.layers))):
-            layer, needed = self.layers[number], kept.pop()
+            layer, layer_saved = self.layers[number], saved.pop()
             self._load(number, number - 1)
-            if needed is None:
+            if layer_saved is None:
                 x = self.hosted.take(number)
-                needed = layer.forward_to_gate(x, pack, self.rope, keep=True)
+                layer_saved = layer.forward_to_gate(x, pack, self.rope, keep=True)
                 del x
-            gradient = layer.backward(gradient, needed, pack, self.rope)
-            del needed
+            gradient = layer.backward(gradient, layer_saved, pack, self.rope)
+            del layer_saved
         self.hosted.clear()
 
     def gradients(self) -> list[torch.Tensor]:
@@ -266,10 +266,10 @@ class FlatAdapters:
     """
 
     def __init__(self, layers: list[Layer], dtype: torch.dtype, device: Any) -> None:
-        held = [[(group, list(group.each())) for group in layer.groups] for layer in layers]
+        groups_of_layers = [[(group, list(group.each())) for group in layer.groups] for layer in layers]
         sizes = [
-            sum(p.numel() for _, adapters in groups for one, _, _ in adapters for p in one.trained)
-            for groups in held
+            sum(p.numel() for _, adapters in groups for adapter, _, _ in adapters for p in adapter.trained)
+            for groups in groups_of_layers
         ]
         self.weights = torch.empty(sum(sizes), dtype=torch.float32, device=device)
         self.gradients = torch.zeros(sum(sizes), dtype=torch.float32, device=device)
@@ -278,14 +278,14 @@ class FlatAdapters:
             self.copy = torch.empty(max(sizes, default=0), dtype=dtype, device=device)
         self.places: list[slice] = []
         self.pairs: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
-        place = 0
-        for groups, size in zip(held, sizes, strict=True):
-            self.places.append(slice(place, place + size))
+        offset = 0
+        for groups, size in zip(groups_of_layers, sizes, strict=True):
+            self.places.append(slice(offset, offset + size))
             for group, adapters in groups:
-                begin = place
+                begin = offset
                 for matrix in range(2):
-                    for one, _, _ in adapters:
-                        place = self._move(one, matrix, place)
+                    for adapter, _, _ in adapters:
+                        offset = self._move(adapter, matrix, offset)
                 all_a = slice(begin, begin + group.rank * group.inputs)
                 group.all_a = self._working(all_a).view(group.rank, group.inputs)
                 group.all_a_gradient = self.gradients[all_a].view(group.rank, group.inputs)
@@ -293,8 +293,8 @@ class FlatAdapters:
     def load(self, number: int) -> None:
         """Bring the copy that a layer's products are computed from."""
         if self.copy is not None:
-            place = self.places[number]
-            self.copy[: place.stop - place.start].copy_(self.weights[place])
+            stretch = self.places[number]
+            self.copy[: stretch.stop - stretch.start].copy_(self.weights[stretch])
 
     def attach_gradients(self) -> None:
         """Give every adapter weight its gradient, zero where an optimizer step has taken it away."""
@@ -303,10 +303,10 @@ class FlatAdapters:
             for parameter, gradient in self.pairs:
                 parameter.grad = gradient
 
-    def _move(self, adapter: Adapter, matrix: int, place: int) -> int:
+    def _move(self, adapter: Adapter, matrix: int, begin: int) -> int:
         """Move a (matrix 0) or b (matrix 1) to its place; returns where the next one begins."""
         parameter = adapter.trained[matrix]
-        view = slice(place, place + parameter.numel())
+        view = slice(begin, begin + parameter.numel())
         self.weights[view] = parameter.detach().flatten()
         parameter.data = self.weights[view].view_as(parameter)
         self.pairs.append((parameter, self.gradients[view].view_as(parameter)))
@@ -317,11 +317,11 @@ class FlatAdapters:
             adapter.b = working
         return view.stop
 
-    def _working(self, place: slice) -> torch.Tensor:
+    def _working(self, stretch: slice) -> torch.Tensor:
         if self.copy is None:
-            return self.weights[place]
+            return self.weights[stretch]
         start = self.places[-1].start
-        return self.copy[place.start - start : place.stop - start]
+        return self.copy[stretch.start - start : stretch.stop - start]
 
 
 def _rope(module: Any, longest: int, dtype: torch.dtype, device: Any) -> Rope:

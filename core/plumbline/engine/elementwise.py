@@ -61,10 +61,10 @@ def rms_norm_backward(
     :param x: the norm's input
     """
     if not fast(x):
-        value, given = x.float(), gradient.float() * weight.float()
+        value, scaled_gradient = x.float(), gradient.float() * weight.float()
         inverse = torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + epsilon)
         normed = value * inverse
-        result = inverse * (given - normed * (given * normed).mean(-1, keepdim=True))
+        result = inverse * (scaled_gradient - normed * (scaled_gradient * normed).mean(-1, keepdim=True))
         return gradient.copy_(result if add is None else result + add.float())
     rows, columns = x.shape
     block = _power_of_two(columns)
@@ -150,11 +150,15 @@ def swiglu_backward(gradient: torch.Tensor, gate_up: torch.Tensor) -> tuple[torc
         grid = (gradient.shape[0], -(-width // 1024))
         _kernels().swiglu_backward_kernel[grid](gradient, gate_up, width, BLOCK=1024, num_warps=4)
         return gradient, gate_up
-    gate, up, given = gate_up[:, :width].float(), gate_up[:, width:].float(), gradient.float()
+    gate, up, product_gradient = gate_up[:, :width].float(), gate_up[:, width:].float(), gradient.float()
     sigmoid = torch.sigmoid(gate)
     active = (gate * sigmoid).to(gradient.dtype).float()
     # In float32 the three are the arguments themselves: all is computed before any is overwritten.
-    product, gate, up = active * up, given * up * sigmoid * (1 + gate * (1 - sigmoid)), given * active
+    product, gate, up = (
+        active * up,
+        product_gradient * up * sigmoid * (1 + gate * (1 - sigmoid)),
+        product_gradient * active,
+    )
     gate_up[:, :width], gate_up[:, width:] = gate.to(gate_up.dtype), up.to(gate_up.dtype)
     return gradient.copy_(product), gate_up
 

@@ -128,14 +128,14 @@ class Fused(torch.autograd.Function):
         weight = dense(base, dtype).t()
         out = rows @ weight if base.bias is None else torch.addmm(base.bias.to(dtype), rows, weight)
         del weight
-        kept = None
-        given = rows
+        dropout_mask = None
+        dropped_rows = rows
         if dropout:
-            given, kept = torch.native_dropout(rows, dropout, True)
+            dropped_rows, dropout_mask = torch.native_dropout(rows, dropout, True)
         low_a, low_b = a.to(dtype), b.to(dtype)
-        thin = given @ low_a.t()
+        thin = dropped_rows @ low_a.t()
         out.addmm_(thin, low_b.t(), alpha=scale)
-        ctx.save_for_backward(rows, thin, low_a, low_b, kept)
+        ctx.save_for_backward(rows, thin, low_a, low_b, dropout_mask)
         ctx.base, ctx.scale, ctx.dropout, ctx.shape = base, scale, dropout, x.shape
         ctx.adapter_dtype = a.dtype
         return out.view(*x.shape[:-1], out.shape[-1])
@@ -143,19 +143,19 @@ class Fused(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
-        rows, thin, a, b, kept = ctx.saved_tensors
+        rows, thin, a, b, dropout_mask = ctx.saved_tensors
         share = 1 / (1 - ctx.dropout) if ctx.dropout else 1.0
         gradient = gradient.reshape(-1, gradient.shape[-1]).to(rows.dtype)
         into_thin = gradient @ b
-        given = rows if kept is None else rows * kept
-        gradient_a = (into_thin.t() @ given).to(ctx.adapter_dtype).mul_(ctx.scale * share)
+        dropped_rows = rows if dropout_mask is None else rows * dropout_mask
+        gradient_a = (into_thin.t() @ dropped_rows).to(ctx.adapter_dtype).mul_(ctx.scale * share)
         gradient_b = (gradient.t() @ thin).to(ctx.adapter_dtype).mul_(ctx.scale)
         gradient_x = None
         if ctx.needs_input_grad[0]:
             gradient_x = gradient @ dense(ctx.base, rows.dtype)
-            if kept is None:
+            if dropout_mask is None:
                 gradient_x.addmm_(into_thin, a, alpha=ctx.scale)
             else:
-                gradient_x.addcmul_(into_thin @ a, kept.to(a.dtype), value=ctx.scale * share)
+                gradient_x.addcmul_(into_thin @ a, dropout_mask.to(a.dtype), value=ctx.scale * share)
             gradient_x = gradient_x.view(ctx.shape)
         return gradient_x, gradient_a, gradient_b, None, None, None

@@ -20,7 +20,7 @@ class Noise:
         self.pack: Pack | None = None
         embedding.register_forward_hook(self._add)
 
-    def _add(self, module: Any, given: Any, out: torch.Tensor) -> torch.Tensor:
+    def _add(self, module: Any, inputs: Any, out: torch.Tensor) -> torch.Tensor:
         if self.pack is None or not module.training:
             return out
         bounds = self.pack.boundaries.long()

@@ -12,11 +12,11 @@ class StepConfig:
     """How a step is computed.
 
     :param tokens: most tokens of a pack
-    :param kept: layers whose activations are kept
+    :param layers_without_recompute: layers whose activations are kept
     """
 
     tokens: int
-    kept: int
+    layers_without_recompute: int
     offload: bool
     optimizer: str
 

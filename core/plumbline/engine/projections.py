@@ -64,8 +64,8 @@ class Projections:
         self.inputs = self.frozen[0].in_features
         ends = [sum(self.outputs[: count + 1]) for count in range(len(layers))]
         self.places = [slice(end - size, end) for size, end in zip(self.outputs, ends, strict=True)]
-        held = [adapter for adapter in self.adapters if adapter is not None]
-        self.rank = sum(len(adapter.a) for adapter in held)
+        present = [adapter for adapter in self.adapters if adapter is not None]
+        self.rank = sum(len(adapter.a) for adapter in present)
         # All a of the group one below the other, and their gradients; FlatAdapters lays them out so.
         self.all_a = torch.empty(0)
         self.all_a_gradient = torch.empty(0)
@@ -109,22 +109,22 @@ class Projections:
         if self.together:
             return gradient @ self._weight()
         result: torch.Tensor | None = None
-        for number, place in enumerate(self.places):
-            piece, weight = gradient[:, place], self._weight_of(number)
+        for number, columns in enumerate(self.places):
+            piece, weight = gradient[:, columns], self._weight_of(number)
             result = piece @ weight if result is None else result.addmm_(piece, weight)
         assert result is not None
         if self.merged:
             return result
-        given = self._given(gradient)
+        into_ranks = self._given(gradient)
         for adapter, _, mine in self.each():
-            result.addmm_(given[:, mine], adapter.a, alpha=adapter.scale)
+            result.addmm_(into_ranks[:, mine], adapter.a, alpha=adapter.scale)
         return result
 
     def _weight(self) -> torch.Tensor:
         """Base and adapters of all layers as one matrix (outputs, inputs), in the shared scratch memory."""
         matrix = self.scratch.matrix(sum(self.outputs), self.inputs)
-        for layer, adapter, place in zip(self.frozen, self.adapters, self.places, strict=True):
-            merge(layer, adapter, matrix[place])
+        for layer, adapter, columns in zip(self.frozen, self.adapters, self.places, strict=True):
+            merge(layer, adapter, matrix[columns])
         return matrix
 
     def _weight_of(self, number: int) -> torch.Tensor:
@@ -137,12 +137,12 @@ class Projections:
 
     def _one_by_one(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         out = torch.empty((len(x), sum(self.outputs)), dtype=self.dtype, device=x.device)
-        for number, place in enumerate(self.places):
-            torch.mm(x, self._weight_of(number).t(), out=out[:, place])
+        for number, columns in enumerate(self.places):
+            torch.mm(x, self._weight_of(number).t(), out=out[:, columns])
         if self.rank and not self.merged:
             thin = x @ self.all_a.t()
-            for adapter, place, mine in self.each():
-                out[:, place].addmm_(thin[:, mine], adapter.b.t(), alpha=adapter.scale)
+            for adapter, columns, mine in self.each():
+                out[:, columns].addmm_(thin[:, mine], adapter.b.t(), alpha=adapter.scale)
         if self.bias is not None:
             out += self.bias
         return out if residual is None else out.add_(residual)
@@ -151,31 +151,31 @@ class Projections:
         """The second half of `backward`: what the adapters' weights get."""
         if not self.rank:
             return
-        thin, given = x @ self.all_a.t(), self._given(gradient)
-        for adapter, place, mine in self.each():
+        thin, into_ranks = x @ self.all_a.t(), self._given(gradient)
+        for adapter, columns, mine in self.each():
             b_gradient = adapter.trained[1].grad
             assert b_gradient is not None
-            add_product(b_gradient, gradient[:, place].t(), thin[:, mine], adapter.scale)
+            add_product(b_gradient, gradient[:, columns].t(), thin[:, mine], adapter.scale)
         scales = {adapter.scale for adapter, _, _ in self.each()}
         if len(scales) == 1:
-            add_product(self.all_a_gradient, given.t(), x, scales.pop())
+            add_product(self.all_a_gradient, into_ranks.t(), x, scales.pop())
             return
         for adapter, _, mine in self.each():
-            add_product(self.all_a_gradient[mine], given[:, mine].t(), x, adapter.scale)
+            add_product(self.all_a_gradient[mine], into_ranks[:, mine].t(), x, adapter.scale)
 
     def _given(self, gradient: torch.Tensor) -> torch.Tensor:
         """The output's gradient times b of every adapter, (tokens, rank of all)."""
-        given = torch.empty((len(gradient), self.rank), dtype=self.dtype, device=gradient.device)
-        for adapter, place, mine in self.each():
-            torch.mm(gradient[:, place], adapter.b, out=given[:, mine])
-        return given
+        into_ranks = torch.empty((len(gradient), self.rank), dtype=self.dtype, device=gradient.device)
+        for adapter, columns, mine in self.each():
+            torch.mm(gradient[:, columns], adapter.b, out=into_ranks[:, mine])
+        return into_ranks
 
     def each(self) -> Iterator[tuple[Adapter, slice, slice]]:
         """Every adapter with its place among the outputs, and among the ranks of all."""
         begin = 0
-        for adapter, place in zip(self.adapters, self.places, strict=True):
+        for adapter, columns in zip(self.adapters, self.places, strict=True):
             if adapter is not None:
-                yield adapter, place, slice(begin, begin + len(adapter.a))
+                yield adapter, columns, slice(begin, begin + len(adapter.a))
                 begin += len(adapter.a)
 
 

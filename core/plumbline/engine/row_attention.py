@@ -36,7 +36,7 @@ def attend(
     """
     if _takes(query):
         return _forward(query, key, value, pack, scale)
-    query, key, value = (one.detach().requires_grad_(keep) for one in (query, key, value))
+    query, key, value = (tensor.detach().requires_grad_(keep) for tensor in (query, key, value))
     # torch's attention on CPUs is quicker in float32 than in 16 bits.
     dtype = query.dtype if query.is_cuda else torch.float32
     with torch.set_grad_enabled(keep):
@@ -45,21 +45,21 @@ def attend(
     return Attended(query, key, value, out, None)
 
 
-def attend_backward(kept: Attended, gradient: torch.Tensor, pack: Pack, scale: float) -> torch.Tensor:
+def attend_backward(attended: Attended, gradient: torch.Tensor, pack: Pack, scale: float) -> torch.Tensor:
     """Gradients of query, key and value side by side, (tokens, all heads * head_dim)."""
-    query, key, value = kept.query, kept.key, kept.value
-    if kept.logarithms is None:
-        parts = torch.autograd.grad(kept.out, (query, key, value), gradient)
+    query, key, value = attended.query, attended.key, attended.value
+    if attended.logarithms is None:
+        parts = torch.autograd.grad(attended.out, (query, key, value), gradient)
         return torch.cat([part.flatten(1) for part in parts], dim=1)
     kernels, options = _kernels(), _options(query, key, scale)
     tokens, heads, width = query.shape
     key_heads = key.shape[1]
-    products = torch.empty_like(kept.logarithms)
+    products = torch.empty_like(attended.logarithms)
     grid = (-(-tokens // TILE), heads)
-    kernels.products_kernel[grid](products, kept.out, gradient, tokens, WIDTH=width, ROWS=TILE)
+    kernels.products_kernel[grid](products, attended.out, gradient, tokens, WIDTH=width, ROWS=TILE)
     out = torch.empty((tokens, (heads + 2 * key_heads) * width), dtype=query.dtype, device=query.device)
     key_out, value_out = out[:, heads * width :], out[:, (heads + key_heads) * width :]
-    inputs = (gradient, query, key, value, kept.logarithms, products, pack.tiles, pack.boundaries)
+    inputs = (gradient, query, key, value, attended.logarithms, products, pack.tiles, pack.boundaries)
     numbers = (options.pop("scale"), scale, tokens)
     strides = (query.stride(0), key.stride(0), value.stride(0), out.stride(0), gradient.stride(0))
     kernels.query_gradient_kernel[(len(pack.tiles), heads)](

@@ -57,12 +57,12 @@ def odd_adapters(model: Any) -> str | None:
         if hasattr(layer, "lora_A") and (why := _odd(layer)):
             return why
     inside = {
-        id(one.weight)
+        id(matrix.weight)
         for layer in layers
         for module in layer.modules()
         if hasattr(module, "lora_A")
         for matrices in (module.lora_A, module.lora_B)
-        for one in matrices.values()
+        for matrix in matrices.values()
     }
     if any(parameter.requires_grad and id(parameter) not in inside for parameter in model.parameters()):
         return "something outside its layers is trained, or beside their adapters"

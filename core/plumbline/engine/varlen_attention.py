@@ -272,7 +272,9 @@ def _how(text: Any, max_length: int) -> str:
     window = getattr(text, "sliding_window", None)
     # Where layers differ, as in Gemma 4, transformers refuses to name one size for all.
     layers = getattr(text, "per_layer_config", None) or [text]
-    sizes = {getattr(one, "head_dim", None) or text.hidden_size // text.num_attention_heads for one in layers}
+    sizes = {
+        getattr(layer, "head_dim", None) or text.hidden_size // text.num_attention_heads for layer in layers
+    }
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
     one_by_one = "rows are attended to one after the other: "
     if getattr(text, "attn_logit_softcapping", None):

@@ -80,9 +80,9 @@ def answers(
         chosen = order[start : start + batch]
         ties = _Ties(model.dtype)
         some = [prompts[number] for number in chosen]
-        found = greedy(model, tokenizer, some, max_new_tokens, processors=[ties])
-        for place, (number, tokens) in enumerate(zip(chosen, found, strict=True)):
-            replies[number] = replace(reply(tokenizer, tokens), close=ties.among(place, len(tokens)))
+        token_lists = greedy(model, tokenizer, some, max_new_tokens, processors=[ties])
+        for position, (number, tokens) in enumerate(zip(chosen, token_lists, strict=True)):
+            replies[number] = replace(reply(tokenizer, tokens), close=ties.among(position, len(tokens)))
     return [replies[number] for number in range(len(prompts))]
 
 
@@ -105,7 +105,7 @@ class _Ties:
 
     def among(self, row: int, count: int) -> bool:
         """:param count: the tokens of the row's reply"""
-        return any(bool(found[row]) for found in self.noted[:count])
+        return any(bool(ties[row]) for ties in self.noted[:count])
 
 
 def greedy(
@@ -122,8 +122,8 @@ def greedy(
     :param processors: look at the logits, or change them
     """
     ends = end_tokens(tokenizer) if ends is None else ends
-    found = _continued(model, tokenizer, prompts, max_new_tokens, list(processors), ends)
-    return [_until(ends, tokens) for tokens in found.tolist()]
+    continued = _continued(model, tokenizer, prompts, max_new_tokens, list(processors), ends)
+    return [_until(ends, tokens) for tokens in continued.tolist()]
 
 
 def reply(tokenizer: Any, tokens: list[int]) -> Reply:
@@ -170,16 +170,16 @@ def sampled(
             chosen = left[:count]
             processors = [] if draw is None else [_drawing(draw.temperature, draw.numbers[chosen])]
             some_prompts = [prompts[n] for n in chosen]
-            found = _continued(model, tokenizer, some_prompts, max_new_tokens, processors, ends)
-            return [_until(ends, tokens) for tokens in found.tolist()]
+            continued = _continued(model, tokenizer, some_prompts, max_new_tokens, processors, ends)
+            return [_until(ends, tokens) for tokens in continued.tolist()]
 
         replies += at_once.run(doing, some, 1, len(left))
-    places = {number: place for place, number in enumerate(order)}
+    places = {number: position for position, number in enumerate(order)}
     return [replies[places[number]] for number in range(len(prompts))]
 
 
 def _until(ends: Collection[int], tokens: list[int]) -> list[int]:
-    length = next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
+    length = next((position + 1 for position, token in enumerate(tokens) if token in ends), len(tokens))
     return tokens[:length]
 
 

@@ -44,11 +44,11 @@ def held_out_loss(
     :param sources: the dataset of each row, for a loss by dataset
     """
     sums: dict[str, list[float]] = {}
-    found = row_losses(model, rows, pad_token, batch, each_batch)
-    for (loss, learned), source in zip(found, sources or [""] * len(rows), strict=True):
+    losses = row_losses(model, rows, pad_token, batch, each_batch)
+    for (loss, learned), source in zip(losses, sources or [""] * len(rows), strict=True):
         if learned:
-            held = sums.setdefault(source, [0.0, 0.0])
-            held[0], held[1] = held[0] + loss, held[1] + learned
+            sums_of_source = sums.setdefault(source, [0.0, 0.0])
+            sums_of_source[0], sums_of_source[1] = sums_of_source[0] + loss, sums_of_source[1] + learned
     return weighted(sums)
 
 
@@ -65,7 +65,7 @@ def row_losses(
     """
     import torch
 
-    found = [(0.0, 0)] * len(rows)
+    loss_of_rows = [(0.0, 0)] * len(rows)
     was_training = model.training
     model.eval()
     # Rows of like length share a batch; what a row gets does not depend on it.
@@ -78,10 +78,10 @@ def row_losses(
                 some = ordered[start : start + batch]
                 losses, counts = _batch_loss(model, [rows[number] for number in some], pad_token)
                 for number, loss, count in zip(some, losses, counts, strict=True):
-                    found[number] = loss, count
+                    loss_of_rows[number] = loss, count
     finally:
         model.train(was_training)
-    return found
+    return loss_of_rows
 
 
 def weighted(sums: Mapping[str, Sequence[float]]) -> HeldOutLoss:
@@ -89,7 +89,11 @@ def weighted(sums: Mapping[str, Sequence[float]]) -> HeldOutLoss:
     total, count = 0.0, 0.0
     for loss, tokens in sums.values():
         total, count = total + loss, count + tokens
-    by_source = {name: held[0] / held[1] for name, held in sums.items()} if len(sums) > 1 else {}
+    by_source = (
+        {name: sums_of_source[0] / sums_of_source[1] for name, sums_of_source in sums.items()}
+        if len(sums) > 1
+        else {}
+    )
     return HeldOutLoss(total / count if count else math.nan, int(count), by_source)
 
 
@@ -114,8 +118,13 @@ def _batch_loss(model: Any, rows: list[Encoded], pad_token: int) -> tuple[list[f
         logits_to_keep=positions.to(device),
         use_cache=False,
     )
-    wanted = targets[:, positions].to(device)
+    targets_at_positions = targets[:, positions].to(device)
     loss = torch.nn.functional.cross_entropy(
-        output.logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none"
+        output.logits.float().flatten(0, 1),
+        targets_at_positions.flatten(),
+        ignore_index=IGNORED,
+        reduction="none",
     )
-    return loss.view(wanted.shape).sum(dim=1).tolist(), (wanted != IGNORED).sum(dim=1).tolist()
+    return loss.view(targets_at_positions.shape).sum(dim=1).tolist(), (targets_at_positions != IGNORED).sum(
+        dim=1
+    ).tolist()

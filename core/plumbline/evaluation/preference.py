@@ -43,28 +43,28 @@ def measured(job: Job, model: Any, tokenizer: Any, config: RunConfig, rows: list
     sides, good = _sides(rows, config.method.name)
     length = config.training.max_length
     encoded = [list(encode_all(side, tokenizer, length)) for side in sides]
-    kept = [number for number in range(len(rows)) if all(side[number].supervised for side in encoded)]
-    encoded = [[side[number] for number in kept] for side in encoded]
-    good = good[kept]
-    found: dict[str, Any] = {
-        "rows": len(kept),
-        "left_out": len(rows) - len(kept),
+    judged = [number for number in range(len(rows)) if all(side[number].supervised for side in encoded)]
+    encoded = [[side[number] for number in judged] for side in encoded]
+    good = good[judged]
+    result: dict[str, Any] = {
+        "rows": len(judged),
+        "left_out": len(rows) - len(judged),
         "method": config.method.name,
     }
-    if not kept:
-        return found | {"base": None, "adapter": None}
+    if not judged:
+        return result | {"base": None, "adapter": None}
 
-    def told(side: str) -> Callable[[int], None]:
+    def reporting(side: str) -> Callable[[int], None]:
         def each_batch(done: int) -> None:
             job.check_stop()
-            job.report(f"{side}: judging answers, row {done} of {len(kept)}")
+            job.report(f"{side}: judging answers, row {done} of {len(judged)}")
 
         return each_batch
 
     def likelihoods(side: str) -> list[Any]:
         """Of each answer, (answers a row, rows): summed, or for orpo the mean of its tokens."""
         batch, mean = config.evaluation.batch, config.method.name == "orpo"
-        return [_likelihoods(model, part, tokenizer, batch, told(side), mean) for part in encoded]
+        return [_likelihoods(model, part, tokenizer, batch, reporting(side), mean) for part in encoded]
 
     adapter = likelihoods("adapter")
     with adapters.switched_off(model):
@@ -72,16 +72,18 @@ def measured(job: Job, model: Any, tokenizer: Any, config: RunConfig, rows: list
     beta = config.method.beta
     if config.method.name == "orpo":
         both = {"base": [beta * part for part in base], "adapter": [beta * part for part in adapter]}
-        return found | {side: _figures(rewards, good) for side, rewards in both.items()}
+        return result | {side: _figures(rewards, good) for side, rewards in both.items()}
     rewards = [beta * (mine - its) for mine, its in zip(adapter, base, strict=True)]
-    return found | {"base": None, "adapter": _figures(rewards, good)}
+    return result | {"base": None, "adapter": _figures(rewards, good)}
 
 
 def _sides(rows: list[Row], method: str) -> tuple[list[list[Row]], Any]:
     """The judged answers of each row as conversations, and which rows have a good one."""
     if method == "kto":
         made = [preference_rows.preference_of(row, row) for row in rows]
-        return [[one[0] for one in made]], numpy.array([one[2] for one in made], bool)
+        return [[preference[0] for preference in made]], numpy.array(
+            [preference[2] for preference in made], bool
+        )
     both = [preference_rows.both(row) for row in rows]
     return [[pair[side] for pair in both] for side in (0, 1)], numpy.ones(len(rows), bool)
 
@@ -102,16 +104,16 @@ def _figures(rewards: list[Any], good: Any) -> dict[str, float | None]:
         (single,) = rewards
         chosen, rejected, margins = single[good], single[~good], numpy.where(good, single, -single)
     margin = float(chosen.mean() - rejected.mean()) if len(chosen) and len(rejected) else None
-    found = {"accuracy": float(accuracy(margins)), "margin": margin}
+    figures_by_name = {"accuracy": float(accuracy(margins)), "margin": margin}
     for name, some in (("chosen", chosen), ("rejected", rejected)):
-        found[name] = float(some.mean()) if len(some) else None
-    return found
+        figures_by_name[name] = float(some.mean()) if len(some) else None
+    return figures_by_name
 
 
-def figures(found: dict[str, Any]) -> list[list[str]]:
+def figures(judgement: dict[str, Any]) -> list[list[str]]:
     """Rows of a table: what was measured, base, adapter."""
     return [
-        [label, *(_said(found[side], name, form) for side in ("base", "adapter"))]
+        [label, *(_said(judgement[side], name, form) for side in ("base", "adapter"))]
         for name, label, form in NAMES
     ]
 
@@ -121,25 +123,25 @@ def _said(side: dict[str, float | None] | None, name: str, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def notes(found: dict[str, Any]) -> list[str]:
+def notes(judgement: dict[str, Any]) -> list[str]:
     """What has to be known to read the figures."""
-    what = "verdicts" if found["method"] == "kto" else "pairs"
-    said = [f"Preference is of {found['rows']:,} held-out {what}; ties count half."]
-    if found["base"] is None:
-        said[0] += " Rewards are held against the base, which by itself prefers nothing (50 %)."
-    if found["left_out"]:
-        said.append(f"{found['left_out']:,} rows are left out: an answer is cut off whole.")
-    return said
+    what = "verdicts" if judgement["method"] == "kto" else "pairs"
+    sentences = [f"Preference is of {judgement['rows']:,} held-out {what}; ties count half."]
+    if judgement["base"] is None:
+        sentences[0] += " Rewards are held against the base, which by itself prefers nothing (50 %)."
+    if judgement["left_out"]:
+        sentences.append(f"{judgement['left_out']:,} rows are left out: an answer is cut off whole.")
+    return sentences
 
 
-def sentence(found: dict[str, Any]) -> str:
+def sentence(judgement: dict[str, Any]) -> str:
     """The result in words."""
-    if found["adapter"] is None:
+    if judgement["adapter"] is None:
         return "No held-out row has an answer left to judge."
-    now = f"{found['adapter']['accuracy']:.0%}"
-    what = "verdicts" if found["method"] == "kto" else "pairs"
-    if found["base"] is None:
+    now = f"{judgement['adapter']['accuracy']:.0%}"
+    what = "verdicts" if judgement["method"] == "kto" else "pairs"
+    if judgement["base"] is None:
         return (
             f"Against the base, the adapter agrees with {now} of the held-out {what}; half would be chance."
         )
-    return f"Preference accuracy on held-out {what} went from {found['base']['accuracy']:.0%} to {now}."
+    return f"Preference accuracy on held-out {what} went from {judgement['base']['accuracy']:.0%} to {now}."

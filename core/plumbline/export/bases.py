@@ -26,8 +26,8 @@ def answered(
 ) -> list[str]:
     prompts = [task.prompt(tokenizer, config.data.day) for task in asked]
     settings = config.evaluation
-    found = answers(model, tokenizer, prompts, settings.max_new_tokens, settings.batch, each_batch)
-    return [reply.text for reply in found]
+    replies = answers(model, tokenizer, prompts, settings.max_new_tokens, settings.batch, each_batch)
+    return [reply.text for reply in replies]
 
 
 def compared(
@@ -39,19 +39,20 @@ def compared(
     return {
         "quantisation": config.quantisation.method,
         "rows": len(asked),
-        "same": sum(one == other for one, other in zip(there, here, strict=True)),
+        "same": sum(there_answer == other for there_answer, other in zip(there, here, strict=True)),
         "exact": [
-            int(sum(exact_match(text, task.answer) for text, task in zip(said, asked, strict=True)))
-            for said in (there, here)
+            int(sum(exact_match(text, task.answer) for text, task in zip(side_answers, asked, strict=True)))
+            for side_answers in (there, here)
         ],
     }
 
 
-def sentence(found: dict[str, Any]) -> str:
+def sentence(comparison: dict[str, Any]) -> str:
     """What the change of base does to the adapter's answers."""
-    rows, (there, here) = found["rows"], found["exact"]
+    rows, (there, here) = comparison["rows"], comparison["exact"]
+    method, same = comparison["quantisation"], comparison["same"]
     return (
-        f"The adapter learned on the {found['quantisation']} base; the 16-bit base is another model. On "
-        f"{rows:,} held-out rows {found['same']:,} answers are the same on both, and {there / rows:.1%} are "
-        f"exact on the {found['quantisation']} base, {here / rows:.1%} on the 16-bit one"
+        f"The adapter learned on the {method} base; the 16-bit base is another model. On "
+        f"{rows:,} held-out rows {same:,} answers are the same on both, and {there / rows:.1%} are "
+        f"exact on the {method} base, {here / rows:.1%} on the 16-bit one"
     )

@@ -42,29 +42,31 @@ def configs(declared: list[Any], names: list[str]) -> tuple[dict[str, Splits], s
     """
     if not declared:
         return _kept({"default": _splits(None, names)}), None
-    found: dict[str, Splits] = {}
+    splits_by_config: dict[str, Splits] = {}
     default = None
     for entry in declared:
         config, root = str(entry["config_name"]), str(entry.get("data_dir") or "").strip("/")
         prefix = f"{root}/" if root else ""
         below = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
         splits = _splits(entry.get("data_files"), below)
-        found[config] = {split: [prefix + name for name in files] for split, files in splits.items()}
+        splits_by_config[config] = {
+            split: [prefix + name for name in files] for split, files in splits.items()
+        }
         if entry.get("default"):
             default = config
-    found = _kept(found)
-    return found, default if default in found else None
+    splits_by_config = _kept(splits_by_config)
+    return splits_by_config, default if default in splits_by_config else None
 
 
 def converted(names: list[str]) -> dict[str, Splits]:
     """Configs of the Hub's own Parquet copy: ``config/split/0000.parquet``."""
-    found: dict[str, Splits] = {}
+    splits_by_config: dict[str, Splits] = {}
     for name in names:
         parts = name.split("/")
         if len(parts) == 3 and parts[2].endswith(".parquet"):
             split = parts[1].removeprefix("partial-")
-            found.setdefault(parts[0], {}).setdefault(split, []).append(name)
-    return found
+            splits_by_config.setdefault(parts[0], {}).setdefault(split, []).append(name)
+    return splits_by_config
 
 
 def _splits(declared: Any, names: list[str]) -> Splits:
@@ -80,9 +82,11 @@ def _splits(declared: Any, names: list[str]) -> Splits:
     if sharded:
         return sharded
     for patterns in ALL_DEFAULT_PATTERNS:
-        found = {str(split): files for split, globs in patterns.items() if (files := _matching(globs, names))}
-        if found:
-            return found
+        files_by_split = {
+            str(split): files for split, globs in patterns.items() if (files := _matching(globs, names))
+        }
+        if files_by_split:
+            return files_by_split
     return {}
 
 
@@ -90,15 +94,15 @@ def _matching(globs: list[str], names: list[str]) -> list[str]:
     """Names that fit one of the patterns. Hidden files must be asked for, as in `datasets`."""
     from datasets.data_files import FILES_TO_IGNORE
 
-    found: dict[str, None] = {}
+    matching: dict[str, None] = {}
     paths = [(name, tuple(name.split("/"))) for name in names]
     for pattern in (PurePosixPath(glob).parts for glob in globs):
         ignored = set(FILES_TO_IGNORE) - {pattern[-1] if pattern else ""}
         hidden = _hidden(pattern)
         for name, parts in paths:
             if _fits(parts, pattern) and _hidden(parts) == hidden and parts[-1] not in ignored:
-                found[name] = None
-    return list(found)
+                matching[name] = None
+    return list(matching)
 
 
 def _fits(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
@@ -127,8 +131,8 @@ def _family(name: str) -> str | None:
     return FAMILIES.get(PurePosixPath(name.lower().removesuffix(".gz")).suffix)
 
 
-def _kept(found: dict[str, Splits]) -> dict[str, Splits]:
-    return {config: kept for config, splits in found.items() if (kept := _readable(splits))}
+def _kept(all_configs: dict[str, Splits]) -> dict[str, Splits]:
+    return {config: readable for config, splits in all_configs.items() if (readable := _readable(splits))}
 
 
 def _readable(splits: Splits) -> Splits:
@@ -140,8 +144,10 @@ def _readable(splits: Splits) -> Splits:
     chosen = next((family for family in ranked if counts[family]), None)
     if chosen is None or media > counts[chosen]:
         return {}
-    kept = {split: [name for name in files if _family(name) == chosen] for split, files in splits.items()}
-    return {split: files for split, files in kept.items() if files}
+    files_by_split = {
+        split: [name for name in files if _family(name) == chosen] for split, files in splits.items()
+    }
+    return {split: files for split, files in files_by_split.items() if files}
 
 
 def what_else(names: list[str]) -> str:

@@ -38,22 +38,22 @@ class HubDataset:
     sizes: dict[str, int]
     default: str | None
 
-    def config(self, wanted: str | None) -> str:
+    def config(self, requested: str | None) -> str:
         """:raises StudioError: when it is not there, or there are several and none was named"""
-        name = wanted or self.default
+        name = requested or self.default
         if name is None:
             raise StudioError(self.id, "has several configs", f"Choose one: {_listed(self.configs)}.")
         if name not in self.configs:
             raise StudioError(self.id, f"has no config {name!r}", f"It has {_listed(self.configs)}.")
         return name
 
-    def split(self, config: str, wanted: str | None) -> str:
+    def split(self, config: str, requested: str | None) -> str:
         """The split that is wanted; when none is named, ``train`` or the only one.
 
         :raises StudioError: when it is not there
         """
         splits = self.configs[config]
-        name = wanted or ("train" if len(splits) > 1 else next(iter(splits)))
+        name = requested or ("train" if len(splits) > 1 else next(iter(splits)))
         if name not in splits:
             raise StudioError(self.id, f"has no split {name!r}", f"It has {_listed(splits)}.")
         return name
@@ -120,29 +120,29 @@ def fetch(
     :param limit_gb: most gigabytes that are downloaded, all files together
     :raises StudioError: when something named is not there, too large, or cannot be downloaded
     """
-    found = look(repo_id, revision)
-    config = found.config(config)
-    split = found.split(config, split)
-    files = found.configs[config][split]
-    held_out = found.configs[config][found.split(config, held_out_split)] if held_out_split else []
-    wanted = list(dict.fromkeys([*files, *held_out]))
-    total = sum(found.sizes[name] for name in wanted)
+    dataset = look(repo_id, revision)
+    config = dataset.config(config)
+    split = dataset.split(config, split)
+    files = dataset.configs[config][split]
+    held_out = dataset.configs[config][dataset.split(config, held_out_split)] if held_out_split else []
+    names = list(dict.fromkeys([*files, *held_out]))
+    total = sum(dataset.sizes[name] for name in names)
     if total > limit_gb * 1e9:
         what = f"split {split!r} is {total / 1e9:,.1f} GB, the limit is {limit_gb:g} GB"
         raise StudioError(repo_id, what, "Choose a smaller config or split.")
     progress = Progress(total, report, check_stop)
-    for name in wanted:
+    for name in names:
         with explained(
             repo_id, revision, f"{name} did not arrive whole", "Start again: whole files are kept."
         ):
-            _download(found, name, folder, progress)
+            _download(dataset, name, folder, progress)
     return Fetched(
         [folder / name for name in files],
         [folder / name for name in held_out],
         config,
         split,
-        found.revision,
-        found.held_out(config, split),
+        dataset.revision,
+        dataset.held_out(config, split),
     )
 
 
@@ -177,19 +177,19 @@ def _nothing_to_read(repo_id: str, names: list[str]) -> StudioError:
     return StudioError(repo_id, dataset_files.what_else(names), fix)
 
 
-def _download(found: HubDataset, name: str, folder: Path, progress: Progress) -> None:
+def _download(dataset: HubDataset, name: str, folder: Path, progress: Progress) -> None:
     """One file, at the commit that was looked at. Within an attempt a broken connection resumes."""
     from huggingface_hub import HfApi
 
-    before, size = progress.done, found.sizes[name]
+    before, size = progress.done, dataset.sizes[name]
     for attempt in range(ATTEMPTS):
         try:
-            with understood(found.id):
+            with understood(dataset.id):
                 HfApi().hf_hub_download(
-                    found.id,
+                    dataset.id,
                     name,
                     repo_type="dataset",
-                    revision=found.revision,
+                    revision=dataset.revision,
                     local_dir=folder,
                     tqdm_class=progress.bar(name, size, before),
                 )

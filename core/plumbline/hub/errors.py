@@ -75,8 +75,8 @@ def is_cut(error: Exception) -> bool:
     """
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    told = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, StudioError)
-    if isinstance(error, told):
+    already_reported = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, StudioError)
+    if isinstance(error, already_reported):
         return False
     # The base of every error of the HTTP client that this version of the library uses.
     client = HfHubHTTPError.__bases__[0]

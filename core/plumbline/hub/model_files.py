@@ -97,31 +97,31 @@ def _cached(repo_id: str, revision: str | None) -> Listing | None:
     if not isinstance(path, str):
         return None
     folder = Path(path).parent
-    files = [one for one in folder.rglob("*") if one.is_file()]
-    sizes = {one.relative_to(folder).as_posix(): one.stat().st_size for one in files}
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}
     return Listing(repo_id, revision or "main", folder.name, sizes)
 
 
-def small_files(found: Listing) -> Path:
+def small_files(listing: Listing) -> Path:
     """The folder of this commit in the cache, with all that is needed but the weights.
 
     :raises StudioError: when a file cannot be had
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
 
-    for name in sorted(name for name in found.sizes if _SMALL.fullmatch(name)):
-        with _explained(found.id, found.commit), understood(found.id):
-            if not isinstance(try_to_load_from_cache(found.id, name, revision=found.commit), str):
-                HfApi().hf_hub_download(found.id, name, revision=found.commit)
-    if found.named != found.commit:  # so that it is found again without a network
-        ref = _repository(found.id) / "refs" / found.named
+    for name in sorted(name for name in listing.sizes if _SMALL.fullmatch(name)):
+        with _explained(listing.id, listing.commit), understood(listing.id):
+            if not isinstance(try_to_load_from_cache(listing.id, name, revision=listing.commit), str):
+                HfApi().hf_hub_download(listing.id, name, revision=listing.commit)
+    if listing.named != listing.commit:  # so that it is found again without a network
+        ref = _repository(listing.id) / "refs" / listing.named
         ref.parent.mkdir(parents=True, exist_ok=True)
-        ref.write_text(found.commit, encoding="utf-8")
-    return _folder(found)
+        ref.write_text(listing.commit, encoding="utf-8")
+    return _folder(listing)
 
 
 def weights(
-    found: Listing,
+    listing: Listing,
     names: tuple[str, ...],
     report: Report | None = None,
     check_stop: Callable[[], None] | None = None,
@@ -131,34 +131,34 @@ def weights(
     :param report: called with bytes done of all bytes, and the share
     :raises StudioError: when the disk has no room, or a file cannot be had or is not what the Hub lists
     """
-    folder = _folder(found)
+    folder = _folder(listing)
     missing = [name for name in names if not (folder / name).exists()]
     if not missing:
         return
-    total = sum(found.sizes[name] for name in missing)
-    _refuse_full_disk(found, total)
+    total = sum(listing.sizes[name] for name in missing)
+    _refuse_full_disk(listing, total)
     progress = Progress(total, report, check_stop)
     for name in missing:
         cut = f"{name} did not arrive whole"
         go_on = "Start again: it goes on from there."
-        with explained(found.id, found.commit, cut, go_on, "model"), understood(found.id):
-            _download(found, name, progress)
+        with explained(listing.id, listing.commit, cut, go_on, "model"), understood(listing.id):
+            _download(listing, name, progress)
 
 
-def _download(found: Listing, name: str, progress: Progress) -> None:
+def _download(listing: Listing, name: str, progress: Progress) -> None:
     before = progress.done
     for attempt in range(ATTEMPTS):
         try:
-            _fetch(found, name, progress.bar(name, found.sizes[name], before))
+            _fetch(listing, name, progress.bar(name, listing.sizes[name], before))
         except Exception as error:
             if attempt + 1 == ATTEMPTS or not is_cut(error):
                 raise
         else:
-            progress.reached(before + found.sizes[name], name)
+            progress.reached(before + listing.sizes[name], name)
             return
 
 
-def _fetch(found: Listing, name: str, bar: Any) -> None:
+def _fetch(listing: Listing, name: str, bar: Any) -> None:
     """One file into the cache, under the name that the cache gives it.
 
     The library starts a broken file anew; here its part stays, and the rest is asked for.
@@ -168,16 +168,16 @@ def _fetch(found: Listing, name: str, bar: Any) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    about = get_hf_file_metadata(hf_hub_url(found.id, name, revision=found.commit))
-    if not about.etag or not re.fullmatch(r"[\w.-]+", about.etag) or about.size != found.sizes[name]:
-        raise StudioError(found.id, f"the Hub lists {name} in two ways", "Try again later.")
-    blob = _repository(found.id) / "blobs" / about.etag
+    about = get_hf_file_metadata(hf_hub_url(listing.id, name, revision=listing.commit))
+    if not about.etag or not re.fullmatch(r"[\w.-]+", about.etag) or about.size != listing.sizes[name]:
+        raise StudioError(listing.id, f"the Hub lists {name} in two ways", "Try again later.")
+    blob = _repository(listing.id) / "blobs" / about.etag
     part = blob.with_name(f"{about.etag}.part")
     blob.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{part}.lock"):
         if not blob.exists():
             headers = build_hf_headers()
-            if _host(about.location) != _host(hf_hub_url(found.id, name)):
+            if _host(about.location) != _host(hf_hub_url(listing.id, name)):
                 headers.pop("authorization", None)
             with open(part, "ab") as file:
                 if file.tell() > about.size:
@@ -190,12 +190,12 @@ def _fetch(found: Listing, name: str, bar: Any) -> None:
                     expected_size=about.size,
                     tqdm_class=bar,
                 )
-            _check(found, name, part, about.etag)
+            _check(listing, name, part, about.etag)
             part.replace(blob)
-    HfApi().hf_hub_download(found.id, name, revision=found.commit)  # finds it, and names it
+    HfApi().hf_hub_download(listing.id, name, revision=listing.commit)  # finds it, and names it
 
 
-def _check(found: Listing, name: str, part: Path, etag: str) -> None:
+def _check(listing: Listing, name: str, part: Path, etag: str) -> None:
     """The Hub names large files by their SHA-256."""
     if not _SHA256.fullmatch(etag):
         return
@@ -206,16 +206,16 @@ def _check(found: Listing, name: str, part: Path, etag: str) -> None:
     if digest.hexdigest() != etag:
         part.unlink()
         what = f"{name} is not what the Hub lists (sha256 {digest.hexdigest()[:12]}, listed {etag[:12]})"
-        raise StudioError(found.id, what, "Start again: it is downloaded anew.")
+        raise StudioError(listing.id, what, "Start again: it is downloaded anew.")
 
 
-def _refuse_full_disk(found: Listing, needed: int) -> None:
-    place = _repository(found.id)
-    place.mkdir(parents=True, exist_ok=True)
-    arrived = sum(part.stat().st_size for part in (place / "blobs").glob("*.part"))
-    free = shutil.disk_usage(place).free
+def _refuse_full_disk(listing: Listing, needed: int) -> None:
+    repository = _repository(listing.id)
+    repository.mkdir(parents=True, exist_ok=True)
+    arrived = sum(part.stat().st_size for part in (repository / "blobs").glob("*.part"))
+    free = shutil.disk_usage(repository).free
     if free < needed - arrived + ROOM:
-        what = f"{free / 1e9:.1f} GB are free, {found.id} needs {needed / 1e9:.1f} GB"
+        what = f"{free / 1e9:.1f} GB are free, {listing.id} needs {needed / 1e9:.1f} GB"
         raise StudioError("disk", what, "Free some, or point HF_HOME to another disk.")
 
 
@@ -232,8 +232,8 @@ def _repository(repo_id: str) -> Path:
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")
 
 
-def _folder(found: Listing) -> Path:
-    return _repository(found.id) / "snapshots" / found.commit
+def _folder(listing: Listing) -> Path:
+    return _repository(listing.id) / "snapshots" / listing.commit
 
 
 def _explained(repo_id: str, revision: str | None) -> Any:

@@ -43,8 +43,8 @@ class Job:
 
     def log(self, text: str) -> None:
         """Keep a traceback: in the run's folder, or in the workspace's when there is no run."""
-        place = home() if self._run_id is None else run_folder(self._run_id)
-        with open(place / "log.txt", "a", encoding="utf-8") as file:
+        log_folder = home() if self._run_id is None else run_folder(self._run_id)
+        with open(log_folder / "log.txt", "a", encoding="utf-8") as file:
             file.write(text)
 
     def running(self) -> None:

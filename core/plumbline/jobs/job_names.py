@@ -20,8 +20,8 @@ def subject(job: dict[str, Any]) -> str:
 
 def dataset_name(job: dict[str, Any]) -> str:
     """The name of the dataset that a check belongs to."""
-    found = (row["name"] for row in datasets.listed() if row["id"] == job["dataset_id"])
-    return next(found, "a deleted dataset")
+    names = (row["name"] for row in datasets.listed() if row["id"] == job["dataset_id"])
+    return next(names, "a deleted dataset")
 
 
 def recipe_name(job: dict[str, Any]) -> str:

@@ -96,7 +96,7 @@ def live_with_parent() -> None:
 
 def listen() -> "channels.SimpleQueue[int]":
     """Where numbers from the parent arrive. A thread keeps listening for the end of the input."""
-    found: channels.SimpleQueue[int] = channels.SimpleQueue()
+    numbers: channels.SimpleQueue[int] = channels.SimpleQueue()
     # A library that asks a question on the terminal must find none.
     asked = os.fdopen(os.dup(0), encoding="ascii")
     with open(os.devnull, encoding="ascii") as nothing:
@@ -104,11 +104,11 @@ def listen() -> "channels.SimpleQueue[int]":
 
     def hear() -> None:
         for line in asked:
-            found.put(int(line))
+            numbers.put(int(line))
         os._exit(ORPHANED)
 
     threading.Thread(target=hear, name="plumbline-parent", daemon=True).start()
-    return found
+    return numbers
 
 
 def how_it_ended(code: int) -> str:

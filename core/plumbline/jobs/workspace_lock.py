@@ -70,10 +70,10 @@ def _place() -> Path:
 
 def _other_studio() -> StudioError:
     try:
-        told: dict[str, Any] = json.loads(_place().read_text(encoding="utf-8"))
-        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(told["since"]))
-        at = f" at {told['address']}" if told["address"] else ""
-        who = f"process {told['pid']}{at}, since {since}"
+        owner: dict[str, Any] = json.loads(_place().read_text(encoding="utf-8"))
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(owner["since"]))
+        at = f" at {owner['address']}" if owner["address"] else ""
+        who = f"process {owner['pid']}{at}, since {since}"
     except (OSError, ValueError, KeyError, TypeError):
         who = "another process"
     return StudioError(

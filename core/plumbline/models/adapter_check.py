@@ -32,29 +32,29 @@ def read(folder: Path) -> Any:
     from peft import LoraConfig
 
     _refuse_changed(folder)
-    given = _object(folder / CONFIG)
-    kind = given.pop("peft_type", None)
+    settings = _object(folder / CONFIG)
+    kind = settings.pop("peft_type", None)
     if kind != "LORA":
         raise _refusal(CONFIG, f"peft_type {str(kind)[:40]!r} is not LORA", "Use a LoRA adapter.")
-    unknown = sorted(given.keys() - LoraConfig.__dataclass_fields__.keys() - set(_IGNORED))
-    refused = sorted(key for key in _REFUSED if given.get(key))
+    unknown = sorted(settings.keys() - LoraConfig.__dataclass_fields__.keys() - set(_IGNORED))
+    refused = sorted(key for key in _REFUSED if settings.get(key))
     if unknown or refused:
         named = ", ".join((unknown or refused)[:5])
         what = "has unknown settings" if unknown else "has settings that are not supported"
         raise _refusal(CONFIG, f"{what}: {named[:200]}", "Save it again with a plain LoRA config.")
-    start = given.get("init_lora_weights")
+    start = settings.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(_RESIDUAL):
         what = f"init_lora_weights {start[:40]!r} belongs to a base with changed weights"
         raise _refusal(CONFIG, what, "Save it again converted to plain LoRA.")
-    _refuse_numbers(given)
-    _refuse_expressions(given)
-    kept = {key: value for key, value in given.items() if key not in _IGNORED}
+    _refuse_numbers(settings)
+    _refuse_expressions(settings)
+    peft_settings = {key: value for key, value in settings.items() if key not in _IGNORED}
     try:
-        return LoraConfig(**kept)
+        return LoraConfig(**peft_settings)
     except Exception as error:
         # Whatever the library says of a file that it did not write.
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise _refusal(CONFIG, f"is no LoRA config: {said[:200]}", "Save it again.") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise _refusal(CONFIG, f"is no LoRA config: {reason[:200]}", "Save it again.") from error
 
 
 def tensors(folder: Path, config: Any, model: Any, own: bool) -> dict[str, Any]:
@@ -67,14 +67,14 @@ def tensors(folder: Path, config: Any, model: Any, own: bool) -> dict[str, Any]:
 
     described = headers.of_file(folder / WEIGHTS, f"adapter {WEIGHTS}")
     _refuse_misfit(described, config, model)
-    found = load_file(folder / WEIGHTS)
-    broken = sorted(name for name, value in found.items() if not bool(value.isfinite().all()))
+    weights = load_file(folder / WEIGHTS)
+    broken = sorted(name for name, value in weights.items() if not bool(value.isfinite().all()))
     if broken:
         raise _refusal(WEIGHTS, f"{broken[0]} is not finite", "Train it again, or use another copy.")
-    products = [value for name, value in found.items() if ".lora_B." in name]
+    products = [value for name, value in weights.items() if ".lora_B." in name]
     if products and not own and not any(bool(value.any()) for value in products):
         raise _refusal(WEIGHTS, "holds only zeros: it would change nothing", "Use another copy.")
-    return found
+    return weights
 
 
 def is_own(folder: Path) -> bool:
@@ -87,12 +87,12 @@ def is_own(folder: Path) -> bool:
 def refuse_other_base(folder: Path, base: str, revision: str | None) -> None:
     """:raises StudioError: when an adapter is not whole, or was trained on another base than this one"""
     _refuse_changed(folder)
-    given = _object(folder / CONFIG)
-    then = str(given.get("base_model_name_or_path") or "unknown"), given.get("revision")
+    settings = _object(folder / CONFIG)
+    then = str(settings.get("base_model_name_or_path") or "unknown"), settings.get("revision")
     if then[0] == base and (then[1] == revision or revision is None or then[1] is None):
         return
-    said = f"was trained on {then[0][:100]} ({then[1] or 'main'}), not on {base} ({revision or 'main'})"
-    raise _refusal(CONFIG, said, "Choose that base.")
+    difference = f"was trained on {then[0][:100]} ({then[1] or 'main'}), not on {base} ({revision or 'main'})"
+    raise _refusal(CONFIG, difference, "Choose that base.")
 
 
 def _refuse_changed(folder: Path) -> None:
@@ -122,11 +122,11 @@ def _largest_alpha() -> float:
     return next(float(limit.le) for limit in limits if hasattr(limit, "le"))
 
 
-def _refuse_numbers(given: dict[str, Any]) -> None:
+def _refuse_numbers(settings: dict[str, Any]) -> None:
     """r and alpha, also those of single layers."""
     most = _largest_alpha()
-    ranks = {"r": given.get("r", 8), **_pattern(given, "rank_pattern")}
-    alphas = {"lora_alpha": given.get("lora_alpha", 8), **_pattern(given, "alpha_pattern")}
+    ranks = {"r": settings.get("r", 8), **_pattern(settings, "rank_pattern")}
+    alphas = {"lora_alpha": settings.get("lora_alpha", 8), **_pattern(settings, "alpha_pattern")}
     for name, rank in ranks.items():
         if type(rank) is not int or rank < 1:
             raise _refusal(
@@ -138,14 +138,14 @@ def _refuse_numbers(given: dict[str, Any]) -> None:
             raise _refusal(CONFIG, what, "Use another copy.")
 
 
-def _pattern(given: dict[str, Any], key: str) -> dict[str, Any]:
-    found = given.get(key) or {}
-    if not isinstance(found, dict):
+def _pattern(settings: dict[str, Any], key: str) -> dict[str, Any]:
+    pattern = settings.get(key) or {}
+    if not isinstance(pattern, dict):
         raise _refusal(CONFIG, f"{key} is not an object", "Save it again.")
-    return {f"{key}.{name}": value for name, value in found.items()}
+    return {f"{key}.{name}": value for name, value in pattern.items()}
 
 
-def _refuse_expressions(given: dict[str, Any]) -> None:
+def _refuse_expressions(settings: dict[str, Any]) -> None:
     """peft takes many of these for regular expressions, and some of those run for hours."""
     for key in (
         "target_modules",
@@ -154,13 +154,13 @@ def _refuse_expressions(given: dict[str, Any]) -> None:
         "layers_pattern",
         "target_parameters",
     ):
-        value = given.get(key) or []
+        value = settings.get(key) or []
         names = [value] if isinstance(value, str) else value
         if not isinstance(names, list) or not all(isinstance(n, str) and _NAME.fullmatch(n) for n in names):
             raise _refusal(CONFIG, f"{key} is not a list of names", "List the modules by name.")
     for key in ("rank_pattern", "alpha_pattern"):
         # peft itself writes one kind of expression: experts of this name, wherever they are.
-        names = [str(name).removeprefix(r".*\.") for name in given.get(key) or {}]
+        names = [str(name).removeprefix(r".*\.") for name in settings.get(key) or {}]
         if not all(_NAME.fullmatch(name) for name in names):
             raise _refusal(CONFIG, f"{key} holds more than names", "List the modules by name.")
 
@@ -170,21 +170,21 @@ def _refuse_misfit(described: dict[str, headers.Header], config: Any, model: Any
     if config.target_parameters:
         return  # their names are those of wrappers that are not there yet
     for name, header in described.items():
-        found = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
-        if not found:
+        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])\.weight", name)
+        if not match:
             continue
         try:
-            layer = model.get_submodule(found[1])
+            layer = model.get_submodule(match[1])
         except AttributeError as error:
             what = f"{name} is for a layer that the base does not have"
             raise _refusal(WEIGHTS, what, "Choose the base that it was trained on.") from error
         if not hasattr(layer, "in_features"):
             continue
-        rank = _rank(found[1], config)
-        expected = (rank, layer.in_features) if found[2] == "A" else (layer.out_features, rank)
+        rank = _rank(match[1], config)
+        expected = (rank, layer.in_features) if match[2] == "A" else (layer.out_features, rank)
         if header.shape == expected:
             continue
-        side = 0 if found[2] == "A" else 1
+        side = 0 if match[2] == "A" else 1
         if len(header.shape) == 2 and header.shape[side] != rank:
             what = f"{name} has rank {header.shape[side]} where {CONFIG} says {rank}"
             raise _refusal(WEIGHTS, what, "Use the config that belongs to the weights.")

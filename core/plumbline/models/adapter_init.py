@@ -92,27 +92,27 @@ def _batches(rows: list[Any], rank: int) -> list[dict[str, Any]]:
     """Rows side by side, padded at the right; EVA leaves the padding out."""
     import torch
 
-    found: list[dict[str, Any]] = []
+    batches: list[dict[str, Any]] = []
     some: list[list[int]] = []
     least = 2 * rank
     for number, row in enumerate(rows):
         some.append(list(row.input_ids))
-        held = sum(map(len, some))
-        if held < max(EVA_TOKENS, least) and number < len(rows) - 1:
+        token_count = sum(map(len, some))
+        if token_count < max(EVA_TOKENS, least) and number < len(rows) - 1:
             continue
-        if held >= least:
+        if token_count >= least:
             longest = max(map(len, some))
             ids = torch.zeros((len(some), longest), dtype=torch.long)
             mask = torch.zeros_like(ids)
-            for place, tokens in enumerate(some):
-                ids[place, : len(tokens)] = torch.tensor(tokens)
-                mask[place, : len(tokens)] = 1
-            found.append({"input_ids": ids, "attention_mask": mask})
+            for number_in_batch, tokens in enumerate(some):
+                ids[number_in_batch, : len(tokens)] = torch.tensor(tokens)
+                mask[number_in_batch, : len(tokens)] = 1
+            batches.append({"input_ids": ids, "attention_mask": mask})
         some = []
-    if not found:
+    if not batches:
         what = f"eva needs {least} tokens of training rows for rank {rank}"
         raise StudioError("lora.init", what, "Lower lora.r, add rows, or take default.")
-    return found
+    return batches
 
 
 def _dense(layer: Any) -> Any:
@@ -154,8 +154,8 @@ def _orthogonal(inputs: int, outputs: int, rank: int) -> tuple[Any, Any]:
 def _loftq(layer: Any, weight: Any, rank: int) -> tuple[Any, Any]:
     """A and B that make up for what quantisation took from a weight (Li et al., 2023; one round, for the
     base stays as it is)."""
-    held = _dense(layer)
-    return _principal(weight.to(held.device, held.dtype) - held, "pissa", rank)
+    quantised = _dense(layer)
+    return _principal(weight.to(quantised.device, quantised.dtype) - quantised, "pissa", rank)
 
 
 def _originals(config: RunConfig) -> Callable[[str], Any]:
@@ -169,25 +169,25 @@ def _originals(config: RunConfig) -> Callable[[str], Any]:
     from plumbline.models.load import resolve
 
     def file(name: str) -> Path | None:
-        found = cached_file(
+        cached = cached_file(
             resolve(config.model.base),
             name,
             revision=config.model.revision,
             _raise_exceptions_for_missing_entries=False,
         )
-        return Path(found) if found else None
+        return Path(cached) if cached else None
 
     index, single = file("model.safetensors.index.json"), file("model.safetensors")
     places = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index else {}
 
     def read(layer: str) -> Any:
-        wanted = f"{layer}.weight"
-        path = file(places[wanted]) if wanted in places else single
+        weight_name = f"{layer}.weight"
+        path = file(places[weight_name]) if weight_name in places else single
         if path is not None:
-            with safe_open(path, framework="pt") as held:
-                if wanted in held.keys():  # noqa: SIM118  # it is no dict
-                    return held.get_tensor(wanted)
-        what = f"loftq does not find {wanted} in the files of {config.model.base}"
+            with safe_open(path, framework="pt") as tensors:
+                if weight_name in tensors.keys():  # noqa: SIM118  # it is no dict
+                    return tensors.get_tensor(weight_name)
+        what = f"loftq does not find {weight_name} in the files of {config.model.base}"
         raise StudioError("lora.init", what, "Take default, or pissa.")
 
     return read

@@ -10,37 +10,41 @@ VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank may 
 VLLM_RANK = 16  # what it is when it is not given
 
 
-def refusals(given: dict[str, Any]) -> list[str]:
+def refusals(adapter_config: dict[str, Any]) -> list[str]:
     """Sentences, each with what helps; none when both programs read the adapter as it is.
 
-    :param given: the adapter's adapter_config.json
+    :param adapter_config: the adapter's adapter_config.json
     """
     parts = {
-        "DoRA": given.get("use_dora"),
-        "modules saved whole": given.get("modules_to_save"),
-        "trained biases": given.get("bias", "none") != "none",
+        "DoRA": adapter_config.get("use_dora"),
+        "modules saved whole": adapter_config.get("modules_to_save"),
+        "trained biases": adapter_config.get("bias", "none") != "none",
     }
-    found = " and ".join(name for name, there in parts.items() if there)
-    said = []
-    if found:
-        said.append(f"vLLM and llama.cpp refuse it: they read no {found}. Merge it into the base instead.")
-    rank = max([given.get("r", 8), *(given.get("rank_pattern") or {}).values()])
+    unread = " and ".join(name for name, there in parts.items() if there)
+    sentences = []
+    if unread:
+        sentences.append(
+            f"vLLM and llama.cpp refuse it: they read no {unread}. Merge it into the base instead."
+        )
+    rank = max([adapter_config.get("r", 8), *(adapter_config.get("rank_pattern") or {}).values()])
     if rank > VLLM_RANKS[-1]:
-        said.append(f"vLLM refuses it: its rank is {rank}, and {VLLM_RANKS[-1]} is the most. Merge it.")
-    elif rank > VLLM_RANK and not found:
-        least = min(one for one in VLLM_RANKS if one >= rank)
-        said.append(
+        sentences.append(f"vLLM refuses it: its rank is {rank}, and {VLLM_RANKS[-1]} is the most. Merge it.")
+    elif rank > VLLM_RANK and not unread:
+        least = min(limit for limit in VLLM_RANKS if limit >= rank)
+        sentences.append(
             f"vLLM refuses it unless it is started with --max-lora-rank {least}: its rank is {rank}, "
             f"the default is {VLLM_RANK}."
         )
-    if given.get("rank_pattern") or given.get("alpha_pattern"):
-        said.append("vLLM and llama.cpp scale it wrongly: layers differ in rank or alpha. Merge it instead.")
-    elif given.get("use_rslora") and not found:
-        said.append("llama.cpp scales it wrongly: it does not know rsLoRA. Merge it instead.")
-    return said
+    if adapter_config.get("rank_pattern") or adapter_config.get("alpha_pattern"):
+        sentences.append(
+            "vLLM and llama.cpp scale it wrongly: layers differ in rank or alpha. Merge it instead."
+        )
+    elif adapter_config.get("use_rslora") and not unread:
+        sentences.append("llama.cpp scales it wrongly: it does not know rsLoRA. Merge it instead.")
+    return sentences
 
 
-def section(given: dict[str, Any]) -> str:
+def section(adapter_config: dict[str, Any]) -> str:
     """The part of a model card that says so; empty when there is nothing to say."""
-    lines = "".join(f"- {sentence}\n" for sentence in refusals(given))
+    lines = "".join(f"- {sentence}\n" for sentence in refusals(adapter_config))
     return f"\n## Where it does not load as it is\n\n{lines}" if lines else ""

@@ -70,8 +70,8 @@ def _round_copies(model: Any, dtype: Any) -> None:
         plain = copy.copy(module)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            held = {name: p.to(dtype) for name, p in module.named_parameters()}
-            return torch.func.functional_call(plain, held, args, kwargs)
+            rounded_weights = {name: p.to(dtype) for name, p in module.named_parameters()}
+            return torch.func.functional_call(plain, rounded_weights, args, kwargs)
 
         return forward
 
@@ -144,16 +144,16 @@ def opened(model: Any, folder: Path) -> Any:
             model, str(folder), config=config, is_trainable=False, low_cpu_mem_usage=True
         )
     except (RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise StudioError("adapter", f"does not fit the base: {said[:250]}", _OTHER_BASE) from error
+        reason = " ".join(str(error).split())
+        raise StudioError("adapter", f"does not fit the base: {reason[:250]}", _OTHER_BASE) from error
     trained = {name: p for name, p in _biases(tuned) if name in stored}
     _keep_biases(tuned, {name: of_base[_name_in_base(name)] for name in trained})
-    held = trained | {_name_in_file(n): p for n, p in tuned.named_parameters() if _is_adapters(n)}
-    strange = held.keys() ^ stored.keys()
+    parameters = trained | {_name_in_file(n): p for n, p in tuned.named_parameters() if _is_adapters(n)}
+    strange = parameters.keys() ^ stored.keys()
     if strange:
         what = f"does not fit the base: {len(strange)} weights differ, {min(strange)}"
         raise StudioError("adapter", what, _OTHER_BASE)
-    for name, parameter in held.items():
+    for name, parameter in parameters.items():
         # All but LoRA's own weights compute in the base's type, as they did in training.
         kind = stored[name].dtype if "lora_" in name else dtype
         parameter.data = stored[name].to(parameter.device, kind)
@@ -167,7 +167,11 @@ def untie(model: Any) -> None:
     base = model.get_base_model()
     text = base.config.get_text_config(decoder=True)
     head, embedding = base.get_output_embeddings(), base.get_input_embeddings()
-    trained = [one for one in (head, embedding) if hasattr(one, "lora_A") or hasattr(one, "modules_to_save")]
+    trained = [
+        module
+        for module in (head, embedding)
+        if hasattr(module, "lora_A") or hasattr(module, "modules_to_save")
+    ]
     if not text.tie_word_embeddings or not trained:
         return
     inner = getattr(head, "original_module", None) or getattr(head, "base_layer", None) or head
@@ -195,14 +199,14 @@ def _name_in_base(name: str) -> str:
 
 def base_tensors(model: Any) -> list[tuple[str, Any]]:
     """Parameters and buffers of the base under its own names, in their order, with or without an adapter."""
-    found = {}
+    tensors = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if not _is_adapters(name):
-            found[_name_in_base(name)] = tensor
+            tensors[_name_in_base(name)] = tensor
     # What a trained bias was comes in the place of what it is.
-    for name in [name for name in found if name.endswith(f".{ORIGINAL_BIAS}")]:
-        found[name.removesuffix(ORIGINAL_BIAS) + "bias"] = found.pop(name)
-    return sorted(found.items())
+    for name in [name for name in tensors if name.endswith(f".{ORIGINAL_BIAS}")]:
+        tensors[name.removesuffix(ORIGINAL_BIAS) + "bias"] = tensors.pop(name)
+    return sorted(tensors.items())
 
 
 def trainable_share(model: Any) -> tuple[int, int]:

@@ -20,40 +20,40 @@ FEW_STEPS = 2
 
 def refuse(model: Any, config: RunConfig) -> None:
     """:raises RecipeError: with everything of the recipe that its base cannot have, by field"""
-    if found := problems(model, config):
-        raise RecipeError(found)
+    if conflicts := problems(model, config):
+        raise RecipeError(conflicts)
 
 
 def check_fits(config: RunConfig) -> None:
     """The same before any weight is loaded. :raises StudioError: also when the base's config cannot be had"""
-    if found := _known(_only_what_counts(config))[0]:
-        raise RecipeError(dict(found))
+    if conflicts := _known(_only_what_counts(config))[0]:
+        raise RecipeError(dict(conflicts))
 
 
 def remarks(config: RunConfig, steps: int) -> list[str]:
     """What may be meant so, but seldom is. :param steps: of the whole run"""
-    training, found = config.training, []
+    training, sentences = config.training, []
     method, rate = config.method.name, training.learning_rate
     if rate > HIGH_RATES.get(method, 1e-2):
         of = "" if config.method.is_likelihood else f" for {method}"
         usual = USUAL_RATES.get(method, "2e-4")
-        found.append(f"a learning rate of {rate:g} is high{of}; {usual} is usual for LoRA")
+        sentences.append(f"a learning rate of {rate:g} is high{of}; {usual} is usual for LoRA")
     if (training.warmup_steps or 0) >= steps:
-        found.append(
+        sentences.append(
             f"the warmup of {training.warmup_steps:,} steps does not end within the {steps:,} of the run "
             "and is cut to them: only the last step has the whole learning rate"
         )
     if steps <= FEW_STEPS:
         many = "1 optimizer step learns" if steps == 1 else f"{steps} optimizer steps learn"
         more = "a higher step limit" if training.max_steps else "more epochs or a smaller effective batch"
-        found.append(f"{many} next to nothing; {more} gives more")
-    return found + list(_known(_only_what_counts(config))[1])
+        sentences.append(f"{many} next to nothing; {more} gives more")
+    return sentences + list(_known(_only_what_counts(config))[1])
 
 
 def _only_what_counts(config: RunConfig) -> RunConfig:
     """The recipe with all else as it is by default, so that its look at the base is remembered."""
-    given = {name: getattr(config.training, name) for name in ("max_length", "router_loss")}
-    training = RunConfig().training.model_copy(update=given)
+    settings = {name: getattr(config.training, name) for name in ("max_length", "router_loss")}
+    training = RunConfig().training.model_copy(update=settings)
     return RunConfig(
         model=config.model, quantisation=config.quantisation, lora=config.lora, training=training
     )
@@ -62,28 +62,28 @@ def _only_what_counts(config: RunConfig) -> RunConfig:
 @lru_cache(maxsize=32)
 def _known(config: RunConfig) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
     model = load.skeleton(config.model.base, config.model.revision)
-    found = problems(model, config)
-    return tuple(found.items()), () if found else tuple(_notes(model, config))
+    conflicts = problems(model, config)
+    return tuple(conflicts.items()), () if conflicts else tuple(_notes(model, config))
 
 
 def targets(model: Any, config: RunConfig) -> list[str]:
     """The names that peft gets for the recipe's target modules: the last part of a layer's name where
     that means the wanted layers only, else the whole.
     """
-    wanted = _wanted(model, config)
-    last = {name.rpartition(".")[2] for name in wanted}
+    targeted_names = _wanted(model, config)
+    last = {name.rpartition(".")[2] for name in targeted_names}
     meant = {name for name in _linear(model) if name.rpartition(".")[2] in last}
-    return sorted(last) if meant == wanted else sorted(wanted)
+    return sorted(last) if meant == targeted_names else sorted(targeted_names)
 
 
 def targeted(model: Any, config: RunConfig) -> dict[str, Any]:
     """The linear layers that get an adapter, by name."""
     linear, layers = _linear(model), config.lora.layer_numbers
-    wanted = _wanted(model, config)
+    targeted_names = _wanted(model, config)
     return {
         name: module
         for name, module in linear.items()
-        if name in wanted and (layers is None or layer_number(name) in layers)
+        if name in targeted_names and (layers is None or layer_number(name) in layers)
     }
 
 
@@ -94,8 +94,8 @@ def layer_number(name: str) -> int | None:
 
 def saved_whole(model: Any, config: RunConfig) -> dict[str, Any]:
     """The modules that are trained and saved whole, by name."""
-    wanted = config.lora.modules_to_save
-    return {name: module for name, module in model.named_modules() if name.rpartition(".")[2] in wanted}
+    last_names = config.lora.modules_to_save
+    return {name: module for name, module in model.named_modules() if name.rpartition(".")[2] in last_names}
 
 
 def trained_biases(model: Any, config: RunConfig) -> list[Any]:
@@ -109,25 +109,27 @@ def trained_biases(model: Any, config: RunConfig) -> list[Any]:
 
 def problems(model: Any, config: RunConfig) -> dict[str, str]:
     """What the base cannot have, as field -> message that follows the field's name."""
-    found, lora, base = {}, config.lora, config.model.base
+    messages, lora, base = {}, config.lora, config.model.base
     linear = _linear(model)
     names = sorted({name.rpartition(".")[2] for name in linear})
     unknown = [name for name in lora.target_modules if not _means(model, linear, name)]
     if unknown:
         listed = f"it has {', '.join(names)}; or take all-linear"
-        found["lora.target_modules"] = f"{', '.join(unknown)} matches no linear layer of {base}: {listed}"
+        messages["lora.target_modules"] = f"{', '.join(unknown)} matches no linear layer of {base}: {listed}"
     if why := _wrong_layers(linear, config):
-        found["lora.layers"] = why
-    if not found and (why := _too_wide(targeted(model, config), config)):
-        found["lora.r"] = why
+        messages["lora.layers"] = why
+    if not messages and (why := _too_wide(targeted(model, config), config)):
+        messages["lora.r"] = why
     if why := _cannot_be_saved(model, config):
-        found["lora.modules_to_save"] = why
+        messages["lora.modules_to_save"] = why
     if config.training.router_loss and not _has_router_loss(model):
-        found["training.router_loss"] = f"is not for {base}, which has no loss of its routers; set it to 0"
+        messages["training.router_loss"] = f"is not for {base}, which has no loss of its routers; set it to 0"
     most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     if most is not None and config.training.max_length > most:
-        found["training.max_length"] = f"must be 16 to {most:,} for {base}, got {config.training.max_length}"
-    return found
+        messages["training.max_length"] = (
+            f"must be 16 to {most:,} for {base}, got {config.training.max_length}"
+        )
+    return messages
 
 
 def _has_router_loss(model: Any) -> bool:
@@ -162,13 +164,13 @@ def _linear(model: Any) -> dict[str, Any]:
 
 
 def _wrong_layers(linear: dict[str, Any], config: RunConfig) -> str:
-    wanted = config.lora.layer_numbers
-    if wanted is None:
+    numbers = config.lora.layer_numbers
+    if numbers is None:
         return ""
     has = {number for name in linear if (number := layer_number(name)) is not None}
     if not has:
         return f"cannot be told apart in {config.model.base}; leave it empty"
-    beyond = [number for number in wanted if number not in has]
+    beyond = [number for number in numbers if number not in has]
     if beyond:
         return f"{config.model.base} has layers 0 to {max(has)}, got {', '.join(map(str, beyond[:8]))}"
     return ""
@@ -188,8 +190,8 @@ def _cannot_be_saved(model: Any, config: RunConfig) -> str:
     import torch
 
     whole, method = saved_whole(model, config), config.quantisation.method
-    found = {name.rpartition(".")[2] for name in whole}
-    if unknown := [name for name in config.lora.modules_to_save if name not in found]:
+    last_names = {name.rpartition(".")[2] for name in whole}
+    if unknown := [name for name in config.lora.modules_to_save if name not in last_names]:
         own = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if n and _owns_weights(m)})
         return f"{', '.join(unknown)} is no module of {config.model.base}: it has {', '.join(own)}"
     head = model.get_output_embeddings()
@@ -210,15 +212,15 @@ def _owns_weights(module: Any) -> bool:
 
 
 def _notes(model: Any, config: RunConfig) -> list[str]:
-    lora, found = config.lora, []
+    lora, sentences = config.lora, []
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if head is not None and model.config.get_text_config(decoder=True).tie_word_embeddings:
         changed = [*targeted(model, config).values(), *saved_whole(model, config).values()]
         if any(module is head or module is embedding for module in changed):
-            found.append(
+            sentences.append(
                 "input embeddings and head share their weights in this base: what is trained of one is not "
                 "of the other, and a merged model holds both"
             )
     if lora.bias != "none" and not trained_biases(model, config):
-        found.append(f"lora.bias is {lora.bias}, but there are no such biases in this base")
-    return found
+        sentences.append(f"lora.bias is {lora.bias}, but there are no such biases in this base")
+    return sentences

@@ -42,9 +42,9 @@ def compute_dtype(config: RunConfig) -> Choice:
     """The type of the matrix products and of the adapter's activations."""
     import torch
 
-    wanted = config.quantisation.compute_dtype
-    if wanted != "auto":
-        return Choice(wanted, "set in the recipe")
+    setting = config.quantisation.compute_dtype
+    if setting != "auto":
+        return Choice(setting, "set in the recipe")
     if torch.cuda.is_available():
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Choice("bfloat16", "this GPU computes in bfloat16")

@@ -36,11 +36,11 @@ def of_file(path: Path, where: str, shown: str = "") -> dict[str, Header]:
         start = file.read(9)
     try:
         with safe_open(path, framework="numpy") as tensors:
-            found = {}
+            headers = {}
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 tensor = tensors.get_slice(name)
-                found[name] = Header(tensor.get_dtype(), tuple(tensor.get_shape()))
-            return found
+                headers[name] = Header(tensor.get_dtype(), tuple(tensor.get_shape()))
+            return headers
     except (SafetensorError, ValueError, OverflowError) as error:
         if start.startswith((b"PK\x03\x04", b"\x80")):
             what = f"{shown} is a pickle under another name, which can hold code and is not accepted".strip()
@@ -64,13 +64,13 @@ def of_model(base: str, model: Inspected) -> dict[str, Header]:
         for name, file in listed.items():
             if name not in files[file]:
                 raise _refusal(f"{base}/{file} lacks {name}, which {INDEX} says it has", "Copy it again.")
-    found: dict[str, Header] = {}
+    headers: dict[str, Header] = {}
     for file, tensors in files.items():
-        twice = found.keys() & tensors.keys()
+        twice = headers.keys() & tensors.keys()
         if twice:
             raise _refusal(f"{base}/{file} has {min(twice)} a second time", "Use another copy of the model.")
-        found |= tensors
-    return found if len(here) == len(model.weights) else {}
+        headers |= tensors
+    return headers if len(here) == len(model.weights) else {}
 
 
 def refuse_misfit(base: str, model: Any, config: dict[str, Any], tensors: dict[str, Header]) -> None:
@@ -80,30 +80,30 @@ def refuse_misfit(base: str, model: Any, config: dict[str, Any], tensors: dict[s
     :raises StudioError: when a weight is not there, or has another shape or type
     """
     packed = (config.get("quantization_config") or {}).get("quant_method") == OPENED
-    wanted = model.state_dict()
+    expected = model.state_dict()
     rename, converters = renaming(model)
     there = set()
     for source, header in tensors.items():
         plain = _PACKED.sub("", source) if packed else source
         name, converted = rename(plain)
-        if name not in wanted and plain in wanted:  # a rule for another weight of the same ending
+        if name not in expected and plain in expected:  # a rule for another weight of the same ending
             name, converted = plain, None
         there.add(name)
-        if name not in wanted or plain != source:
+        if name not in expected or plain != source:
             continue
-        if wanted[name].is_floating_point() and header.dtype not in FLOATS:
+        if expected[name].is_floating_point() and header.dtype not in FLOATS:
             raise _refusal(
                 f"{base}: {source} has the type {header.dtype}, not one of {', '.join(FLOATS)}",
                 "Name the 16-bit model that it was made from.",
             )
-        if converted is None and tuple(wanted[name].shape) != header.shape:
+        if converted is None and tuple(expected[name].shape) != header.shape:
             raise _refusal(
                 f"{base}: {source} has the shape {_by(header.shape)} where config.json describes "
-                f"{_by(wanted[name].shape)}",
+                f"{_by(expected[name].shape)}",
                 "Use the config.json that belongs to the weights.",
             )
     _refuse_missing(base, model, there, converters)
-    _refuse_left_over(base, model, set(wanted), there)
+    _refuse_left_over(base, model, set(expected), there)
 
 
 def renaming(model: Any) -> tuple[Callable[[str], tuple[str, Any]], list[Any]]:
@@ -113,12 +113,12 @@ def renaming(model: Any) -> tuple[Callable[[str], tuple[str, Any]], list[Any]]:
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
-    rules, wanted = get_model_conversion_mapping(model), model.state_dict()
+    rules, expected = get_model_conversion_mapping(model), model.state_dict()
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
 
     def rename(name: str) -> tuple[str, Any]:
-        return rename_source_key(name, renamings, converters, model.base_model_prefix, wanted)
+        return rename_source_key(name, renamings, converters, model.base_model_prefix, expected)
 
     return rename, converters
 
@@ -143,17 +143,17 @@ def _refuse_missing(base: str, model: Any, there: set[str], converters: list[Any
         )
 
 
-def _refuse_left_over(base: str, model: Any, wanted: set[str], there: set[str]) -> None:
+def _refuse_left_over(base: str, model: Any, expected: set[str], there: set[str]) -> None:
     """More layers than the config names are a model that was cut short without a word."""
     ignored = list(model._keys_to_ignore_on_load_unexpected or [])
     extra = int(getattr(model.config, "num_nextn_predict_layers", None) or 0)
-    layers = {int(found[1]) for name in wanted if (found := re.search(r"\.(\d+)\.", name))}
+    layers = {int(match[1]) for name in expected if (match := re.search(r"\.(\d+)\.", name))}
     most = max(layers, default=0) + extra
-    for name in sorted(there - wanted):
+    for name in sorted(there - expected):
         number = re.search(r"\.(\d+)\.", name)
         if number and int(number[1]) > most and not _matches(name, ignored):
             first = f"{name[: number.start()]}.0.{name[number.end() :]}"
-            if first in wanted:
+            if first in expected:
                 raise _refusal(
                     f"{base}: config.json leaves out layers that the weights have, such as {name}",
                     "Use the config.json that belongs to the weights.",

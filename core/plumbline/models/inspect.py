@@ -65,8 +65,8 @@ def refuse_names(base: str, sizes: dict[str, int]) -> None:
             "Convert them to safetensors, or use a copy that has them.",
         )
     others = sorted(name for name in sizes if name.endswith((".safetensors", ".gguf")))
-    found = f" (it has {others[0]})" if others else ""
-    raise _refusal(f"{base} has no {WHOLE}{found}", "Use a copy saved with save_pretrained.")
+    instead = f" (it has {others[0]})" if others else ""
+    raise _refusal(f"{base} has no {WHOLE}{instead}", "Use a copy saved with save_pretrained.")
 
 
 def inspected(base: str, folder: Path, sizes: dict[str, int]) -> Inspected:
@@ -134,7 +134,7 @@ def _is_known_tokenizer(name: Any) -> bool:
     from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
     names = (name, f"{name}Fast") if isinstance(name, str) else ()
-    return any(tokenizer_class_from_name(one) is not None for one in names)
+    return any(tokenizer_class_from_name(class_name) is not None for class_name in names)
 
 
 def _refuse_attention(base: str, config: dict[str, Any]) -> None:
@@ -142,7 +142,9 @@ def _refuse_attention(base: str, config: dict[str, Any]) -> None:
     for key, value in _entries(config):
         if key.strip("_").removesuffix("_internal") in ("attn_implementation", "experts_implementation"):
             named = list(value.values()) if isinstance(value, dict) else [value]
-            if any(one is not None and one not in ATTENTION for one in named):
+            if any(
+                implementation is not None and implementation not in ATTENTION for implementation in named
+            ):
                 raise _refusal(
                     f"{base}/config.json: {key} {str(value)[:60]!r} needs remote code, which the studio "
                     "never runs",

@@ -55,24 +55,24 @@ def inspected(base: str, revision: str | None = None) -> Inspected:
 
     :raises StudioError: naming the file, when it is damaged, absurd, or needs what is never done here
     """
-    place = Path(resolve(base))
+    path = Path(resolve(base))
     if not _is_on_hub(base):
-        found = inspect.inspected(base, place, inspect.sizes_of(place))
+        model = inspect.inspected(base, path, inspect.sizes_of(path))
     else:
         listed = model_files.look(base, revision)
         inspect.refuse_names(base, listed.sizes)
-        found = inspect.inspected(base, model_files.small_files(listed), listed.sizes)
-    headers.of_model(base, found)
-    _described(base, found)
-    return found
+        model = inspect.inspected(base, model_files.small_files(listed), listed.sizes)
+    headers.of_model(base, model)
+    _described(base, model)
+    return model
 
 
-def _described(base: str, found: Inspected) -> Any:
+def _described(base: str, model: Inspected) -> Any:
     """transformers' config of a model. :raises StudioError: when it makes no sense"""
     from transformers import AutoConfig
 
     with _makes_sense(base):
-        return AutoConfig.from_pretrained(str(found.folder), trust_remote_code=False)
+        return AutoConfig.from_pretrained(str(model.folder), trust_remote_code=False)
 
 
 def resolved_revision(base: str, revision: str | None = None) -> str | None:
@@ -104,18 +104,18 @@ def tokenizer(base: str, revision: str | None = None) -> Any:
     stack.ready()
     from transformers import AutoTokenizer
 
-    found = inspected(base, revision)
+    model = inspected(base, revision)
     with explained(base):
-        loaded = AutoTokenizer.from_pretrained(str(found.folder), trust_remote_code=False, use_fast=True)
+        loaded = AutoTokenizer.from_pretrained(str(model.folder), trust_remote_code=False, use_fast=True)
         if loaded.eos_token_id is None:
-            _take_end(loaded, _generation(found.folder) or found.config)
+            _take_end(loaded, _generation(model.folder) or model.config)
     if loaded.eos_token_id is None:
         raise StudioError(
             "model.base", f"{base} has no end-of-sequence token", "It could never learn to stop."
         )
     if loaded.pad_token_id is None:
         loaded.pad_token = loaded.eos_token
-    size = found.config.get("vocab_size") or (found.config.get("text_config") or {}).get("vocab_size")
+    size = model.config.get("vocab_size") or (model.config.get("text_config") or {}).get("vocab_size")
     if isinstance(size, int):
         _check_vocabulary(loaded, size)
     return loaded
@@ -137,8 +137,8 @@ def _generation(folder: Path) -> dict[str, Any]:
 
 def _take_end(loaded: Any, settings: dict[str, Any]) -> None:
     """Some tokenizers leave it to the model's settings to say which token ends an answer."""
-    given = settings.get("eos_token_id")
-    number = given[0] if isinstance(given, list) and given else given
+    setting = settings.get("eos_token_id")
+    number = setting[0] if isinstance(setting, list) and setting else setting
     if isinstance(number, int) and number < len(loaded):
         loaded.eos_token = loaded.convert_ids_to_tokens(number)
 
@@ -163,7 +163,7 @@ def base_model(
     :param report: told what a download has done, as a text and a share
     :raises StudioError: when it cannot be found, downloaded or read
     """
-    found = fetched(config, report, check_stop)
+    files = fetched(config, report, check_stop)
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -173,8 +173,8 @@ def base_model(
     where: Any = {"": 0} if hardware.device().value == "cuda" else {"": "cpu"}
     with explained(base):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(found.folder),
-            quantization_config=quantisation(config, found, dtype),
+            str(files.folder),
+            quantization_config=quantisation(config, files, dtype),
             dtype=dtype,
             device_map=where,
             trust_remote_code=False,
@@ -194,10 +194,10 @@ def fetched(
     """The recipe's base with its weights in its folder. :raises StudioError: when it cannot be had"""
     stack.ready()
     base, revision = config.model.base, config.model.revision
-    found = inspected(base, revision)
+    model = inspected(base, revision)
     if _is_on_hub(base):
-        model_files.weights(model_files.look(base, revision), found.weights, report, check_stop)
-    return found
+        model_files.weights(model_files.look(base, revision), model.weights, report, check_stop)
+    return model
 
 
 def frozen(model: Any, config: RunConfig) -> Any:
@@ -212,12 +212,12 @@ def frozen(model: Any, config: RunConfig) -> Any:
     return model
 
 
-def quantisation(config: RunConfig, found: Inspected, dtype: Any) -> Any:
+def quantisation(config: RunConfig, model: Inspected, dtype: Any) -> Any:
     """What transformers is told about how the weights are held."""
     from transformers import BitsAndBytesConfig
     from transformers.utils.quantization_config import Mxfp4Config
 
-    method = quantised_by(config, found)
+    method = quantised_by(config, model)
     if method == OPENED:
         # Its kernels have no gradient, and its experts are not the linear layers that bitsandbytes knows.
         return Mxfp4Config(dequantize=True)
@@ -234,9 +234,9 @@ def quantisation(config: RunConfig, found: Inspected, dtype: Any) -> Any:
     )
 
 
-def quantised_by(config: RunConfig, found: Inspected) -> str:
+def quantised_by(config: RunConfig, model: Inspected) -> str:
     """The recipe's method, or that of the base's own files where the recipe's is left out."""
-    own = (found.config.get("quantization_config") or {}).get("quant_method")
+    own = (model.config.get("quantization_config") or {}).get("quant_method")
     return own if own == OPENED else config.quantisation.method
 
 
@@ -251,13 +251,13 @@ def skeleton(base: str, revision: str | None, dtype: Any = None) -> Any:
     from transformers import AutoModelForCausalLM
 
     _quiet_libraries()
-    found = inspected(base, revision)
-    given = {} if dtype is None else {"dtype": dtype}
+    files = inspected(base, revision)
+    options = {} if dtype is None else {"dtype": dtype}
     with _makes_sense(base), torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(_described(base, found), trust_remote_code=False, **given)
-    tensors = headers.of_model(base, found)
+        model = AutoModelForCausalLM.from_config(_described(base, files), trust_remote_code=False, **options)
+    tensors = headers.of_model(base, files)
     if tensors:
-        headers.refuse_misfit(base, model, found.config, tensors)
+        headers.refuse_misfit(base, model, files.config, tensors)
     return model
 
 
@@ -297,8 +297,8 @@ def _makes_sense(base: str) -> Iterator[None]:
     except StudioError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        what = f"{base}/config.json describes no model that can be built: {said.rstrip('.')}"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        what = f"{base}/config.json describes no model that can be built: {reason.rstrip('.')}"
         raise StudioError("model.base", what[:300], "Copy or download it again.") from error
 
 
@@ -310,8 +310,8 @@ def explained(base: str) -> Iterator[None]:
     except StudioError:
         raise
     except (OSError, ValueError) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        what = f"{base} cannot be loaded: {said.rstrip('.')}"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        what = f"{base} cannot be loaded: {reason.rstrip('.')}"
         raise StudioError("model.base", what[:300], "Copy or download it again.") from error
 
 

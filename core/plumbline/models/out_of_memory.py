@@ -52,7 +52,7 @@ class OomBackoff:
         while self.retries:
             limit, ran = min(self.limit, most), False
             try:
-                found = attempt(self.limit)
+                result = attempt(self.limit)
             except Exception as error:
                 if not ran_out(error):
                     raise
@@ -61,7 +61,7 @@ class OomBackoff:
                     raise
                 ran = True
             if not self.any_of(ran):
-                return found
+                return result
             if limit <= least:
                 raise MemoryError("another process ran out of memory")
             # Here the exception is gone, and with it what its frames held.

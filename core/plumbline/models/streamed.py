@@ -25,7 +25,7 @@ def base_model(
     :param report: told what has been downloaded, then read, as a text and a share
     :raises StudioError: when it cannot be found, downloaded or read
     """
-    found = load.fetched(config, report, check_stop)
+    files = load.fetched(config, report, check_stop)
     import torch
     from transformers.quantizers.auto import AutoHfQuantizer
 
@@ -33,10 +33,10 @@ def base_model(
     dtype = getattr(torch, hardware.compute_dtype(config).value)
     model = load.skeleton(base, revision, dtype)
     with load.explained(base):
-        model.config.quantization_config = load.quantisation(config, found, dtype)
+        model.config.quantization_config = load.quantisation(config, files, dtype)
         quantizer: Any = AutoHfQuantizer.from_config(model.config.quantization_config, pre_quantized=False)
         quantizer.preprocess_model(model=model, dtype=dtype, device_map={"": device})
-        reader = _Reader(model, quantizer, found, device, dtype, report, check_stop)
+        reader = _Reader(model, quantizer, files, device, dtype, report, check_stop)
         names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
         decoder = model.get_decoder()
         inside = {id(parameter) for parameter in decoder.layers.parameters()}
@@ -47,7 +47,7 @@ def base_model(
         )
         # No file has its frequencies, and the meta device has only their shape.
         decoder.rotary_emb = type(decoder.rotary_emb)(config=decoder.config).to(device)
-        model.generation_config = _generation_config(found.folder)
+        model.generation_config = _generation_config(files.folder)
     model.hf_quantizer = quantizer
     quantizer.postprocess_model(model)
     return load.frozen(model.eval(), config), _layers(base, model, reader)
@@ -83,7 +83,7 @@ class _Reader:
         self,
         model: Any,
         quantizer: Any,
-        found: Inspected,
+        model_files: Inspected,
         device: Any,
         dtype: Any,
         report: Report | None,
@@ -91,7 +91,7 @@ class _Reader:
     ) -> None:
         self.model, self.quantizer, self.device, self.dtype = model, quantizer, device, dtype
         rename, _ = headers.renaming(model)
-        files = [found.folder / name for name in found.weights]
+        files = [model_files.folder / name for name in model_files.weights]
         self.places = {
             rename(name)[0]: (file, name) for file in files for name in headers.of_file(file, "model.base")
         }
@@ -103,9 +103,9 @@ class _Reader:
         of_files: dict[Path, list[str]] = {}
         for name in names:
             of_files.setdefault(self.places[name][0], []).append(name)
-        for file, wanted in of_files.items():
+        for file, names_in_file in of_files.items():
             with safe_open(file, framework="pt") as tensors:
-                for name in wanted:
+                for name in names_in_file:
                     tensor = tensors.get_tensor(self.places[name][1])
                     # A copy also on the host: what is kept must not keep all of its file in memory.
                     self._place(name, tensor.to(self.device, self.dtype, copy=True))

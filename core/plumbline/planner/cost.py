@@ -56,15 +56,15 @@ def peak_bytes(shape: ModelSize, way: StepConfig, tokens: int, supervised: int) 
     fixed = shape.base_bytes + LIBRARIES + scratch_bytes(shape, way.offload)
     fixed += int(parameters * (8 + STATES[way.optimizer])) + number * parameters // shape.layers
     factor = AUTOGRAD_MEMORY if shape.refusal else 1.0
-    kept = way.kept * kept_bytes(shape) * tokens * factor
+    saved_activations = way.layers_without_recompute * kept_bytes(shape) * tokens * factor
     row = shape.hidden * number
-    recomputed = shape.layers - way.kept
+    recomputed = shape.layers - way.layers_without_recompute
     inputs = min(3, recomputed) * row * tokens if way.offload else recomputed * row * tokens
     loss = row * (tokens + 2 * supervised) + _piece(shape, way)
     gate = number * (2 * shape.hidden + shape.intermediate) * tokens
-    at_the_turn = kept + inputs + max(loss, gate if way.kept else 0)
-    again = inputs + recomputed_bytes(shape) * tokens * factor if recomputed else 0
-    return int(fixed + max(at_the_turn, again))
+    at_the_turn = saved_activations + inputs + max(loss, gate if way.layers_without_recompute else 0)
+    while_recomputing = inputs + recomputed_bytes(shape) * tokens * factor if recomputed else 0
+    return int(fixed + max(at_the_turn, while_recomputing))
 
 
 def _piece(shape: ModelSize, way: StepConfig) -> int:
@@ -85,7 +85,7 @@ def step_seconds(
     :param packs: the rows' lengths of each micro-batch
     :param supervised_share: of the tokens, those in the loss
     """
-    again = (shape.layers - way.kept) / shape.layers
+    again = (shape.layers - way.layers_without_recompute) / shape.layers
     work = launches = 0.0
     for lengths in packs:
         work += pack_seconds(shape, way, rates, lengths, supervised_share)
@@ -101,7 +101,7 @@ def pack_seconds(
 ) -> float:
     """Seconds of computing one pack, forward and backward."""
     tokens, number, hidden = sum(lengths), shape.number_bytes, shape.hidden
-    again = (shape.layers - way.kept) / shape.layers
+    again = (shape.layers - way.layers_without_recompute) / shape.layers
     down = shape.layers * shape.intermediate * hidden / shape.linear_weights
     flops = 2 * tokens * shape.linear_weights * (2 + again * (1 - down))
     flops += 4 * tokens * supervised_share * shape.vocabulary * hidden
@@ -131,7 +131,7 @@ def evaluation_seconds(
     supervised_share: float,
 ) -> float:
     """Seconds of measuring held-out rows once. :param packs: their lengths, as for `step_seconds`"""
-    once = replace(way, kept=shape.layers)
+    once = replace(way, layers_without_recompute=shape.layers)
     return FORWARD * sum(pack_seconds(shape, once, rates, lengths, supervised_share) for lengths in packs)
 
 
@@ -169,7 +169,7 @@ def graphed(shape: ModelSize, way: StepConfig, rates: DeviceSpeed) -> bool:
     if not rates.cuda or shape.refusal or shape.number_bytes != 2 or shape.head_dim not in (32, 64, 128):
         return False
     work = pack_seconds(shape, way, rates, [min(way.tokens, 512)] * max(1, way.tokens // 512), 1.0)
-    again = (shape.layers - way.kept) / shape.layers
+    again = (shape.layers - way.layers_without_recompute) / shape.layers
     return work < shape.layers * (LAUNCHES + LAUNCHES_RECOMPUTED * again) * rates.launch_overhead
 
 
@@ -178,10 +178,10 @@ def device_speed(device: str, dtype: str) -> DeviceSpeed:
     """What the device does, measured once in a process, in well under a second."""
     import torch
 
-    found = _measured(device, dtype)
-    if found.cuda:
+    speed = _measured(device, dtype)
+    if speed.cuda:
         torch.cuda.empty_cache()  # the studio's process measures too, to forecast, and would keep over 1 GiB
-    return found
+    return speed
 
 
 def _measured(device: str, dtype: str) -> DeviceSpeed:

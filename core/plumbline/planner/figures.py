@@ -20,20 +20,22 @@ PARTS = {
 }
 
 
-def of_forecast(found: Forecast) -> list[tuple[str, str]]:
+def of_forecast(forecast: Forecast) -> list[tuple[str, str]]:
     """What a run would take; its plan says why."""
-    about = "" if found.probed else "about "
+    about = "" if forecast.probed else "about "
     rows = [
-        ("Memory", f"{gib(found.peak_gib)} of {gib(found.free_gib)} GiB"),
-        ("Time", f"{about}{duration(found.total_seconds)} ({seconds(found.seconds_per_step)} a step)"),
-        ("Disk", f"{gib(found.disk_gib)} GiB"),
+        ("Memory", f"{gib(forecast.peak_gib)} of {gib(forecast.free_gib)} GiB"),
+        ("Time", f"{about}{duration(forecast.total_seconds)} ({seconds(forecast.seconds_per_step)} a step)"),
+        ("Disk", f"{gib(forecast.disk_gib)} GiB"),
     ]
-    if found.parts:
-        told = [
-            f"{name} {duration(found.parts[key])}" for key, name in PARTS.items() if found.parts[key] >= 1
+    if forecast.parts:
+        times = [
+            f"{name} {duration(forecast.parts[key])}"
+            for key, name in PARTS.items()
+            if forecast.parts[key] >= 1
         ]
-        rows.insert(2, ("· of which", ", ".join(told)))
-    return rows if found.cost is None else [*rows, ("Cost", f"{about}{found.cost:,.2f}")]
+        rows.insert(2, ("· of which", ", ".join(times)))
+    return rows if forecast.cost is None else [*rows, ("Cost", f"{about}{forecast.cost:,.2f}")]
 
 
 def label(name: str) -> str:

@@ -68,17 +68,17 @@ def forecast(config: RunConfig, chosen_rows: int, lengths: Any, supervised: int,
     free, problem = plan.free_bytes(), ""
     try:
         steps = total_steps(config, chosen_rows)
-        found = parallelism.choose(config, sizes, load, rates, free, steps)
+        outcome = parallelism.choose(config, sizes, load, rates, free, steps)
     except StudioError as error:
         problem = error.text
-        found = plan.smallest(config, sizes, load, rates)
-    return of_outcome(config, chosen_rows, found, load, held_out, free, problem)
+        outcome = plan.smallest(config, sizes, load, rates)
+    return of_outcome(config, chosen_rows, outcome, load, held_out, free, problem)
 
 
 def of_outcome(
     config: RunConfig,
     rows: int,
-    found: plan.Outcome,
+    outcome: plan.Outcome,
     load: plan.Workload,
     held_out: int,
     free: float | None = None,
@@ -92,25 +92,25 @@ def of_outcome(
     sizes = model_size.model_size_of(config)
     free = plan.free_bytes() if free is None else free
     rates = cost.device_speed(hardware.device().value, hardware.compute_dtype(config).value)
-    seconds = found.step_seconds + parallelism.answering(config, sizes, rates, found.plan.processes)
+    seconds = outcome.step_seconds + parallelism.answering(config, sizes, rates, outcome.plan.processes)
     steps = total_steps(config, rows)
-    parts = _parts(config, sizes, rates, found.plan, load, held_out, steps) | {"steps": steps * seconds}
+    parts = _parts(config, sizes, rates, outcome.plan, load, held_out, steps) | {"steps": steps * seconds}
     total = sum(parts.values())
     saved = 1 + config.training.keep_checkpoints
     if config.training.best_at_end:
         saved += 1 + config.training.keep_checkpoints  # see plumbline.training.loop.stopping
     disk = sizes.adapter_parameters * (
-        saved * CHECKPOINT_BYTES + config.training.keep_checkpoints * DISK_STATES[found.plan.optimizer]
+        saved * CHECKPOINT_BYTES + config.training.keep_checkpoints * DISK_STATES[outcome.plan.optimizer]
     )
     return Forecast(
-        peak_gib=(found.peak_bytes + _beside()) / GIB,
+        peak_gib=(outcome.peak_bytes + _beside()) / GIB,
         free_gib=free / GIB,
         seconds_per_step=seconds,
         total_seconds=total,
         disk_gib=disk / GIB,
         cost=_cost(config, total),
         probed=False,
-        plan=found.plan,
+        plan=outcome.plan,
         problem=problem,
         parts=parts,
         steps=steps,
@@ -146,8 +146,8 @@ def _parts(
 
 def _beside() -> int:
     """Bytes that count beside torch's tensors: on a CPU the process, and what it will import to train."""
-    held = hardware.process_bytes()
-    return held + cost.ON_CPU_LIBRARIES if held else 0
+    process_bytes = hardware.process_bytes()
+    return process_bytes + cost.ON_CPU_LIBRARIES if process_bytes else 0
 
 
 def sharpened(

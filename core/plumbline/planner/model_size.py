@@ -67,12 +67,12 @@ def _shape(config: RunConfig, dtype: str) -> ModelSize:
     from plumbline.engine.support import odd_recipe, refusal
 
     lora, double = config.lora, config.quantisation.double
-    found = load.inspected(config.model.base, config.model.revision)
-    quantisation = load.quantised_by(config, found)
+    inspected = load.inspected(config.model.base, config.model.revision)
+    quantisation = load.quantised_by(config, inspected)
     model = load.skeleton(config.model.base, config.model.revision)
     number_bytes = 4 if dtype == "float32" else 2
     head = model.get_output_embeddings()
-    held = linear = 0
+    base_bytes = linear = 0
     counted = set()
     for module in model.modules():
         if not isinstance(module, torch.nn.Linear) or module is head:
@@ -80,19 +80,19 @@ def _shape(config: RunConfig, dtype: str) -> ModelSize:
         weights = module.weight.numel()
         counted.add(id(module.weight))
         linear += weights
-        held += _bytes(weights, module.out_features, quantisation, double, number_bytes)
-    held += sum(p.numel() * number_bytes for p in model.parameters() if id(p) not in counted)
+        base_bytes += _bytes(weights, module.out_features, quantisation, double, number_bytes)
+    base_bytes += sum(p.numel() * number_bytes for p in model.parameters() if id(p) not in counted)
     adapted = fit.targeted(model, config).values()
-    adapter = sum(lora.held_rank * (one.in_features + one.out_features) for one in adapted)
+    adapter = sum(lora.held_rank * (layer.in_features + layer.out_features) for layer in adapted)
     if lora.use_dora:
-        adapter += sum(one.out_features for one in adapted)
+        adapter += sum(layer.out_features for layer in adapted)
     biases = fit.trained_biases(model, config)
     whole = fit.saved_whole(model, config).values()
-    adapter += sum(p.numel() for p in biases) + sum(p.numel() for one in whole for p in one.parameters())
+    adapter += sum(p.numel() for p in biases) + sum(p.numel() for layer in whole for p in layer.parameters())
     text = model.config.get_text_config(decoder=True)
     heads = text.num_attention_heads
     why = odd_recipe(config) or refusal(model, config.training.max_length, dtype)
-    if any(one is head for one in adapted):
+    if any(layer is head for layer in adapted):
         why = "something outside its layers is trained"
     elif biases:
         why = "biases are trained beside the adapters"
@@ -104,14 +104,14 @@ def _shape(config: RunConfig, dtype: str) -> ModelSize:
         key_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_dim=max(
             # Where layers differ, as in Gemma 4, transformers refuses to name one size for all.
-            getattr(one, "head_dim", None) or text.hidden_size // heads
-            for one in getattr(text, "per_layer_config", None) or [text]
+            getattr(layer, "head_dim", None) or text.hidden_size // heads
+            for layer in getattr(text, "per_layer_config", None) or [text]
         ),
         head_norms=text.model_type == "qwen3",
         vocabulary=text.vocab_size,
         linear_weights=linear,
         adapter_parameters=adapter,
-        base_bytes=held,
+        base_bytes=base_bytes,
         number_bytes=number_bytes,
         refusal=why or "",
         quantisation=quantisation,

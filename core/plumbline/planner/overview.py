@@ -85,80 +85,80 @@ class Share:
 
 def shares(config: RunConfig, chosen: list[Chosen] | None = None) -> list[Share]:
     """Effective rows and tokens of every dataset. :raises StudioError: when one cannot be had"""
-    model, length, found = config.model, config.training.max_length, []
-    for one in chosen if chosen is not None else mix.choose(config.data):
-        measured = stats.of_part(one.part, one.dataset, model.base, model.revision, config.data.day)
+    model, length, dataset_shares = config.model, config.training.max_length, []
+    for choice in chosen if chosen is not None else mix.choose(config.data):
+        measured = stats.of_part(choice.part, choice.dataset, model.base, model.revision, config.data.day)
         if config.method.name == "pretraining":
-            found.append(_windows(one, measured, length))
-        elif config.method.judges and (both := preference_lengths.both(one, measured, config)):
-            found.append(_share(one, *both))
+            dataset_shares.append(_windows(choice, measured, length))
+        elif config.method.judges and (both := preference_lengths.both(choice, measured, config)):
+            dataset_shares.append(_share(choice, *both))
         elif config.method.name == "grpo":
-            share = _share(one, measured.at(length), _asked(one, measured, config))
-            found.append(dataclasses.replace(share, too_long=_too_long(one, measured, config)))
+            share = _share(choice, measured.at(length), _asked(choice, measured, config))
+            dataset_shares.append(dataclasses.replace(share, too_long=_too_long(choice, measured, config)))
         else:
-            found.append(_share(one, measured.at(length), measured.trained(one.train, length)))
-    return found
+            dataset_shares.append(_share(choice, measured.at(length), measured.trained(choice.train, length)))
+    return dataset_shares
 
 
-def _share(one: Chosen, summary: Summary, lengths: Any) -> Share:
+def _share(choice: Chosen, summary: Summary, lengths: Any) -> Share:
     """:param summary: of a sample, ``lengths`` those of its rows that are trained on"""
-    scale = len(one.train) / max(1, summary.rows)
+    scale = len(choice.train) / max(1, summary.rows)
     tokens, supervised = round(summary.tokens * scale), round(summary.supervised * scale)
-    return Share(one, summary, len(one.train), tokens, supervised, lengths)
+    return Share(choice, summary, len(choice.train), tokens, supervised, lengths)
 
 
-def _asked(one: Chosen, measured: Measured, config: RunConfig) -> Any:
+def _asked(choice: Chosen, measured: Measured, config: RunConfig) -> Any:
     """Tokens of what rows ask, and of an answer that is taken to be as long as it may get."""
     # What is learned last in a row is the answer that it brings.
     asked = numpy.zeros(len(measured.lengths), int)
     numpy.maximum.at(asked, measured.row, measured.start)
-    at = measured.places(one.train)
+    at = measured.places(choice.train)
     learned = measured.learned(config.training.max_length)[at] > 0
     return asked[at[learned]] + config.evaluation.max_new_tokens
 
 
-def _too_long(one: Chosen, measured: Measured, config: RunConfig) -> int:
+def _too_long(choice: Chosen, measured: Measured, config: RunConfig) -> int:
     """Rows that no answer of the model's own can pass the check with."""
     if config.method.check not in ("exact", "contains"):
         return 0
     answer = numpy.zeros(len(measured.lengths), int)
     answer[measured.row] = measured.stop - measured.start - 1  # the last one's stays; its end need not come
-    return int((answer[measured.places(one.train)] > config.evaluation.max_new_tokens).sum())
+    return int((answer[measured.places(choice.train)] > config.evaluation.max_new_tokens).sum())
 
 
-def _windows(one: Chosen, measured: Measured, max_length: int) -> Share:
+def _windows(choice: Chosen, measured: Measured, max_length: int) -> Share:
     """Where nothing is cut: long texts become several rows."""
     lengths = measured.lengths
     counts = numpy.maximum(1, -(-(lengths - 1) // (max_length - 1)))
     parts = numpy.full(int(counts.sum()), max_length)
     parts[numpy.cumsum(counts) - 1] = lengths - (counts - 1) * (max_length - 1)
-    scale = len(one.train) / max(1, len(lengths))
+    scale = len(choice.train) / max(1, len(lengths))
     tokens = round(int(parts.sum()) * scale)
     uncut = dataclasses.replace(measured.at(UNCUT), longest=int(parts.max(initial=0)))
-    return Share(one, uncut, round(len(parts) * scale), tokens, tokens, parts)
+    return Share(choice, uncut, round(len(parts) * scale), tokens, tokens, parts)
 
 
-def expected(config: RunConfig, found: list[Share] | None = None) -> Forecast:
+def expected(config: RunConfig, dataset_shares: list[Share] | None = None) -> Forecast:
     """What a recipe would take: as measured on this machine where it was, else as forecast.
 
-    :param found: its `shares`, where they are known
+    :param dataset_shares: its `shares`, where they are known
     :raises StudioError: when a dataset or the base cannot be had, or nothing would be learned
     """
     from plumbline.planner.forecast import Forecast, forecast
 
-    found = shares(config) if found is None else found
-    for share in found:
+    dataset_shares = shares(config) if dataset_shares is None else dataset_shares
+    for share in dataset_shares:
         stats.refuse_nothing_to_learn(share.summary, config.training.max_length)
-    count = sum(share.rows - share.empty for share in found)
-    lengths = stats.together([(share.lengths, share.rows - share.empty) for share in found])
+    count = sum(share.rows - share.empty for share in dataset_shares)
+    lengths = stats.together([(share.lengths, share.rows - share.empty) for share in dataset_shares])
     # In the loss of the rows that stand for all.
-    supervised = sum(share.supervised for share in found) * len(lengths) / max(1, count)
-    held_out = min(config.evaluation.max_rows, sum(len(share.chosen.held_out) for share in found))
+    supervised = sum(share.supervised for share in dataset_shares) * len(lengths) / max(1, count)
+    held_out = min(config.evaluation.max_rows, sum(len(share.chosen.held_out) for share in dataset_shares))
     quick = forecast(config, count, lengths, round(supervised), held_out)
-    kept = measurements.known(config)
-    if kept is None:
+    measured_before = measurements.known(config)
+    if measured_before is None:
         return quick
-    measured = Forecast.from_json(kept)
+    measured = Forecast.from_json(measured_before)
     if measured.peak_gib > quick.free_gib or measured.plan.processes != quick.plan.processes:
         return quick  # there was more memory when it was measured, or there were other GPUs
     price = config.training.price_per_hour
@@ -173,26 +173,26 @@ def outlook(config: RunConfig) -> Outlook:
     fit.check_fits(config)
     chosen = mix.choose(config.data)
     base = load.inspected(config.model.base, config.model.revision)
-    found = shares(config, chosen)
-    count = sum(share.rows for share in found)
-    held_out = sum(len(one.held_out) for one in chosen)
-    tokens = sum(share.tokens for share in found)
-    supervised = sum(share.supervised for share in found)
-    empty = sum(share.empty for share in found)
+    dataset_shares = shares(config, chosen)
+    count = sum(share.rows for share in dataset_shares)
+    held_out = sum(len(choice.held_out) for choice in chosen)
+    tokens = sum(share.tokens for share in dataset_shares)
+    supervised = sum(share.supervised for share in dataset_shares)
+    empty = sum(share.empty for share in dataset_shares)
     steps = total_steps(config, max(1, count - empty))
-    exact = all(len(share.chosen.train) == share.summary.rows for share in found)
+    exact = all(len(share.chosen.train) == share.summary.rows for share in dataset_shares)
     shown = [
         ("Rows", f"{count:,} train + {held_out:,} held out"),
         ("Measured on", _measured_on(config, chosen)),
-        *(_source(share, supervised) for share in found if len(found) > 1),
+        *(_source(share, supervised) for share in dataset_shares if len(dataset_shares) > 1),
         ("Steps", f"{steps:,} of {config.training.effective_batch} rows"),
         ("Tokens", f"{'' if exact else 'about '}{tokens:,} per pass"),
         ("In the loss", f"{supervised / max(tokens, 1):.0%} of the tokens"),
-        ("Longest row", f"{max(share.summary.longest for share in found):,} tokens"),
+        ("Longest row", f"{max(share.summary.longest for share in dataset_shares):,} tokens"),
     ]
     checks = _unfit(config, chosen)
     if not any(check.level == "bad" for check in checks):  # else there is nothing to learn, for that reason
-        checks = _together(found, [_checks(share, config) for share in found]) + checks
+        checks = _together(dataset_shares, [_checks(share, config) for share in dataset_shares]) + checks
     checks += [Check("warning", text) for text in fit.remarks(config, steps)]
     checks += [Check("warning", finding.text) for finding in mix.leaks(chosen)]
     checks += [Check(level, text) for level, text in split_labels.lines(chosen, config.data)]
@@ -203,7 +203,7 @@ def outlook(config: RunConfig) -> Outlook:
     forecast = None
     if not any(check.level == "bad" for check in checks):
         try:
-            forecast = expected(config, found)
+            forecast = expected(config, dataset_shares)
         except StudioError as error:
             checks.append(Check("bad", error.text))
         else:
@@ -215,11 +215,11 @@ def outlook(config: RunConfig) -> Outlook:
 def _measured_on(config: RunConfig, chosen: list[Chosen]) -> str:
     """Which held-out rows the evaluation takes; where it can, training measures others."""
     numbers = mix.sample(chosen, config.evaluation.max_rows)
-    rows, pool = sum(map(len, numbers)), sum(len(one.held_out) for one in chosen)
-    found = [
+    rows, pool = sum(map(len, numbers)), sum(len(choice.held_out) for choice in chosen)
+    class_counts = [
         f"{some:,} of {every:,} {name}" for name, (some, every) in mix.classes_of(chosen, numbers).items()
     ]
-    return ", ".join([f"{rows:,} of {pool:,} held-out rows", *found])
+    return ", ".join([f"{rows:,} of {pool:,} held-out rows", *class_counts])
 
 
 def _not_meant(chosen: list[Chosen]) -> list[Check]:
@@ -234,23 +234,23 @@ def _not_meant(chosen: list[Chosen]) -> list[Check]:
 
 def _stages(config: RunConfig) -> list[Check]:
     """What the figures leave out."""
-    found = []
+    warnings = []
     if ranks := config.lora.rank_schedule:
         text = f"starts {len(ranks)} runs, one after the other; the figures are of one with r {config.lora.r}"
-        found.append(Check("warning", text))
-    return found
+        warnings.append(Check("warning", text))
+    return warnings
 
 
 def _unfit(config: RunConfig, chosen: list[Chosen]) -> list[Check]:
     """What says that a dataset has not what the method learns from, or more than it learns from."""
-    for one in chosen:
-        for row in rows.page(one.dataset["id"], "train", 0, 1):
+    for choice in chosen:
+        for row in rows.page(choice.dataset["id"], "train", 0, 1):
             try:
-                preference_rows.check_fits(row, config.method.name, one.name)
+                preference_rows.check_fits(row, config.method.name, choice.name)
             except StudioError as error:
                 return [Check("bad", error.text)]
             if config.method.name == "supervised" and "text" in row:
-                what = f"{one.name} holds plain texts, and supervised learns from answers"
+                what = f"{choice.name} holds plain texts, and supervised learns from answers"
                 return [
                     Check(
                         "bad",
@@ -259,7 +259,7 @@ def _unfit(config: RunConfig, chosen: list[Chosen]) -> list[Check]:
                 ]
             if config.method.name == "supervised" and ("rejected" in row or "desirable" in row):
                 method = "dpo or orpo learns from both" if "rejected" in row else "kto learns from all"
-                text = f"{one.name}: only the better answers are learned; the method {method}"
+                text = f"{choice.name}: only the better answers are learned; the method {method}"
                 return [Check("warning", text)]
     return []
 
@@ -280,14 +280,14 @@ def _source(share: Share, supervised: int) -> tuple[str, str]:
     return f"· {share.chosen.name}", f"{share.rows:,} rows (× {weight:g}), {part:.0%} of the loss"
 
 
-def _together(found: list[Share], checks: list[list[Check]]) -> list[Check]:
+def _together(dataset_shares: list[Share], checks: list[list[Check]]) -> list[Check]:
     """The checks of all datasets: what is good in every one is said once, the rest with its dataset."""
-    if len(found) == 1:
+    if len(dataset_shares) == 1:
         return checks[0]
     common = set.intersection(*(set(each) for each in checks))
     named = [
         Check(check.level, f"{share.chosen.name}: {check.text}")
-        for share, each in zip(found, checks, strict=True)
+        for share, each in zip(dataset_shares, checks, strict=True)
         for check in each
         if check not in common
     ]
@@ -305,7 +305,7 @@ def _checks(share: Share, config: RunConfig) -> list[Check]:
         return [Check("bad", error.text)]
     if counted.end_learned_rows == 0:
         return [Check("bad", "no row teaches the end of a turn: the model would never stop")]
-    lost = dropped_content.told(counted.left_out, config.model.base, config.model.revision)
+    lost = dropped_content.sentences(counted.left_out, config.model.base, config.model.revision)
     checks = [Check("warning", text) for text in lost]
     if counted.empty_rows:
         text = (

@@ -69,11 +69,11 @@ def possible(config: RunConfig) -> Processes:
         return Processes(machines.gpus, "set in the recipe")
     if not cuda:
         return Processes(1, "there is no GPU")
-    there, found = len(gpus.visible()), len(gpus.idle())
+    there, idle = len(gpus.visible()), len(gpus.idle())
     if there > 1 and not _can_talk():
         return Processes(1, "torch has no NCCL here, through which several would talk")
-    others = f", {there - found} in use or of another kind" if found < there else ""
-    return Processes(found, f"{found} idle{others}" if there > 1 else "there is one", fixed=False)
+    others = f", {there - idle} in use or of another kind" if idle < there else ""
+    return Processes(idle, f"{idle} idle{others}" if there > 1 else "there is one", fixed=False)
 
 
 def _can_talk() -> bool:
@@ -93,7 +93,7 @@ def choose(
     """
     there = possible(config)
     counts = [there.most] if there.fixed else _counts(there.most)
-    found: dict[int, Outcome] = {}
+    outcomes: dict[int, Outcome] = {}
     failure: StudioError | None = None
     if config.machines.sharding != "full":
         for count in counts:
@@ -103,14 +103,16 @@ def choose(
             except StudioError as error:
                 failure = failure or error
             else:
-                found[count] = _on(alone, count, config, sizes, rates)
-    if found:
-        tried = {count: answering(config, sizes, rates, count) for count in found}
-        best = _worth_it({count: one.step_seconds + tried[count] for count, one in found.items()}, steps)
+                outcomes[count] = _on(alone, count, config, sizes, rates)
+    if outcomes:
+        tried = {count: answering(config, sizes, rates, count) for count in outcomes}
+        best = _worth_it(
+            {count: outcome.step_seconds + tried[count] for count, outcome in outcomes.items()}, steps
+        )
         why = there.why
         if best < there.most and not there.fixed:
             why = f"{there.most} would not be notably quicker"
-        return _told(found[best], why, "each holds all of it")
+        return _told(outcomes[best], why, "each holds all of it")
     return _sharded(config, sizes, load, rates, free_bytes, there, failure)
 
 
@@ -140,26 +142,26 @@ def _on(alone: Outcome, count: int, config: RunConfig, sizes: ModelSize, rates: 
     return replace(alone, plan=replace(alone.plan, processes=count), step_seconds=each + travel)
 
 
-def _worth_it(found: dict[int, float], steps: int) -> int:
+def _worth_it(step_seconds: dict[int, float], steps: int) -> int:
     """The fewest processes that are about as quick as any number, their start counted.
 
-    :param found: seconds of a step
+    :param step_seconds: seconds of a step
     """
     seconds = {
-        count: each * steps + (STARTING_SECONDS if count > 1 else 0.0) for count, each in found.items()
+        count: each * steps + (STARTING_SECONDS if count > 1 else 0.0) for count, each in step_seconds.items()
     }
     least = min(seconds.values())
     return min(count for count, taken in seconds.items() if taken <= WORTH * least)
 
 
-def _told(found: Outcome, why: str, base: str) -> Outcome:
-    count, cuda = found.plan.processes, hardware.device().value == "cuda"
+def _told(outcome: Outcome, why: str, base: str) -> Outcome:
+    count, cuda = outcome.plan.processes, hardware.device().value == "cuda"
     choices: dict[str, Any] = {}
     if cuda or count > 1:
         choices["GPUs" if cuda else "processes"] = Choice(str(count), why)
     if count > 1:
-        choices["base"] = Choice("spread" if found.plan.sharded else "whole", base)
-    return replace(found, plan=replace(found.plan, choices=choices | found.plan.choices))
+        choices["base"] = Choice("spread" if outcome.plan.sharded else "whole", base)
+    return replace(outcome, plan=replace(outcome.plan, choices=choices | outcome.plan.choices))
 
 
 def _sharded(
@@ -176,9 +178,9 @@ def _sharded(
         if failure is not None:
             raise failure
         raise StudioError("machines.sharding", f"cannot be full: {why_not}", "Take auto or none.")
-    held = replace(sizes, base_bytes=model_size.sharded_bytes(sizes, there.most))
+    spread_sizes = replace(sizes, base_bytes=model_size.sharded_bytes(sizes, there.most))
     free = free_bytes - between_bytes(there.most, rates)
-    alone = plan.choose(config, held, load.shared(there.most), rates, free)
+    alone = plan.choose(config, spread_sizes, load.shared(there.most), rates, free)
     alone = replace(alone, plan=spread(alone.plan))
     why = "set in the recipe" if config.machines.sharding == "full" else "no GPU here holds all of it"
     whole = _on(alone, there.most, config, sizes, rates)

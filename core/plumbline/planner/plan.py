@@ -47,8 +47,8 @@ class Workload:
     @property
     def some(self) -> list[Any]:
         """A few steps of all sizes."""
-        places = numpy.linspace(0, len(self.steps) - 1, min(len(self.steps), DRAWN)).astype(int)
-        return [self.steps[place] for place in places]
+        positions = numpy.linspace(0, len(self.steps) - 1, min(len(self.steps), DRAWN)).astype(int)
+        return [self.steps[position] for position in positions]
 
     def rows(self, count: int) -> Any:
         """Lengths of so many rows like those of the steps."""
@@ -120,31 +120,31 @@ def choose(
 
     :raises StudioError: when none fits; it names the nearest that would
     """
-    found = [estimate(plan, shape, load, rates) for plan in _plans(config, shape, load, rates)]
+    estimates = [estimate(plan, shape, load, rates) for plan in _plans(config, shape, load, rates)]
     usable = free_bytes * USED_SHARE
-    fitting = [one for one in found if one.peak_bytes <= usable]
+    fitting = [each for each in estimates if each.peak_bytes <= usable]
     if not fitting:
-        least = min(one.peak_bytes for one in found)
+        least = min(each.peak_bytes for each in estimates)
         raise StudioError(
             "memory",
             f"{_gib(least)} is the least for these settings, {_gib(usable)} can be used",
             _nearest(config, shape, load, rates, usable),
         )
-    fastest = min(one.step_seconds for one in fitting)
+    fastest = min(each.step_seconds for each in fitting)
     # Rounded states change what is learned, if little: they are for when whole ones cost much time.
-    whole = [one for one in fitting if one.plan.optimizer == "adamw_torch"]
-    if whole and min(one.step_seconds for one in whole) <= WHOLE_STATES * fastest:
+    whole = [each for each in fitting if each.plan.optimizer == "adamw_torch"]
+    if whole and min(each.step_seconds for each in whole) <= WHOLE_STATES * fastest:
         fitting = whole
-        fastest = min(one.step_seconds for one in fitting)
-    near = [one for one in fitting if one.step_seconds <= NEAR * fastest]
-    best = min(near, key=lambda one: one.peak_bytes)
+        fastest = min(each.step_seconds for each in fitting)
+    near = [each for each in fitting if each.step_seconds <= NEAR * fastest]
+    best = min(near, key=lambda each: each.peak_bytes)
     return Outcome(_explained(config, load, shape, best), best.peak_bytes, best.step_seconds)
 
 
 def smallest(config: RunConfig, shape: ModelSize, load: Workload, rates: DeviceSpeed) -> Outcome:
     """Of the plans that the recipe allows, the one that needs least memory."""
-    found = [estimate(plan, shape, load, rates) for plan in _plans(config, shape, load, rates)]
-    least = min(found, key=lambda one: one.peak_bytes)
+    estimates = [estimate(plan, shape, load, rates) for plan in _plans(config, shape, load, rates)]
+    least = min(estimates, key=lambda each: each.peak_bytes)
     return Outcome(_explained(config, load, shape, least), least.peak_bytes, least.step_seconds)
 
 
@@ -193,33 +193,33 @@ def _plans(config: RunConfig, shape: ModelSize, load: Workload, rates: DeviceSpe
         optimizers = [training.optimizer if rates.cuda else training.optimizer.removeprefix("paged_")]
     else:
         optimizers = ["adamw_torch", "adamw_8bit"] if rates.cuda else ["adamw_torch"]
-    found = []
+    plans = []
     for size in sizes:
-        for kept, offload in _checkpointing(training.gradient_checkpointing, shape, rates.cuda):
+        for layers_kept, offload in _checkpointing(training.gradient_checkpointing, shape, rates.cuda):
             for optimizer in optimizers:
-                way = StepConfig(size, kept, offload, optimizer)
+                way = StepConfig(size, layers_kept, offload, optimizer)
                 graphs = cost.graphed(shape, way, rates)
-                found.append(Plan(size, kept, shape.layers, offload, optimizer, graphs))
-    return found
+                plans.append(Plan(size, layers_kept, shape.layers, offload, optimizer, graphs))
+    return plans
 
 
-def _checkpointing(wanted: str, shape: ModelSize, cuda: bool) -> list[tuple[int, bool]]:
+def _checkpointing(setting: str, shape: ModelSize, cuda: bool) -> list[tuple[int, bool]]:
     """Layers kept and offload, as the setting allows them."""
     layers = shape.layers
-    if wanted == "none":
+    if setting == "none":
         return [(layers, False)]
-    if wanted == "full":
+    if setting == "full":
         return [(0, False)]
-    if wanted == "offload":
+    if setting == "offload":
         return [(0, cuda)]
     some = sorted({layers * eighth // 8 for eighth in range(1, 8)} - {0, layers})
     if shape.refusal:
         some = []  # transformers recomputes all layers or none
-    if wanted == "selective":
-        return [(kept, False) for kept in some] or [(0, False)]
+    if setting == "selective":
+        return [(layers_kept, False) for layers_kept in some] or [(0, False)]
     if not cuda:
         return [(layers, False)]
-    return [(layers, False), *((kept, False) for kept in some), (0, False), (0, True)]
+    return [(layers, False), *((layers_kept, False) for layers_kept in some), (0, False), (0, True)]
 
 
 def _explained(config: RunConfig, load: Workload, shape: ModelSize, best: Outcome) -> Plan:
@@ -240,22 +240,22 @@ def _explained(config: RunConfig, load: Workload, shape: ModelSize, best: Outcom
     return replace(plan, choices=choices)
 
 
-def _optimizer_choice(wanted: str, planned: str) -> Choice:
+def _optimizer_choice(setting: str, planned: str) -> Choice:
     device = hardware.optimizer(planned)
-    if wanted.startswith("paged") and not device.startswith("paged"):
+    if setting.startswith("paged") and not device.startswith("paged"):
         return Choice(device, "paged memory needs CUDA, so the 8-bit AdamW without paging")
-    if wanted != "auto":
+    if setting != "auto":
         return Choice(device, "set in the recipe")
     fits = planned == "adamw_torch"
     return Choice(device, "its states fit" if fits else "8-bit states leave room for activations")
 
 
-def _checkpointing_choice(wanted: str, plan: Plan, shape: ModelSize) -> Choice:
-    if wanted == "selective" and plan.layers_without_recompute == 0:
+def _checkpointing_choice(setting: str, plan: Plan, shape: ModelSize) -> Choice:
+    if setting == "selective" and plan.layers_without_recompute == 0:
         return Choice("full", "through autograd all layers are computed again, or none")
-    if wanted == "offload" and not plan.offload:
+    if setting == "offload" and not plan.offload:
         return Choice("full", "without a GPU the layers' inputs are in host memory anyway")
-    why = "set in the recipe" if wanted != "auto" else ""
+    why = "set in the recipe" if setting != "auto" else ""
     if plan.layers_without_recompute == plan.layers:
         return Choice("none", why or "all activations fit")
     if plan.layers_without_recompute:
@@ -273,8 +273,8 @@ def _nearest(config: RunConfig, shape: ModelSize, load: Workload, rates: DeviceS
         update={"micro_batch_tokens": None, "gradient_checkpointing": "auto", "optimizer": "auto"}
     )
     relaxed = config.model_copy(update={"training": free})
-    found = [estimate(plan, shape, load, rates) for plan in _plans(relaxed, shape, load, rates)]
-    least = min(found, key=lambda one: one.peak_bytes)
+    estimates = [estimate(plan, shape, load, rates) for plan in _plans(relaxed, shape, load, rates)]
+    least = min(estimates, key=lambda each: each.peak_bytes)
     if least.peak_bytes <= usable:
         way = _checkpointing_choice("auto", least.plan, shape).value
         return (
@@ -287,7 +287,7 @@ def _nearest(config: RunConfig, shape: ModelSize, load: Workload, rates: DeviceS
         length //= 2
         shorter = load.cut(length)
         plans = [estimate(plan, shape, shorter, rates) for plan in _plans(relaxed, shape, shorter, rates)]
-        needed = min(one.peak_bytes for one in plans)
+        needed = min(each.peak_bytes for each in plans)
         if needed <= usable:
             return f"With max_length {length} it needs {_gib(needed)}; leave the rest to the planner."
     if shape.base_bytes < usable / 2:

@@ -15,16 +15,16 @@ from plumbline.data.tokens.encode import encode_all, end_tokens
 from plumbline.models import load
 
 
-def both(one: Chosen, measured: Measured, config: RunConfig) -> tuple[Summary, Any] | None:
+def both(choice: Chosen, measured: Measured, config: RunConfig) -> tuple[Summary, Any] | None:
     """What a dataset's sample comes to when both answers of a row are learned from.
 
     :param measured: the sample
     :returns: its summary, and the tokens of both answers together, of those of its rows that are trained on;
         None when rows have not what the method learns from
     """
-    dataset, model, length = one.dataset, config.model, config.training.max_length
-    kept = dataset["id"], dataset["sha256"], config.method.name, model.base, model.revision, one.part.prefix
-    if (sides := _sides(*kept)) is None:
+    dataset, model, length = choice.dataset, config.model, config.training.max_length
+    key = dataset["id"], dataset["sha256"], config.method.name, model.base, model.revision, choice.part.prefix
+    if (sides := _sides(*key)) is None:
         return None
     learned = [side.learned(length) for side in sides]
     tokens = sum(numpy.minimum(side.lengths, length) for side in sides)
@@ -36,7 +36,7 @@ def both(one: Chosen, measured: Measured, config: RunConfig) -> tuple[Summary, A
         empty_rows=int(empty.sum()),
         empty_numbers=tuple((measured.numbers[empty][: stats.SHOWN] + 1).tolist()),
     )
-    at = measured.places(one.train)
+    at = measured.places(choice.train)
     return summary, tokens[at[~empty[at]]]
 
 

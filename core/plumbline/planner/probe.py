@@ -100,8 +100,8 @@ def _run(
         if number == 1 + 2 * len(drawn):
             _wait(device)
             begun = time.perf_counter()
-        for one in step.packs:
-            made.step(one, 1 / step.supervised)
+        for batch in step.packs:
+            made.step(batch, 1 / step.supervised)
         optimizer.step()
         optimizer.zero_grad()
     _wait(device)
@@ -124,14 +124,14 @@ def _step(packs: list[list[int]], chosen: Plan, learned: float, vocabulary: int)
 
     random, made = numpy.random.default_rng(0), []
     for lengths in packs:
-        kept = [max(2, round(length * learned)) for length in lengths]
+        learned_counts = [max(2, round(length * learned)) for length in lengths]
         rows = []
-        for length, count in zip(lengths, kept, strict=True):
+        for length, count in zip(lengths, learned_counts, strict=True):
             ids = random.integers(3, vocabulary, length)
             masked = numpy.arange(length) < length - count
             rows.append({"input_ids": ids, "labels": numpy.where(masked, IGNORED, ids)})
         made.append(pack(rows, chosen.multiple, chosen.micro_batch_tokens))
-    return Step(tuple(made), sum(map(sum, packs)), sum(len(one.targets) for one in made))
+    return Step(tuple(made), sum(map(sum, packs)), sum(len(batch.targets) for batch in made))
 
 
 def _optimizer(planned: str, parameters: list[Any]) -> Any:

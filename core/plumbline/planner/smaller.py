@@ -37,10 +37,10 @@ def explained(error: BaseException, where: str, expected: Outcome, settings: dic
     :param settings: see `smaller`
     """
     kind = "GPU memory" if hardware.device().value == "cuda" else "memory"
-    wanted, free = _WANTED.search(str(error)), _FREE.search(str(error))
-    needs = _bytes(wanted) if wanted else float(expected.peak_bytes)
+    requested, free = _WANTED.search(str(error)), _FREE.search(str(error))
+    needs = _bytes(requested) if requested else float(expected.peak_bytes)
     left = _bytes(free) if free else plan.free_bytes()
-    about = "" if wanted else "about "
+    about = "" if requested else "about "
     return OutOfMemory(
         f"out of {kind} {where}: {about}{_gib(needs)} were needed, {_gib(left)} free", settings
     )
@@ -61,17 +61,19 @@ def smaller(config: RunConfig, work: Workload, failed: Outcome) -> dict[str, Any
     while length >= 16:
         cut = work.cut(length)
 
-        def planned(one: RunConfig, cut: Workload = cut) -> Outcome:
-            return plan.choose(one, sizes, cut, rates, math.inf)
+        def planned(candidate: RunConfig, cut: Workload = cut) -> Outcome:
+            return plan.choose(candidate, sizes, cut, rates, math.inf)
 
-        tried = [(one, planned(one)) for one in _frugal(config, failed.plan, cut.longest)]
+        tried = [(candidate, planned(candidate)) for candidate in _frugal(config, failed.plan, cut.longest)]
         smallest = min(outcome.peak_bytes for _, outcome in tried)
         if smallest - floor < NOTABLY * (failed.peak_bytes - floor):
             half = (smallest + failed.peak_bytes) / 2
-            fitting = [(one, outcome) for one, outcome in tried if outcome.peak_bytes <= half]
-            best, found = min(fitting, key=lambda one: one[1].step_seconds)
+            fitting = [(candidate, outcome) for candidate, outcome in tried if outcome.peak_bytes <= half]
+            best, planned_outcome = min(fitting, key=lambda candidate: candidate[1].step_seconds)
             change = {} if length == work.longest else {"training.max_length": length}
-            return change | _needed(config, best, found.plan, lambda one: planned(one).plan)
+            return change | _needed(
+                config, best, planned_outcome.plan, lambda candidate: planned(candidate).plan
+            )
         length //= 2
     return {}
 
@@ -87,12 +89,12 @@ def _frugal(config: RunConfig, failed: Plan, longest: int) -> list[RunConfig]:
 
 
 def _needed(
-    config: RunConfig, pinned: RunConfig, wanted: Plan, planned: Callable[[RunConfig], Plan]
+    config: RunConfig, pinned: RunConfig, target: Plan, planned: Callable[[RunConfig], Plan]
 ) -> dict[str, Any]:
     """Of what is pinned, what the planner would do otherwise without."""
     for key in reversed(PINS):
         looser = _with(pinned, {key: getattr(config.training, key)})
-        if planned(looser).way == wanted.way:
+        if planned(looser).way == target.way:
             pinned = looser
     values = {key: getattr(pinned.training, key) for key in PINS}
     return {
@@ -104,8 +106,8 @@ def _with(config: RunConfig, training: dict[str, Any]) -> RunConfig:
     return config.model_copy(update={"training": config.training.model_copy(update=training)})
 
 
-def _bytes(found: re.Match[str]) -> float:
-    return float(found[1]) * _UNITS[found[2]]
+def _bytes(match: re.Match[str]) -> float:
+    return float(match[1]) * _UNITS[match[2]]
 
 
 def _gib(count: float) -> str:

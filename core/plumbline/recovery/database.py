@@ -45,14 +45,14 @@ _TYPES: dict[str, type] = {"INTEGER": int, "TEXT": str}
 class Rebuilt:
     """What the new database lists.
 
-    :param kept: the old file under its new name; None where there was none
+    :param old_file: the old file under its new name; None where there was none
     :param remarks: what a folder did not tell, in sentences
     """
 
     runs: int = 0
     datasets: int = 0
     evaluations: int = 0
-    kept: Path | None = None
+    old_file: Path | None = None
     remarks: list[str] = field(default_factory=list)
 
 
@@ -81,7 +81,7 @@ def rebuild() -> Rebuilt:
         done.evaluations = db.table("evaluations").count
         stamp = opening.stamp_of(db.conn)
     assert stamp is not None, "the migration made it"
-    done.kept = _set_aside(path)
+    done.old_file = _set_aside(path)
     os.replace(made, path)
     sidecars.write_stamp(stamp)
     sidecars.bring_up_to_date()
@@ -93,8 +93,8 @@ def _set_aside(path: Path) -> Path | None:
     name = f"{path.name}.kept-{time.strftime('%Y%m%d-%H%M%S')}"
     for file in opening.beside(path):
         file.rename(path.with_name(name + file.name.removeprefix(path.name)))
-    kept = path.with_name(name)
-    return kept if kept.exists() else None
+    old_file = path.with_name(name)
+    return old_file if old_file.exists() else None
 
 
 def _take_over(path: Path, db: Database) -> None:
@@ -179,8 +179,8 @@ def _runs(db: Database, done: Rebuilt) -> None:
             _ended_since(db, number)
         elif runs.exists(number):
             _ended_since(db, number)
-        elif (told := folders.run(number)) is not None:
-            db.table("runs").insert({**told, "dataset_id": _dataset_of(db, number)})
+        elif (row_of_folder := folders.run(number)) is not None:
+            db.table("runs").insert({**row_of_folder, "dataset_id": _dataset_of(db, number)})
             runs.event("listed again from its folder, which does not say where it came from", number)
             done.remarks.append(f"runs/{number} is listed by its files; a parent is not known.")
         else:
@@ -192,10 +192,12 @@ def _runs(db: Database, done: Rebuilt) -> None:
 
 def _ended_since(db: Database, run_id: int) -> None:
     """A run that an older file knows as unfinished may have ended since: its folder says so."""
-    told = folders.run(run_id)
-    if told is None or not told["summary"] or runs.get(run_id)["summary"]:
+    row_of_folder = folders.run(run_id)
+    if row_of_folder is None or not row_of_folder["summary"] or runs.get(run_id)["summary"]:
         return
-    db.table("runs").update(run_id, {name: value for name, value in told.items() if value is not None})
+    db.table("runs").update(
+        run_id, {name: value for name, value in row_of_folder.items() if value is not None}
+    )
     waiting = "run_id = ? and kind = 'train' and state not in ('completed', 'stopped', 'failed')"
     db.execute(f"update jobs set state = 'interrupted' where {waiting}", [run_id])
 
@@ -232,9 +234,9 @@ def _jobs(db: Database, run_id: int, record: dict[str, Any]) -> None:
 
 
 def _evaluations(db: Database, run_id: int) -> None:
-    for place in sidecars.evaluation_places(run_id):
-        record = sidecars.read(place) or {}
-        number = int(place.stem)
+    for path in sidecars.evaluation_places(run_id):
+        record = sidecars.read(path) or {}
+        number = int(path.stem)
         if (row := _row(db, "evaluations", record, number)) is None:
             continue
         if db.table("evaluations").count_where("id = ? and run_id != ?", [number, run_id]):

@@ -78,13 +78,13 @@ def _looked_through(path: Path) -> tuple[int, set[str], list[str]]:
 
 def names_of_datasets(run_ids: set[int]) -> dict[str, str]:
     """What the datasets that runs have learned from are called, by checksum."""
-    found = {}
+    names = {}
     for run_id in sorted(run_ids):
         parts = _json(home() / "runs" / str(run_id) / "data.json")
         for part in parts if isinstance(parts, list) else []:
             if isinstance(part, dict) and isinstance(part.get("dataset"), str):
-                found[str(part.get("sha256"))] = part["dataset"]
-    return found
+                names[str(part.get("sha256"))] = part["dataset"]
+    return names
 
 
 def run(number: int) -> dict[str, Any] | None:
@@ -140,22 +140,22 @@ def _recipe(folder: Path) -> RunConfig | None:
 
 def _planned_steps(folder: Path) -> int | None:
     states = sorted(folder.glob("checkpoints/checkpoint-*/trainer_state.json"))
-    found = (_json(path) or {} for path in states)
-    return max((int(state.get("max_steps") or 0) for state in found), default=0) or None
+    trainer_states = (_json(path) or {} for path in states)
+    return max((int(state.get("max_steps") or 0) for state in trainer_states), default=0) or None
 
 
 def figures(measured: list[history.Point]) -> dict[str, Any]:
     """What a run's row says of its points."""
-    found: dict[str, Any] = {"step": max((step for step, _ in measured), default=0)}
+    columns: dict[str, Any] = {"step": max((step for step, _ in measured), default=0)}
     for step, values in sorted(measured, key=lambda point: point[0]):
         for name in ("loss", "memory_gb", "eval_loss"):
             if (value := values.get(name)) is not None and abs(value) < float("inf"):
-                found[name] = value
+                columns[name] = value
                 if name == "eval_loss" and step == 0:
-                    found["base_eval_loss"] = value
-                elif name == "eval_loss" and value < found.get("best_eval_loss", float("inf")):
-                    found |= {"best_eval_loss": value, "best_step": step}
-    return found
+                    columns["base_eval_loss"] = value
+                elif name == "eval_loss" and value < columns.get("best_eval_loss", float("inf")):
+                    columns |= {"best_eval_loss": value, "best_step": step}
+    return columns
 
 
 def exports(numbers: set[int]) -> Iterator[dict[str, Any]]:

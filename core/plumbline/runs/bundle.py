@@ -39,10 +39,10 @@ class Parcel:
     @property
     def files(self) -> dict[str, str]:
         """Its files of rows by part, relative to the job's folder."""
-        found = {"train": f"data/{self.stem}.jsonl"}
+        paths = {"train": f"data/{self.stem}.jsonl"}
         if self.dataset["held_out_rows"]:
-            found["held_out"] = f"data/{self.stem}.held_out.jsonl"
-        return found
+            paths["held_out"] = f"data/{self.stem}.held_out.jsonl"
+        return paths
 
     @property
     def mapping(self) -> str:
@@ -62,21 +62,21 @@ def parcels(config: RunConfig) -> list[Parcel]:
     :raises StudioError: when there is no such dataset
     """
     taken = {path.name for path in (assets() / "samples").iterdir()}
-    found = []
+    bundled = []
     for number, part in enumerate(config.data.parts, start=1):
         dataset = store.by_name(part.dataset)
         numbered = (f"{part.dataset[:50]}-{count}" for count in itertools.count(number))
-        wanted = itertools.chain([part.dataset] if len(part.dataset) <= LONGEST else [], numbered)
-        name = next(one for one in wanted if one not in taken)
+        candidates = itertools.chain([part.dataset] if len(part.dataset) <= LONGEST else [], numbered)
+        name = next(candidate for candidate in candidates if candidate not in taken)
         taken.add(name)
-        found.append(Parcel(dataset, name, f"{number}"))
-    return found
+        bundled.append(Parcel(dataset, name, f"{number}"))
+    return bundled
 
 
-def renamed(config: RunConfig, found: list[Parcel]) -> RunConfig:
+def renamed(config: RunConfig, bundled: list[Parcel]) -> RunConfig:
     """A recipe that learns from the datasets as they are called where they arrive."""
     # By what the recipe calls them, which may be a former name.
-    names = {part.dataset: one.name for part, one in zip(config.data.parts, found, strict=True)}
+    names = {part.dataset: parcel.name for part, parcel in zip(config.data.parts, bundled, strict=True)}
     mix = tuple(part.model_copy(update={"dataset": names[part.dataset]}) for part in config.data.mix)
     dataset = names.get(config.data.dataset, config.data.dataset)
     data = config.data.model_copy(update={"dataset": dataset, "mix": mix, "mapping": None})

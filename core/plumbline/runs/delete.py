@@ -47,9 +47,9 @@ class Contents:
         text = f"This deletes for good: {', '.join(parts)}; {self.bytes / 1e6:,.1f} MB."
         if self.children:
             names = ", ".join(f"run {child}" for child in self.children)
-            one = len(self.children) == 1
-            text += f" {names[0].upper()}{names[1:]} {'comes' if one else 'come'} from it and"
-            text += f" {'stays' if one else 'stay'}."
+            is_single = len(self.children) == 1
+            text += f" {names[0].upper()}{names[1:]} {'comes' if is_single else 'come'} from it and"
+            text += f" {'stays' if is_single else 'stay'}."
         return text
 
 
@@ -58,7 +58,7 @@ def contents(run_id: int) -> Contents:
     runs.get(run_id)
     folder = run_folder(run_id, create=False)
     exports = [path for path in _exports(_jobs(run_id)) if path.exists()]
-    files = [path for place in (folder, *exports) for path in place.rglob("*")]
+    files = [path for root in (folder, *exports) for path in root.rglob("*")]
     return Contents(
         len(folders.listed(folder / "checkpoints")),
         database().table("evaluations").count_where("run_id = ?", [run_id]),
@@ -90,10 +90,10 @@ def remove(run_id: int) -> None:
 
 def _beginning_with(run_id: int) -> list[dict[str, Any]]:
     """The runs that come from one, and those that train these again: they begin as these do."""
-    found = runs.children(run_id)
-    for child in found:  # grows: a reproduction may be trained again too
-        found += [again for again in runs.children(child["id"]) if again["relation"] == "reproduction"]
-    return found
+    descendants = runs.children(run_id)
+    for child in descendants:  # grows: a reproduction may be trained again too
+        descendants += [again for again in runs.children(child["id"]) if again["relation"] == "reproduction"]
+    return descendants
 
 
 def clear() -> None:
@@ -115,8 +115,8 @@ def clear() -> None:
 
 
 def _jobs(run_id: int) -> list[int]:
-    found = database().execute("select id from jobs where run_id = ?", [run_id]).fetchall()
-    return [row[0] for row in found]
+    rows = database().execute("select id from jobs where run_id = ?", [run_id]).fetchall()
+    return [row[0] for row in rows]
 
 
 def _exports(job_ids: list[int]) -> list[Path]:

@@ -156,23 +156,23 @@ def agreement(run_id: int) -> Agreement:
     return Agreement(len(both), max(apart, default=0.0), held_out, _differences(run["parent"], run_id))
 
 
-def _differences(one: int, other: int) -> tuple[str, ...]:
+def _differences(run: int, other: int) -> tuple[str, ...]:
     """What two runs recorded of data, code and environment, where it is not the same."""
-    found = []
-    left, right = (_metadata(run_id) for run_id in (one, other))
+    sentences = []
+    left, right = (_metadata(run_id) for run_id in (run, other))
     for section in ("environment", "code", "datasets"):
         before, after = (_named(side.get(section, {})) for side in (left, right))
         for name in sorted(before.keys() & after.keys()):
             if before[name] != after[name]:
-                found.append(f"{name} {str(before[name])[:20]}, now {str(after[name])[:20]}")
-    return tuple(found)
+                sentences.append(f"{name} {str(before[name])[:20]}, now {str(after[name])[:20]}")
+    return tuple(sentences)
 
 
 def _named(section: Any) -> dict[str, Any]:
     """A section of the metadata by name; of datasets, their digests."""
     if isinstance(section, dict):
         return section
-    return {f"dataset {one['name']}": one["sha256"] for one in section}
+    return {f"dataset {dataset['name']}": dataset["sha256"] for dataset in section}
 
 
 def _metadata(run_id: int) -> dict[str, Any]:

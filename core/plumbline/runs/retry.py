@@ -34,8 +34,8 @@ def offered(run_id: int) -> SmallerPlan | None:
     if job is None or not settings:
         return None
     folder = run_folder(run_id, create=False) / "checkpoints"
-    kept = folders.listed(folder) if _without_effect(settings) else []
-    return SmallerPlan(job["id"], settings, folders.step_of(kept[-1]) if kept else None)
+    checkpoints = folders.listed(folder) if _without_effect(settings) else []
+    return SmallerPlan(job["id"], settings, folders.step_of(checkpoints[-1]) if checkpoints else None)
 
 
 def start(run_id: int) -> int:

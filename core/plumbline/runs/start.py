@@ -17,11 +17,11 @@ from plumbline.store.database import writing
 
 def store(config: RunConfig, dataset_id: int) -> list[int]:
     """Store a recipe's runs; each begins with what the one before has learned. :returns: their ids"""
-    found: list[int] = []
+    run_ids: list[int] = []
     for stage in stages(config):
-        before = found[-1] if found else None
-        found.append(runs.add(stage, dataset_id, before, None, "rank" if before else None))
-    return found
+        before = run_ids[-1] if run_ids else None
+        run_ids.append(runs.add(stage, dataset_id, before, None, "rank" if before else None))
+    return run_ids
 
 
 def start(config: RunConfig, dataset_id: int, token: str, forecast: str | None = None) -> int:
@@ -32,10 +32,10 @@ def start(config: RunConfig, dataset_id: int, token: str, forecast: str | None =
     """
 
     def stored() -> list[int]:
-        found = store(config, dataset_id)
-        if len(found) == 1:  # a forecast is of one run
-            runs.update(found[0], forecast=forecast)
-        return found
+        run_ids = store(config, dataset_id)
+        if len(run_ids) == 1:  # a forecast is of one run
+            runs.update(run_ids[0], forecast=forecast)
+        return run_ids
 
     return _once(token, stored)
 
@@ -51,9 +51,9 @@ def branch(run_id: int, step: int | None, changes: dict[str, Any], token: str) -
     for job in queue.with_token(token):
         return job["run_id"]
     # Looked at before the transaction: it takes seconds, in which nobody else could write.
-    found = lineage.branch(run_id, step, changes)
-    fit.check_fits(found.config)
-    return _once(token, lambda: [found.store()])
+    planned = lineage.branch(run_id, step, changes)
+    fit.check_fits(planned.config)
+    return _once(token, lambda: [planned.store()])
 
 
 def reproduce(run_id: int, token: str) -> int:
@@ -77,18 +77,18 @@ def _once(token: str, stored: Callable[[], list[int]]) -> int:
     with writing():
         for job in queue.with_token(token):
             return job["run_id"]
-        found = stored()
-        for number, run_id in enumerate(found):
+        run_ids = stored()
+        for number, run_id in enumerate(run_ids):
             queue.enqueue("train", run_id, token=token if number == 0 else None)
-    return found[0]
+    return run_ids[0]
 
 
 def stages(config: RunConfig) -> list[RunConfig]:
     """The runs that a recipe with a rank schedule stands for: the same strength of adapter at every rank."""
-    found = []
+    configs = []
     for rank in config.lora.rank_schedule or (config.lora.r,):
         alpha = config.lora.alpha * rank / config.lora.r
         lora = config.lora.model_copy(update={"r": rank, "alpha": alpha, "rank_schedule": ()})
         name = config.name_with(f"r{rank}") if config.name and config.lora.rank_schedule else config.name
-        found.append(config.model_copy(update={"lora": lora, "name": name}))
-    return found
+        configs.append(config.model_copy(update={"lora": lora, "name": name}))
+    return configs

@@ -88,7 +88,7 @@ def slurm(run_id: int, changes: dict[str, Any] | None = None, time: str = "", pa
         raise StudioError("--time", f"{time!r:.40} is no time of Slurm's", "Write 2-12:00:00, or minutes.")
     if partition and not _PARTITION.fullmatch(partition):
         raise StudioError("--partition", f"{partition!r:.40} is no name of one", "See sinfo for yours.")
-    config, found = _carried(run_id, changes or {})
+    config, parcels = _carried(run_id, changes or {})
     gpus = config.machines.gpus
     if gpus is None:
         raise StudioError("machines.gpus", "must say how many GPUs a machine has", "Add --machines.gpus 8.")
@@ -114,14 +114,14 @@ def slurm(run_id: int, changes: dict[str, Any] | None = None, time: str = "", pa
         f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={NOTICE}  # until a launcher ends what saves a checkpoint",
         'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"  # srun no longer takes it from sbatch',
         "if [ $# -eq 0 ]; then",
-        *_imports(found),
+        *_imports(parcels),
         f"  set -- train {RECIPE}",
         "fi",
         'mapfile -t NODES < <(scontrol show hostnames "$SLURM_JOB_NODELIST")',
         'export FIRST="${NODES[0]}"',
         f'srun --kill-on-bad-exit=1 bash -c {shlex.quote(command)} {PROGRAM} "$@"',
     ]
-    return Job(run_id, ("job.sh", "\n".join(lines) + "\n"), config, found, ["sbatch", "job.sh"])
+    return Job(run_id, ("job.sh", "\n".join(lines) + "\n"), config, parcels, ["sbatch", "job.sh"])
 
 
 def skypilot(
@@ -138,12 +138,12 @@ def skypilot(
     if match is None:
         what = f"{accelerator!r:.40} is no kind of GPU" if accelerator else "must name a kind of GPU"
         raise StudioError("--accelerator", what, "Write its name and how many a machine has, like H100:8.")
-    wanted = changes.get("machines.gpus") or runs.recipe(run_id).machines.gpus
-    count = str(wanted or match[2] or 1)
+    requested = changes.get("machines.gpus") or runs.recipe(run_id).machines.gpus
+    count = str(requested or match[2] or 1)
     if match[2] and match[2] != count:
         what = f"has {match[2]} GPUs a machine, and machines.gpus is {count}"
         raise StudioError(f"--accelerator {accelerator}", what, "Give the same number.")
-    config, found = _carried(run_id, changes | {"machines.gpus": count})
+    config, parcels = _carried(run_id, changes | {"machines.gpus": count})
     base = config.model.base
     if not is_shared_id(base):
         raise StudioError(
@@ -165,7 +165,7 @@ def skypilot(
                 f'export PLUMBLINE_HOME="$PWD/{WORKSPACE}"',
                 'FIRST=$(head -n 1 <<< "$SKYPILOT_NODE_IPS")',
                 'if [ "$SKYPILOT_NODE_RANK" = 0 ]; then',
-                *_imports(found),
+                *_imports(parcels),
                 "fi",
                 f"exec {command} train {RECIPE}\n",
             ]
@@ -176,11 +176,13 @@ def skypilot(
     text = f"# What was learned is then in sky_workdir/{WORKSPACE}; sky down {name} ends the machines.\n"
     text += yaml.dump(task, Dumper=_Readable, sort_keys=False, width=1000)
     secret = ["--secret", TOKEN] if asked else []
-    return Job(run_id, ("job.yaml", text), config, found, ["sky", "launch", "-c", name, *secret, "job.yaml"])
+    return Job(
+        run_id, ("job.yaml", text), config, parcels, ["sky", "launch", "-c", name, *secret, "job.yaml"]
+    )
 
 
-def _imports(found: list[bundle.Parcel]) -> list[str]:
-    return [f"  {PROGRAM} {shlex.join(parcel.words)}" for parcel in found]
+def _imports(parcels: list[bundle.Parcel]) -> list[str]:
+    return [f"  {PROGRAM} {shlex.join(parcel.words)}" for parcel in parcels]
 
 
 def _carried(run_id: int, changes: dict[str, Any]) -> tuple[RunConfig, list[bundle.Parcel]]:
@@ -202,8 +204,8 @@ def _carried(run_id: int, changes: dict[str, Any]) -> tuple[RunConfig, list[bund
         base = str(Path(base).expanduser().absolute())
     model = config.model.model_copy(update={"base": base})
     config = config.model_copy(update={"name": run["name"], "model": model})
-    found = bundle.parcels(config)
-    return bundle.renamed(config, found), found
+    parcels = bundle.parcels(config)
+    return bundle.renamed(config, parcels), parcels
 
 
 def write(job: Job) -> Path:

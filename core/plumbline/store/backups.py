@@ -22,8 +22,8 @@ def make(name: str) -> Path:
     :param name: begins with `DAILY` or `BEFORE`
     :raises sqlite3.Error, OSError: when it cannot be copied; nothing stays of the copy then
     """
-    place = folder("backups")
-    final, staged = place / f"{name}.db", place / f"{name}.new"
+    backups = folder("backups")
+    final, staged = backups / f"{name}.db", backups / f"{name}.new"
     try:
         os.close(os.open(staged, os.O_CREAT | os.O_TRUNC | os.O_RDWR, 0o600))
         with closing(read_only(database_path())) as source, closing(sqlite3.connect(staged)) as target:
@@ -34,7 +34,7 @@ def make(name: str) -> Path:
         staged.unlink(missing_ok=True)
         raise
     kind = DAILY if name.startswith(DAILY) else BEFORE
-    others = sorted(path for path in place.glob(f"{kind}*.db") if path != final)  # by name, never by clock
+    others = sorted(path for path in backups.glob(f"{kind}*.db") if path != final)  # by name, never by clock
     for old in others[: 1 - KEPT]:
         old.unlink(missing_ok=True)
     return final

@@ -307,12 +307,12 @@ def once_committed(action: Callable[[], None]) -> None:
 
 def stamp() -> tuple[tuple[int, int], ...]:
     """Changes with every commit of any process: what was read under an equal stamp is still so."""
-    found = []
+    states = []
     for path in (database_path(), database_path().with_name(database_path().name + "-wal")):
         with suppress(FileNotFoundError):
             state = path.stat()
-            found.append((state.st_mtime_ns, state.st_size))
-    return tuple(found)
+            states.append((state.st_mtime_ns, state.st_size))
+    return tuple(states)
 
 
 def insert(table: str, values: dict[str, Any]) -> int:

@@ -36,24 +36,24 @@ def add(name: str, values: dict[str, Any], rows: Path) -> int:
     return dataset_id
 
 
-def rename(dataset_id: int, wanted: str) -> str:
+def rename(dataset_id: int, new_name: str) -> str:
     """Call a dataset by another name; recipes and runs that call it by an earlier one still find it.
 
-    :param wanted: made safe to show, as at an import
+    :param new_name: made safe to show, as at an import
     :returns: the new name
     :raises StudioError: when it is empty or too long, or another dataset is or was called so
     """
-    refuse_long_name("dataset", wanted)
+    refuse_long_name("dataset", new_name)
     with writing() as db:
         dataset = get(dataset_id)
-        old, new = dataset["name"], _clean(wanted)
+        old, new = dataset["name"], _clean(new_name)
         if not new:
             raise StudioError(f"dataset {old!r}", "has no new name yet", "Write letters or digits.")
         for other in listed():
             if other["id"] != dataset_id and new in called(other):
-                said = "another is" if other["name"] == new else f"{other['name']!r} was"
+                which = "another is" if other["name"] == new else f"{other['name']!r} was"
                 raise StudioError(
-                    f"dataset {old!r}", f"cannot be {new!r}: {said} called so", "Choose another."
+                    f"dataset {old!r}", f"cannot be {new!r}: {which} called so", "Choose another."
                 )
         former = [name for name in called(dataset) if name != new]
         origin = json.loads(dataset["origin"] or "{}") | {"former_names": former}
@@ -67,9 +67,9 @@ def called(dataset: dict[str, Any]) -> list[str]:
     return [dataset["name"], *json.loads(dataset["origin"] or "{}").get("former_names", [])]
 
 
-def refuse_long_name(what: str, wanted: str) -> None:
+def refuse_long_name(what: str, name: str) -> None:
     """:param what: that is to have the name :raises StudioError: when the name is too long for a list"""
-    if (length := len(wanted.strip())) > LONGEST_NAME:
+    if (length := len(name.strip())) > LONGEST_NAME:
         raise StudioError(
             f"{what} name",
             f"has {length:,} letters, and at most {LONGEST_NAME} are shown",
@@ -77,14 +77,14 @@ def refuse_long_name(what: str, wanted: str) -> None:
         )
 
 
-def _clean(wanted: str) -> str:
+def _clean(name: str) -> str:
     """A name that is safe to show, in a command too; empty when nothing is left."""
-    return re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", wanted)).strip("-.")
+    return re.sub(r"[^\w.-]+", "-", unicodedata.normalize("NFC", name)).strip("-.")
 
 
-def free_name(wanted: str) -> str:
+def free_name(preferred: str) -> str:
     """A readable name that no dataset has, or had: an old recipe must not find another dataset."""
-    clean = _clean(wanted)[:LONGEST_NAME] or "dataset"
+    clean = _clean(preferred)[:LONGEST_NAME] or "dataset"
     taken = {name for dataset in listed() for name in called(dataset)}
     if clean not in taken:
         return clean
@@ -135,16 +135,16 @@ def findings(dataset: dict[str, Any]) -> list[dict[str, Any]]:
     return json.loads(dataset["findings"] or "[]")
 
 
-def set_findings(dataset_id: int, found: list[dict[str, Any]]) -> None:
-    database().table("datasets").update(dataset_id, {"findings": json.dumps(found)})
+def set_findings(dataset_id: int, all_findings: list[dict[str, Any]]) -> None:
+    database().table("datasets").update(dataset_id, {"findings": json.dumps(all_findings)})
     sidecars.note("dataset", dataset_id)
 
 
-def replace_finding(dataset_id: int, kind: str, found: dict[str, Any] | None) -> None:
+def replace_finding(dataset_id: int, kind: str, finding: dict[str, Any] | None) -> None:
     """Put a finding in the place of earlier ones of its kind; None only takes those away."""
     with writing():
-        others = [one for one in findings(get(dataset_id)) if one["kind"] != kind]
-        set_findings(dataset_id, others + ([found] if found else []))
+        others = [each for each in findings(get(dataset_id)) if each["kind"] != kind]
+        set_findings(dataset_id, others + ([finding] if finding else []))
 
 
 def columns(dataset: dict[str, Any]) -> list[str]:

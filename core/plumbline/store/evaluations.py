@@ -11,11 +11,11 @@ from plumbline.store.database import database, insert, writing
 def add(run_id: int, dataset_id: int, job_id: int, result: dict[str, Any], rows: list[dict[str, Any]]) -> int:
     with writing() as db:
         known = db.execute("select coalesce(max(id), 0) from evaluations").fetchone()[0]
-        kept = (int(path.stem) for path in sidecars.evaluation_places(run_id))
+        numbers_of_sidecars = (int(path.stem) for path in sidecars.evaluation_places(run_id))
         evaluation_id = insert(
             "evaluations",
             {
-                "id": 1 + max(known, *kept, 0),
+                "id": 1 + max(known, *numbers_of_sidecars, 0),
                 "run_id": run_id,
                 "dataset_id": dataset_id,
                 "job_id": job_id,
@@ -33,8 +33,8 @@ def add(run_id: int, dataset_id: int, job_id: int, result: dict[str, Any], rows:
 
 def latest(run_id: int) -> dict[str, Any] | None:
     """The newest evaluation of a run with ``result`` decoded, or None."""
-    found = database().table("evaluations").rows_where("run_id = ?", [run_id], order_by="id desc", limit=1)
-    for row in found:
+    newest = database().table("evaluations").rows_where("run_id = ?", [run_id], order_by="id desc", limit=1)
+    for row in newest:
         return {**row, "result": json.loads(row["result"])}
     return None
 

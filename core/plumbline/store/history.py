@@ -14,14 +14,14 @@ def points(run_id: int) -> list[Point]:
     path = run_folder(run_id, create=False) / "metrics_history.jsonl"
     if not path.is_file():
         return []
-    found = []
+    history = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             values = json.loads(line)
-            found.append((int(values.pop("step")), values))
+            history.append((int(values.pop("step")), values))
         except (ValueError, KeyError, AttributeError, TypeError):
             continue
-    return found
+    return history
 
 
 def catch_up(run_id: int) -> None:

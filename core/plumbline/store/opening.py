@@ -84,12 +84,12 @@ def read_only(path: Path) -> sqlite3.Connection:
 
 
 def _looked_at(connection: sqlite3.Connection, known: Collection[str], last: Stamp | None) -> list[str]:
-    found = connection.execute("select type, name from sqlite_master").fetchall()
-    for kind, name in found:
+    objects = connection.execute("select type, name from sqlite_master").fetchall()
+    for kind, name in objects:
         if kind in ("trigger", "view"):
             what = f"has a {kind} named {name!r:.60}, which Plumbline did not make"
             raise UnusableDatabase(what, "Nothing of it was run.")
-    tables = {name for kind, name in found if kind == "table"}
+    tables = {name for kind, name in objects if kind == "table"}
     if not tables:
         _refuse_lost("has no tables")
         return []
@@ -138,8 +138,8 @@ def stamp_path() -> Path:
 def last_stamp() -> Stamp | None:
     """The stamp beside the database; None in a workspace of a version that wrote none."""
     try:
-        found = json.loads(stamp_path().read_text(encoding="utf-8"))
-        return Stamp(str(found["id"]), int(found["changes"]))
+        stamp = json.loads(stamp_path().read_text(encoding="utf-8"))
+        return Stamp(str(stamp["id"]), int(stamp["changes"]))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
@@ -148,11 +148,11 @@ def damage(path: Path) -> str | None:
     """What SQLite finds wrong when it looks at a whole file, or None. Takes seconds for a large one."""
     connection = read_only(path)
     try:
-        found = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+        verdict = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
             raise
-        found = str(error)
+        verdict = str(error)
     finally:
         connection.close()
-    return None if found == "ok" else " ".join(found.split())[:200]
+    return None if verdict == "ok" else " ".join(verdict.split())[:200]

@@ -206,10 +206,12 @@ def metrics(run_id: int, columns: Iterable[str] = METRICS) -> list[dict[str, Any
         for name in (row["not_a_number"] or "").split(","):
             if name:
                 row[name] = math.nan
-        found = {name: row[name] for name in columns}
+        measured = {name: row[name] for name in columns}
         more = json.loads(row["extra"] or "{}")
         rewards = {name: more[name] for name in REWARDS if name in more}
-        rows.append({"step": row["step"], **found, "sources": _by_source(row["extra"]), "rewards": rewards})
+        rows.append(
+            {"step": row["step"], **measured, "sources": _by_source(row["extra"]), "rewards": rewards}
+        )
     return rows
 
 

@@ -48,12 +48,12 @@ def write_noted() -> None:
     noted = list(_noted())
     try:
         with FileLock(home() / "sidecars.lock", timeout=WAIT_SECONDS, mode=0o600):
-            _write({one: _COMPOSE[one[0]](one[1]) for one in noted})
+            _write({record: _COMPOSE[record[0]](record[1]) for record in noted})
     except (OSError, sqlite3.Error, Timeout) as error:
         log.warning("what changed could not be written beside the database: %s", error)
         return
-    for one in noted:
-        _noted().pop(one, None)
+    for record in noted:
+        _noted().pop(record, None)
 
 
 def _write(composed: dict[tuple[Kind, int], dict[str, Any] | None]) -> None:
@@ -64,9 +64,9 @@ def _write(composed: dict[tuple[Kind, int], dict[str, Any] | None]) -> None:
     stamp = _counted()
     for (kind, number), record in composed.items():
         if record is not None:
-            place = _place(kind, number, record)
-            place.parent.mkdir(mode=0o700, exist_ok=True)
-            write_whole(place, json.dumps(record, ensure_ascii=False))
+            path = _place(kind, number, record)
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            write_whole(path, json.dumps(record, ensure_ascii=False))
     write_stamp(stamp)
 
 
@@ -110,13 +110,13 @@ def _numbers(table: str) -> set[int]:
     return {row[0] for row in database().execute(f"select id from {table}").fetchall()}
 
 
-def read(place: Path) -> dict[str, Any] | None:
+def read(path: Path) -> dict[str, Any] | None:
     """A record; None where there is none that can be read."""
     try:
-        found = json.loads(place.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def run_place(run_id: int) -> Path:
@@ -129,8 +129,8 @@ def dataset_place(dataset_id: int) -> Path:
 
 def evaluation_places(run_id: int) -> list[Path]:
     """Of all evaluations of a run, by number."""
-    found = (home() / "runs" / str(run_id) / "evaluations").glob("*.json")
-    return sorted((path for path in found if path.stem.isdecimal()), key=lambda path: int(path.stem))
+    paths = (home() / "runs" / str(run_id) / "evaluations").glob("*.json")
+    return sorted((each for each in paths if each.stem.isdecimal()), key=lambda each: int(each.stem))
 
 
 def mappings_place() -> Path:

@@ -17,15 +17,15 @@ def ready() -> list[str]:
     :raises StudioError: when the database is not to be gone on with
     """
     database()
-    if found := opening.damage(opening.database_path()):
-        raise opening.UnusableDatabase(f"is damaged ({found})")
+    if damage := opening.damage(opening.database_path()):
+        raise opening.UnusableDatabase(f"is damaged ({damage})")
     backups.daily()
-    told = [text for text in (unlisted(), open_to_others()) if text]
+    warnings = [text for text in (unlisted(), open_to_others()) if text]
     try:
         sidecars.bring_up_to_date()
     except (OSError, sqlite3.Error, Timeout) as error:
-        told.append(f"What a lost database is made from could not be written. {message_of(error)}")
-    return told
+        warnings.append(f"What a lost database is made from could not be written. {message_of(error)}")
+    return warnings
 
 
 def unlisted() -> str:
@@ -44,13 +44,15 @@ def unlisted() -> str:
             if (home() / "datasets" / str(number) / "train.jsonl").exists()
         ],
     }
-    counted = [f"{len(found)} {name}{'s'[: len(found) != 1]}" for name, found in lost.items() if found]
+    counted = [
+        f"{len(numbers)} {name}{'s'[: len(numbers) != 1]}" for name, numbers in lost.items() if numbers
+    ]
     if not counted:
         return ""
-    one = sum(map(len, lost.values())) == 1
+    is_single = sum(map(len, lost.values())) == 1
     return (
-        f"{' and '.join(counted)} {'is' if one else 'are'} in folders and not in the database. To list "
-        f"{'it' if one else 'them'}, end Plumbline and run `plumbline doctor --rebuild`."
+        f"{' and '.join(counted)} {'is' if is_single else 'are'} in folders and not in the database. To list "
+        f"{'it' if is_single else 'them'}, end Plumbline and run `plumbline doctor --rebuild`."
     )
 
 

@@ -52,8 +52,8 @@ def _launch(job: Job) -> None:
     for number, command in enumerate(launch_commands.commands(config, ["resume", str(job.run_id)])[1:], 2):
         job.event(f"on machine {number} run: {command}")
     job.report(f"waiting for {config.machines.hosts - 1} more machine{'s'[: config.machines.hosts - 2]}")
-    told = os.environ | {"PYTHONPATH": search_path(os.pathsep), "PYTHONSAFEPATH": "1"}
-    os.execve(sys.executable, launch_commands.launch_here(config, job.id), told)
+    environment = os.environ | {"PYTHONPATH": search_path(os.pathsep), "PYTHONSAFEPATH": "1"}
+    os.execve(sys.executable, launch_commands.launch_here(config, job.id), environment)
 
 
 def _get_ready() -> None:

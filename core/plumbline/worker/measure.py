@@ -36,8 +36,8 @@ def probe(job: Job) -> dict[str, Any]:
     job.running()
     # What was measured is kept for the rows that were there when it began.
     recipe = probes.key(config)
-    found = measure(config, job).to_json()
+    measured = measure(config, job).to_json()
     job.check_stop()
-    probes.add(recipe, device_name(), found)
+    probes.add(recipe, device_name(), measured)
     job.report("measured", 1.0)
-    return {"forecast": found}
+    return {"forecast": measured}

@@ -45,19 +45,19 @@ def check(job: Job) -> dict[str, Any]:
     threshold = job.payload.get("threshold", THRESHOLD)
     job.report("reading rows", 0.0)
     job.running()
-    found = near_duplicates.near_duplicates(
+    near = near_duplicates.near_duplicates(
         _texts(dataset["id"]), threshold, job.report, job.check_stop, total=dataset["rows"]
     )
     job.check_stop()
-    repeated = sorted(number for group in found.groups for number in group[1:])
+    repeated = sorted(number for group in near.groups for number in group[1:])
     result = {
-        "rows": found.rows,
-        "groups": len(found.groups),
+        "rows": near.rows,
+        "groups": len(near.groups),
         "repeated": len(repeated),
         "first": repeated[:SHOWN],
         "threshold": threshold,
     }
-    _write(near_path(dataset["id"]), {"threshold": threshold, "rows": found.rows, "groups": found.groups})
+    _write(near_path(dataset["id"]), {"threshold": threshold, "rows": near.rows, "groups": near.groups})
     store.replace_finding(dataset["id"], "near", _finding(result))
     job.report("near-duplicates are known", 1.0)
     return result

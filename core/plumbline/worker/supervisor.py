@@ -96,8 +96,8 @@ class Supervisor:
     def _take(self) -> Process:
         if self._spare is not None and self._spare.process.poll() is not None:
             self.close()
-        found, self._spare = self._spare, None
-        return found or new_child()
+        child, self._spare = self._spare, None
+        return child or new_child()
 
     def _wait(self, child: Process, job: Job) -> bool:
         """Until the child has ended. :returns: whether it was ended here because it hung"""

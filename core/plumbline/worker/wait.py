@@ -29,15 +29,15 @@ def until_ended(job_id: int, look: Callable[[dict[str, Any]], None] = lambda job
 
     worker = Worker(mode.of_commands())
     worker.start()
-    told = False
+    has_asked = False
     with signals.caught(note):
         try:
             while (job := queue.get(job_id))["state"] not in queue.ENDED:
                 look(job)
-                if asked and not told:
+                if asked and not has_asked:
                     worker.close()
-                    told = _asked(queue.stop if asked[0] == signal.SIGINT else queue.end, job_id)
-                elif told and job["state"] == "queued":
+                    has_asked = _asked(queue.stop if asked[0] == signal.SIGINT else queue.end, job_id)
+                elif has_asked and job["state"] == "queued":
                     break
                 time.sleep(0.25)
             look(job)

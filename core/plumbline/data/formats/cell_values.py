@@ -34,10 +34,10 @@ def _python(text: str) -> Any:
     tokens: list[str] = []
     at = depth = 0
     while at < len(text):
-        found = _TOKEN.match(text, at)
-        if found is None:
+        match = _TOKEN.match(text, at)
+        if match is None:
             return None
-        at, token = found.end(), found[0]
+        at, token = match.end(), match[0]
         if token.isspace() or token in ("array(", ")") or "dtype=" in token:
             continue
         depth += (token in ("[", "{")) - (token in ("]", "}"))

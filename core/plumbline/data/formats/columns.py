@@ -71,17 +71,17 @@ class Columns:
                 self.values.setdefault(name, []).append(value)
         self.by_plain = {plain(name): name for name in reversed(self.values)}
 
-    def find(self, wanted: Sequence[str], *, but: Sequence[str] = ()) -> str:
+    def find(self, names: Sequence[str], *, but: Sequence[str] = ()) -> str:
         """The first of these names that is a column, as the file spells it; else empty."""
-        for name in wanted:
-            found = self.by_plain.get(name)
-            if found is not None and found not in but:
-                return found
+        for name in names:
+            column = self.by_plain.get(name)
+            if column is not None and column not in but:
+                return column
         return ""
 
-    def find_text(self, wanted: Sequence[str], *, but: Sequence[str] = ()) -> str:
+    def find_text(self, names: Sequence[str], *, but: Sequence[str] = ()) -> str:
         """As `find`, among the columns of text."""
-        return self.find([name for name in wanted if self.is_text(self.by_plain.get(name, ""))], but=but)
+        return self.find([name for name in names if self.is_text(self.by_plain.get(name, ""))], but=but)
 
     def first(self, name: str) -> Any:
         """The first value that is not null."""
@@ -96,22 +96,22 @@ class Columns:
 
     def families(self) -> dict[str, list[str]]:
         """Columns of text that are told apart by a number or letter: ``option1``, ``option2``."""
-        found: dict[str, list[str]] = {}
+        members_of_stem: dict[str, list[str]] = {}
         for name in self.values:
             match = re.fullmatch(r"(.*?)_?([1-9]|[a-e])", plain(name))
             if match and self.is_text(name):
-                found.setdefault(match[1], []).append(name)
-        return {stem: members for stem, members in found.items() if len(members) > 1}
+                members_of_stem.setdefault(match[1], []).append(name)
+        return {stem: members for stem, members in members_of_stem.items() if len(members) > 1}
 
     def listed(self, most: int = 24) -> str:
         """Their names for a message; inside an object with its own: ``translation.en``."""
-        found: list[str] = []
+        names: list[str] = []
         for name in sorted(self.values):
             value = self.first(name)
             inside = [f"{name}.{key}" for key in value][:4] if isinstance(value, dict) else []
-            found += inside or [name]
-        shown = ", ".join(name[:40] for name in found[:most])[:150]
-        return f"{shown} and more" if len(found) > most else shown or "none"
+            names += inside or [name]
+        shown = ", ".join(name[:40] for name in names[:most])[:150]
+        return f"{shown} and more" if len(names) > most else shown or "none"
 
 
 def plain(name: str) -> str:
@@ -124,10 +124,10 @@ def verdict_in(value: Any) -> bool | None:
         return value
     if type(value) in (int, float):
         return {1: True, 0: False, -1: False}.get(value)
-    said = plain(value) if type(value) is str else ""
-    if said in (*GOOD, "1", "1.0", "true", "yes"):
+    word = plain(value) if type(value) is str else ""
+    if word in (*GOOD, "1", "1.0", "true", "yes"):
         return True
-    return False if said in (*BAD, "0", "0.0", "-1", "-1.0", "false", "no") else None
+    return False if word in (*BAD, "0", "0.0", "-1", "-1.0", "false", "no") else None
 
 
 def words(name: str) -> list[str]:

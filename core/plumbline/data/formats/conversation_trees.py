@@ -44,7 +44,7 @@ def best_path(value: Any, column: str) -> tuple[list[dict[str, Any]], int]:
         if len(messages) > MAX_DEPTH**2:
             raise RowError(f"{column} is longer than {MAX_DEPTH**2} messages")
         listed: list[Any] = next((node[name] for name in REPLIES if isinstance(node.get(name), list)), [])
-        replies = [one for one in listed if isinstance(one, dict) and not one.get("deleted")]
+        replies = [reply for reply in listed if isinstance(reply, dict) and not reply.get("deleted")]
         others += max(0, len(replies) - 1)
         node = min(replies, key=_rank, default=None)
     while messages and messages[-1]["role"] != "assistant":

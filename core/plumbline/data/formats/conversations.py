@@ -82,39 +82,39 @@ def messages_of(value: Any, column: str, roles: dict[str, str]) -> list[dict[str
         ]
     messages: list[dict[str, Any]] = []
     for number, turn in enumerate(turns):
-        place = f"{column}[{number}]"
+        path = f"{column}[{number}]"
         if type(turn) is list and len(turn) == 2:
-            asked, answered = text_value(turn[0], place), text_value(turn[1], place)
+            asked, answered = text_value(turn[0], path), text_value(turn[1], path)
             messages += [message("user", asked), message("assistant", answered)]
         elif type(turn) is not dict:
-            raise RowError(f"{place} is {kind_of(turn)}, expected an object with role and content")
+            raise RowError(f"{path} is {kind_of(turn)}, expected an object with role and content")
         elif "role" in turn or "from" in turn or "speaker" in turn or "author" in turn:
-            messages.append(_message(turn, place, roles))
+            messages.append(_message(turn, path, roles))
         else:
-            messages += _pair(turn, place)
+            messages += _pair(turn, path)
     if type(value) is str:
         messages[0] = {**messages[0], "noted": [*messages[0].get("noted", ()), IN_TEXT]}
     return messages
 
 
-def text_value(value: Any, place: str) -> str:
+def text_value(value: Any, path: str) -> str:
     """:raises RowError: when the value is not a text"""
     if type(value) is not str:
-        raise RowError(f"{place} is {kind_of(value)}, expected a text")
+        raise RowError(f"{path} is {kind_of(value)}, expected a text")
     return value
 
 
-def _pair(turn: dict[str, Any], place: str) -> list[dict[str, Any]]:
+def _pair(turn: dict[str, Any], path: str) -> list[dict[str, Any]]:
     for asks, answers in PAIRS:
         if asks in turn and answers in turn:
             return [
-                message("user", text_value(turn[asks], f"{place}.{asks}")),
-                message("assistant", text_value(turn[answers], f"{place}.{answers}")),
+                message("user", text_value(turn[asks], f"{path}.{asks}")),
+                message("assistant", text_value(turn[answers], f"{path}.{answers}")),
             ]
-    raise RowError(f"{place} has no role")
+    raise RowError(f"{path} has no role")
 
 
-def _message(turn: dict[str, Any], place: str, roles: dict[str, str]) -> dict[str, Any]:
+def _message(turn: dict[str, Any], path: str, roles: dict[str, str]) -> dict[str, Any]:
     key = next(name for name in ("role", "from", "speaker", "author") if name in turn)
     named = turn[key]
     role = roles.get(named, named.lower()) if type(named) is str else None
@@ -123,33 +123,33 @@ def _message(turn: dict[str, Any], place: str, roles: dict[str, str]) -> dict[st
     if role is None:
         hint = "; a mapping can say which it is" if type(named) is str else ""
         raise RowError(
-            f"{place}.{key} is {named!r:.40}, expected one of system, user, assistant, tool{hint}",
+            f"{path}.{key} is {named!r:.40}, expected one of system, user, assistant, tool{hint}",
             f"Say which role it is in the mapping (roles.{named:.40}=user)" if hint else "",
         )
     words = next((name for name in WORDS if turn.get(name) is not None), "content")
     content = turn.get(words)
     made: dict[str, Any]
     if role == "call":
-        made = {"role": "assistant", "content": "", "tool_calls": calls_of(content, f"{place}.{words}")}
-        return _marked(made, turn, place)
-    text, reasoning = said_and_thought(turn, place)
+        made = {"role": "assistant", "content": "", "tool_calls": calls_of(content, f"{path}.{words}")}
+        return _marked(made, turn, path)
+    text, reasoning = said_and_thought(turn, path)
     made = {"role": role, "content": text}
     if reasoning and role == "assistant":
         made["reasoning_content"] = reasoning
     if calls := turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else None):
-        made["tool_calls"] = calls_of(calls, f"{place}.tool_calls")
+        made["tool_calls"] = calls_of(calls, f"{path}.tool_calls")
     for name in ("name", "tool_call_id"):
         if type(turn.get(name)) is str and role == "tool":
             made[name] = turn[name]
     for name in ("reasoning_content", "thinking", "reasoning"):
         if type(turn.get(name)) is str and role == "assistant" and turn[name]:
             made[name] = turn[name]
-    return _marked(made, turn, place)
+    return _marked(made, turn, path)
 
 
-def _marked(made: dict[str, Any], turn: dict[str, Any], place: str) -> dict[str, Any]:
+def _marked(made: dict[str, Any], turn: dict[str, Any], path: str) -> dict[str, Any]:
     """The message with its mark; ``noted`` is what the import tells of it, and is not stored."""
-    learned = turn_masks.is_learned(turn, place)
+    learned = turn_masks.is_learned(turn, path)
     noted = [f"have {name!r} on a turn, which is not read" for name in turn_masks.unread(turn)]
     if made["role"] == "assistant" and learned is False:
         made["learn"] = False
@@ -160,22 +160,22 @@ def _marked(made: dict[str, Any], turn: dict[str, Any], place: str) -> dict[str,
     return made
 
 
-def content_of(turn: dict[str, Any], place: str) -> str:
+def content_of(turn: dict[str, Any], path: str) -> str:
     """What a turn says. :raises RowError: when that is not text"""
-    return said_and_thought(turn, place)[0]
+    return said_and_thought(turn, path)[0]
 
 
-def said_and_thought(turn: dict[str, Any], place: str) -> tuple[str, str]:
+def said_and_thought(turn: dict[str, Any], path: str) -> tuple[str, str]:
     """What a turn says, and what its parts of reasoning hold. :raises RowError: when that is not text"""
     name = next((name for name in WORDS if turn.get(name) is not None), "content")
-    value, place = turn.get(name), f"{place}.{name}"
+    value, path = turn.get(name), f"{path}.{name}"
     if type(value) is str:
         return value, ""
     if value is None and (turn.get("tool_calls") or turn.get("function_call")):
         return "", ""
     if type(value) is list and value and all(type(part) is dict for part in value):
-        said: list[str] = []
-        thought: list[str] = []
+        texts: list[str] = []
+        thoughts: list[str] = []
         for part in value:
             kind = part.get("type", "text")
             text = part.get("text", part.get("value"))
@@ -185,27 +185,27 @@ def said_and_thought(turn: dict[str, Any], place: str) -> tuple[str, str]:
                 )
             if kind not in (*_TEXTS, *_THOUGHTS) or type(text) is not str:
                 kind = part.get("type") or next(iter(part), None)
-                what = f"{place} holds a part of type {kind!r:.40}; only text is learned"
+                what = f"{path} holds a part of type {kind!r:.40}; only text is learned"
                 raise RowError(what, "Rows with pictures, sound or results hold no answer to learn")
-            (thought if kind in _THOUGHTS else said).append(text)
-        return "".join(said), "\n\n".join(thought)
+            (thoughts if kind in _THOUGHTS else texts).append(text)
+        return "".join(texts), "\n\n".join(thoughts)
     if value is None and not set(WORDS) & turn.keys():
-        raise RowError(f"{place} is missing")
-    raise RowError(f"{place} is {kind_of(value)}, expected a text")
+        raise RowError(f"{path} is missing")
+    raise RowError(f"{path} is {kind_of(value)}, expected a text")
 
 
-def calls_of(value: Any, place: str) -> list[dict[str, Any]]:
+def calls_of(value: Any, path: str) -> list[dict[str, Any]]:
     """Tool calls as templates expect them: a function with a name and its arguments as an object."""
-    value = _parsed(value, place)
+    value = _parsed(value, path)
     calls = []
     for number, call in enumerate(value if type(value) is list else [value]):
         function = call.get("function", call) if type(call) is dict else None
         if type(function) is not dict or type(function.get("name")) is not str:
-            raise RowError(f"{place}[{number}] has no function name")
+            raise RowError(f"{path}[{number}] has no function name")
         arguments = function.get("arguments", function.get("parameters", {}))
         if type(arguments) is str:
-            arguments = _parsed(arguments, f"{place}[{number}].arguments") if arguments.strip() else {}
-        _refuse_deep(arguments, place)
+            arguments = _parsed(arguments, f"{path}[{number}].arguments") if arguments.strip() else {}
+        _refuse_deep(arguments, path)
         made = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
         if type(call.get("id")) is str:
             made["id"] = call["id"]
@@ -213,15 +213,15 @@ def calls_of(value: Any, place: str) -> list[dict[str, Any]]:
     return calls
 
 
-def _parsed(value: Any, place: str) -> Any:
+def _parsed(value: Any, path: str) -> Any:
     if type(value) is not str:
         return value
     try:
         return orjson.loads(value)
     except orjson.JSONDecodeError:
-        if (found := value_in(value)) is not None:
-            return found
-        raise RowError(f"{place} is not valid JSON") from None
+        if (parsed := value_in(value)) is not None:
+            return parsed
+        raise RowError(f"{path} is not valid JSON") from None
 
 
 def tools_of(value: Any, column: str) -> list[Any]:
@@ -233,11 +233,11 @@ def tools_of(value: Any, column: str) -> list[Any]:
     return [tool if "function" in tool else {"type": "function", "function": tool} for tool in tools]
 
 
-def _refuse_deep(value: Any, place: str, depth: int = 0) -> None:
+def _refuse_deep(value: Any, path: str, depth: int = 0) -> None:
     if depth > MAX_DEPTH:
-        raise RowError(f"{place} is nested deeper than {MAX_DEPTH}")
+        raise RowError(f"{path} is nested deeper than {MAX_DEPTH}")
     for part in value.values() if type(value) is dict else value if type(value) is list else ():
-        _refuse_deep(part, place, depth + 1)
+        _refuse_deep(part, path, depth + 1)
 
 
 def learnable(row: dict[str, Any], column: str) -> dict[str, Any]:

@@ -142,9 +142,9 @@ def _conversation(mapping: Mapping) -> Converter:
             raise RowError(f"has no {column}; it has {', '.join(list(record)[:6]) or 'no columns'}")
         messages = messages_of(turns, column, roles)
         # What a row says itself goes before what all are given.
-        given = system_turns(record, mapping) if messages[0]["role"] != "system" else []
+        system = system_turns(record, mapping) if messages[0]["role"] != "system" else []
         turn_masks.by_list(record, messages, column)
-        messages = [*given, *messages]
+        messages = [*system, *messages]
         row: Row = {"messages": messages}
         if tools := tools_in(record, mapping):
             row["tools"] = tools
@@ -238,9 +238,9 @@ def _preference(mapping: Mapping) -> Converter:
         row: Row = {"messages": [*asked, *chosen], "rejected": rejected}
         if len(chosen) > 1:
             row["asked"] = len(asked)
-        given = lookup(record, mapping.prompt)
-        if type(given) is dict and given.get("tools"):
-            row["tools"] = tools_of(given["tools"], f"{mapping.prompt}.tools")
+        prompt = lookup(record, mapping.prompt)
+        if type(prompt) is dict and prompt.get("tools"):
+            row["tools"] = tools_of(prompt["tools"], f"{mapping.prompt}.tools")
         return row
 
     return convert
@@ -252,8 +252,8 @@ def _whole(record: dict[str, Any], field: str, roles: dict[str, str]) -> list[di
     if type(value) is str and value.startswith("\n\nHuman:"):
         parts = _HH.split(value)[1:]
         return [
-            message("user" if who == "Human" else "assistant", said)
-            for who, said in zip(parts[::2], parts[1::2], strict=True)
+            message("user" if who == "Human" else "assistant", text)
+            for who, text in zip(parts[::2], parts[1::2], strict=True)
         ]
     return answer_turns(record, field, roles)
 
@@ -270,14 +270,14 @@ def _kto(mapping: Mapping) -> Converter:
 def _squad(mapping: Mapping) -> Converter:
     def convert(record: dict[str, Any]) -> list[Row | RowError]:
         rows: list[Row | RowError] = []
-        for place, paragraph in _objects(record.get(mapping.turns), mapping.turns):
-            context = text_value(paragraph.get("context"), f"{place}.context")
-            for inside, question in _objects(paragraph.get("qas"), f"{place}.qas"):
-                asked = text_value(question.get("question"), f"{inside}.question")
-                answers = _objects(question.get("answers"), f"{inside}.answers")
-                texts = [found.get("text") for _, found in answers]
+        for path, paragraph in _objects(record.get(mapping.turns), mapping.turns):
+            context = text_value(paragraph.get("context"), f"{path}.context")
+            for question_path, question in _objects(paragraph.get("qas"), f"{path}.qas"):
+                asked = text_value(question.get("question"), f"{question_path}.question")
+                answers = _objects(question.get("answers"), f"{question_path}.answers")
+                texts = [answer.get("text") for _, answer in answers]
                 if not texts or type(texts[0]) is not str or not texts[0].strip():
-                    what = f"{inside} is a question without an answer (id {question.get('id')!r:.40})"
+                    what = f"{question_path} is a question without an answer (id {question.get('id')!r:.40})"
                     rows.append(RowError(what))  # the others of this paragraph are good
                     continue
                 turns = [message("user", f"{context}\n\n{asked}"), message("assistant", texts[0])]
@@ -289,25 +289,25 @@ def _squad(mapping: Mapping) -> Converter:
     return convert
 
 
-def _objects(value: Any, place: str) -> list[tuple[str, dict[str, Any]]]:
+def _objects(value: Any, path: str) -> list[tuple[str, dict[str, Any]]]:
     """The objects of a list, each with its place. :raises RowError: when it is none"""
     listed = value if type(value) is list else [] if value is None else [value]
     for number, part in enumerate(listed):
         if type(part) is not dict:
-            raise RowError(f"{place}[{number}] is {kind_of(part)}, expected an object")
-    return [(f"{place}[{number}]", part) for number, part in enumerate(listed)]
+            raise RowError(f"{path}[{number}] is {kind_of(part)}, expected an object")
+    return [(f"{path}[{number}]", part) for number, part in enumerate(listed)]
 
 
 def _instances(mapping: Mapping) -> Converter:
     def convert(record: dict[str, Any]) -> list[Row | RowError]:
         task = part_text(record, mapping.prompt)
         rows: list[Row | RowError] = []
-        for place, instance in _objects(record.get(mapping.turns), mapping.turns):
-            given = text_value(instance.get("input", ""), f"{place}.input")
-            answer = text_value(instance.get("output"), f"{place}.output")
+        for path, instance in _objects(record.get(mapping.turns), mapping.turns):
+            task_input = text_value(instance.get("input", ""), f"{path}.input")
+            answer = text_value(instance.get("output"), f"{path}.output")
             if not answer.strip():
-                raise RowError(f"{place}.output is empty, so there is nothing to learn")
-            asked = f"{task}\n\n{given}" if given.strip() else task
+                raise RowError(f"{path}.output is empty, so there is nothing to learn")
+            asked = f"{task}\n\n{task_input}" if task_input.strip() else task
             turns = [message("user", asked), message("assistant", answer)]
             rows.append({"messages": [*system_turns(record, mapping), *turns]})
         if not rows:

@@ -156,8 +156,8 @@ _SPEAKERS = {"user", "assistant", "system", "human", "gpt", "bot", "prompter", "
 def _refuse_single_turns(columns: Columns) -> None:
     """:raises Unclear: when every record is one message, as in the export of a forum or a message tree"""
     role = columns.find(ROLE_NAMES)
-    said = columns.find_text(("text", "content", "value", "message"), but=(role,))
-    if role and said and all(str(value).lower() in _SPEAKERS for value in columns.known(role)):
+    content = columns.find_text(("text", "content", "value", "message"), but=(role,))
+    if role and content and all(str(value).lower() in _SPEAKERS for value in columns.known(role)):
         raise Unclear(
             f"holds one message a row ({role}), and which of them make a conversation is not read; "
             "a file with one tree or conversation a line is (OASST: the one whose name ends in trees)"

@@ -77,8 +77,8 @@ def is_written_talk(value: Any) -> bool:
     """Whether a text spells a message or a list of them: JSON, or as Python prints it."""
     if type(value) is not str or not _OBJECTS.match(value):
         return False
-    found = value_in(value)
-    turns = [found] if type(found) is dict else found
+    parsed = value_in(value)
+    turns = [parsed] if type(parsed) is dict else parsed
     return bool(turns) and type(turns) is list and all(_is_message(turn) for turn in turns)
 
 
@@ -100,20 +100,20 @@ def has_others(record: dict[str, Any], path: str) -> bool:
 
 
 def tools_in(record: dict[str, Any], mapping: Mapping) -> list[Any]:
-    given = record.get(mapping.tools) if mapping.tools else None
-    return tools_of(given, mapping.tools) if given else []
+    tools = record.get(mapping.tools) if mapping.tools else None
+    return tools_of(tools, mapping.tools) if tools else []
 
 
 def verdict(value: Any, column: str) -> bool:
     """Whether an answer is good: a truth value, or one of the words that stand for one."""
-    said = verdict_in(value)
-    if said is None:
+    good = verdict_in(value)
+    if good is None:
         shown = f"{value!r:.40}" if type(value) in (str, int, float) else kind_of(value)
         raise RowError(
             f"{column} is {shown}, expected true or false, good or bad, 1 or 0",
             "Name the column with the verdict in a mapping (desirable)",
         )
-    return said
+    return good
 
 
 def turns_before(record: dict[str, Any], mapping: Mapping) -> list[dict[str, Any]]:

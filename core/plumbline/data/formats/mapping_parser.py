@@ -34,19 +34,19 @@ _PAIR = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"|"|,(?!\s*[\w.-]+\s*=))+')
 _GUESSED: tuple[Kind, ...] = ("kto", "exchange", "preference", "instances", "conversation", "text")
 
 
-def mapping_of(given: Mapping | Pairs[str, Any] | str | Path | None) -> Mapping | None:
+def mapping_of(source: Mapping | Pairs[str, Any] | str | Path | None) -> Mapping | None:
     """The mapping that is meant.
 
-    :param given: ``prompt=question,answer=reply,roles.bot=assistant,fill.name=Ada``, a file, a saved
+    :param source: ``prompt=question,answer=reply,roles.bot=assistant,fill.name=Ada``, a file, a saved
         mapping's name, or its parts as a dict; the kind may be left out
     :raises StudioError: when it is none, with the parts that it may have
     """
-    if given is None or isinstance(given, Mapping):
-        return given
-    if isinstance(given, Pairs):
-        return _checked(dict(given))
-    text = str(given)
-    if isinstance(given, Path) or "=" not in text:
+    if source is None or isinstance(source, Mapping):
+        return source
+    if isinstance(source, Pairs):
+        return _checked(dict(source))
+    text = str(source)
+    if isinstance(source, Path) or "=" not in text:
         return _named(text)
     return _checked(_pairs(text))
 
@@ -88,13 +88,13 @@ def _named(text: str) -> Mapping:
 
 
 def _checked(raw: dict[str, Any], where: str = WHERE) -> Mapping:
-    given = {name for name, value in raw.items() if value}
-    said = raw.get("kind") or next((one for one in _GUESSED if given >= {*NEEDS[one]}), "exchange")
-    if said not in get_args(Kind):
-        raise StudioError(where, f"has no kind {said!r:.40}", f"Kinds: {', '.join(get_args(Kind))}.")
-    kind = cast(Kind, said)
+    parts = {name for name, value in raw.items() if value}
+    named_kind = raw.get("kind") or next((each for each in _GUESSED if parts >= {*NEEDS[each]}), "exchange")
+    if named_kind not in get_args(Kind):
+        raise StudioError(where, f"has no kind {named_kind!r:.40}", f"Kinds: {', '.join(get_args(Kind))}.")
+    kind = cast(Kind, named_kind)
     allowed = {*NOT_PARTS, *NEEDS[kind], *MAY[kind]}
-    if unknown := sorted(given - allowed):
+    if unknown := sorted(parts - allowed):
         raise StudioError(where, f"{kind} has no part {', '.join(map(repr, unknown))}", parts_of(kind))
     try:
         mapping = Mapping.model_validate(raw | {"kind": kind})
@@ -110,7 +110,7 @@ def _checked(raw: dict[str, Any], where: str = WHERE) -> Mapping:
 def parts_of(kind: Kind | None) -> str:
     """The parts that a kind has, or that each kind has; those in brackets may be left out."""
     kinds = [kind] if kind else list(get_args(Kind))
-    known = (f"{one}: {', '.join([*NEEDS[one], *(f'[{part}]' for part in MAY[one])])}" for one in kinds)
+    known = (f"{each}: {', '.join([*NEEDS[each], *(f'[{part}]' for part in MAY[each])])}" for each in kinds)
     return f"Parts of {'; '.join(known)}."
 
 

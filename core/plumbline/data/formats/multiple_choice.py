@@ -13,13 +13,13 @@ _LETTERED = re.compile(r"\(?([A-Z0-9])[).:] ?")
 
 def chosen_row(record: dict[str, Any], mapping: Mapping, value: Any) -> dict[str, Any]:
     """A multiple-choice question: its choices with letters after it, the right one as the answer."""
-    given = lookup(record, mapping.choices) if "{" not in mapping.choices else None
-    names = given.get("label") if type(given) is dict else None
-    texts = given.get("text") if type(given) is dict else given
+    choices = lookup(record, mapping.choices) if "{" not in mapping.choices else None
+    names = choices.get("label") if type(choices) is dict else None
+    texts = choices.get("text") if type(choices) is dict else choices
     if "{" in mapping.choices:
         texts = [text_at(record, name) for name in places(mapping.choices)]
     if type(texts) is not list or not texts or not all(type(text) is str for text in texts):
-        raise RowError(f"{mapping.choices} is {kind_of(given)}, expected a list of texts")
+        raise RowError(f"{mapping.choices} is {kind_of(choices)}, expected a list of texts")
     marks = [_LETTERED.match(text) for text in texts]
     if all(marks):
         names, texts = zip(*((m[1], m.string[m.end() :]) for m in marks if m), strict=True)

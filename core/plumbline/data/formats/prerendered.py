@@ -117,9 +117,9 @@ def messages_in(text: str, column: str) -> list[Message]:
 
 
 def _is_whole(messages: list[Message]) -> bool:
-    said = all(turn["content"].strip() and not _CONTROL.search(turn["content"]) for turn in messages)
+    all_have_text = all(turn["content"].strip() and not _CONTROL.search(turn["content"]) for turn in messages)
     roles = [turn["role"] for turn in messages]
-    return said and roles[-1:] == ["assistant"] and "user" in roles and "system" not in roles[1:]
+    return all_have_text and roles[-1:] == ["assistant"] and "user" in roles and "system" not in roles[1:]
 
 
 def _readings(text: str) -> Any:
@@ -128,7 +128,7 @@ def _readings(text: str) -> Any:
         yield "Llama 2 or Mistral", _bracketed(text)
     for form in FORMS:
         headers = list(form.header.finditer(text))
-        roles = {_ROLES.get(found[1].lower()) for found in headers}
+        roles = {_ROLES.get(header[1].lower()) for header in headers}
         if {"user", "assistant"} <= roles:
             yield form.name, _turns(text, form, headers)
 
@@ -138,37 +138,37 @@ def _turns(text: str, form: Form, headers: list[re.Match[str]]) -> list[Message]
     before = form.begin.sub("", text[: headers[0].start()], count=1).strip()
     if before and not _PREAMBLE.fullmatch(before):
         messages.append({"role": "system", "content": before})
-    stops = [*(found.start() for found in headers[1:]), len(text)]
-    for found, stop in zip(headers, stops, strict=True):
-        said = form.end.sub("", text[found.end() : stop], count=1)
-        role = _ROLES.get(found[1].lower(), "")
-        said = said if form.exact else said.strip()
+    stops = [*(header.start() for header in headers[1:]), len(text)]
+    for header, stop in zip(headers, stops, strict=True):
+        content = form.end.sub("", text[header.end() : stop], count=1)
+        role = _ROLES.get(header[1].lower(), "")
+        content = content if form.exact else content.strip()
         asks_again = role == "user" and messages and messages[-1]["role"] == "user"
-        if asks_again and found[1] in ("Input", "Question", "Human", "User"):
-            messages[-1]["content"] += f"\n\n{said}" if said else ""  # Alpaca's input
-        elif said or role != "assistant" or stop != len(text):
-            messages.append({"role": role, "content": said})
+        if asks_again and header[1] in ("Input", "Question", "Human", "User"):
+            messages[-1]["content"] += f"\n\n{content}" if content else ""  # Alpaca's input
+        elif content or role != "assistant" or stop != len(text):
+            messages.append({"role": role, "content": content})
     return [turn for turn in messages if turn["role"] != "system" or turn["content"]]
 
 
 def _bracketed(text: str) -> list[Message]:
     """Llama 2 and Mistral: questions in brackets, answers after them."""
     messages: list[Message] = []
-    found = list(_INST.finditer(text))
-    if not found:
+    brackets = list(_INST.finditer(text))
+    if not brackets:
         return []
-    before = re.sub(r"\A\s*(<s>)?\s*", "", text[: found[0].start()])
+    before = re.sub(r"\A\s*(<s>)?\s*", "", text[: brackets[0].start()])
     if system := _SYSTEM_PROMPT.fullmatch(before.rstrip()):
         messages.append({"role": "system", "content": system[1].strip()})
     elif before.strip():
         return []
-    stops = [*(each.start() for each in found[1:]), len(text)]
-    for each, stop in zip(found, stops, strict=True):
-        asked = each[1]
+    stops = [*(bracket.start() for bracket in brackets[1:]), len(text)]
+    for bracket, stop in zip(brackets, stops, strict=True):
+        asked = bracket[1]
         if (system := _SYS.match(asked)) and not messages:
             messages.append({"role": "system", "content": system[1].strip()})
             asked = asked[system.end() :]
-        answer = re.sub(r"\s*(</s>)?\s*(<s>)?\s*\Z", "", text[each.end() : stop])
+        answer = re.sub(r"\s*(</s>)?\s*(<s>)?\s*\Z", "", text[bracket.end() : stop])
         messages.append({"role": "user", "content": asked.strip()})
         messages.append({"role": "assistant", "content": answer.strip()})
     return [turn for turn in messages if turn["role"] != "system" or turn["content"]]

@@ -22,24 +22,24 @@ _YES_NO["no"] = False
 _LIKE = re.compile(r"(?i)(^|_)(train|learn|loss|mask|masked|weight|supervis)|(train|loss|mask|weight)$")
 
 
-def is_learned(turn: dict[str, Any], place: str) -> bool | None:
+def is_learned(turn: dict[str, Any], path: str) -> bool | None:
     """What a turn's marks say; None when it has none.
 
     :raises RowError: at a mark that is neither yes nor no, and at two that contradict each other
     """
-    found: dict[str, bool] = {}
+    marks: dict[str, bool] = {}
     for name in turn.keys() & _KNOWN:
         value = turn[name]
         if value is None:
             continue
         if name in _DETAILS:
-            value = _of_parts(value, f"{place}.{name}")
-        said = _yes_or_no(value, f"{place}.{name}")
-        found[name] = not said if name in _HIDDEN else said
-    if len(set(found.values())) > 1:
-        names = " and ".join(sorted(found))
-        raise RowError(f"{place} is marked as learned and as not learned ({names})", "Keep one of the marks")
-    return next(iter(found.values()), None)
+            value = _of_parts(value, f"{path}.{name}")
+        marked = _yes_or_no(value, f"{path}.{name}")
+        marks[name] = not marked if name in _HIDDEN else marked
+    if len(set(marks.values())) > 1:
+        names = " and ".join(sorted(marks))
+        raise RowError(f"{path} is marked as learned and as not learned ({names})", "Keep one of the marks")
+    return next(iter(marks.values()), None)
 
 
 def unread(turn: dict[str, Any]) -> list[str]:
@@ -70,26 +70,26 @@ def by_list(record: dict[str, Any], messages: list[dict[str, Any]], but: str) ->
                 f"{what} ({len(answers)} of the assistant)", "Give one mark a turn, or one an answer"
             )
         for number, (turn, mark) in enumerate(zip(turns, marks, strict=True)):
-            said = _yes_or_no(mark, f"{name}[{number}]")
-            if turn["role"] == "assistant" and said == (name in _HIDDEN):
+            marked = _yes_or_no(mark, f"{name}[{number}]")
+            if turn["role"] == "assistant" and marked == (name in _HIDDEN):
                 turn["learn"] = False
 
 
-def _yes_or_no(value: Any, place: str) -> bool:
+def _yes_or_no(value: Any, path: str) -> bool:
     if type(value) is list and value:
-        said = [_yes_or_no(part, f"{place}[{number}]") for number, part in enumerate(value)]
-        if len(set(said)) > 1:
-            raise RowError(f"{place} leaves out a part of a turn", "Mark whole turns: true or false")
-        return said[0]
+        parts = [_yes_or_no(part, f"{path}[{number}]") for number, part in enumerate(value)]
+        if len(set(parts)) > 1:
+            raise RowError(f"{path} leaves out a part of a turn", "Mark whole turns: true or false")
+        return parts[0]
     known = _YES_NO.get(str(value).strip().lower())
     if known is None or type(value) not in (bool, int, float, str):
         raise RowError(
-            f"{place} is {value!r:.40}, and a turn is learned whole or not at all",
+            f"{path} is {value!r:.40}, and a turn is learned whole or not at all",
             "Make it 1 or 0, or give the column another name if it is no mark",
         )
     return known
 
 
-def _of_parts(value: Any, place: str) -> Any:
+def _of_parts(value: Any, path: str) -> Any:
     parts = value if type(value) is list else [value]
     return [part.get("train", True) if type(part) is dict else part for part in parts] or True

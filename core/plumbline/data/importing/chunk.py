@@ -274,8 +274,8 @@ class Part:
     def _write(self, block: quality.Block, lines: list[bytes], at: Sequence[int], prompts: list[int]) -> None:
         """Write rows, look through them once, and add them to the index."""
         counted = self.counted
-        for kind, found in quality.scan(block, lines).items():
-            self._hit(kind, [counted.rows + row for row in found])
+        for kind, places in quality.scan(block, lines).items():
+            self._hit(kind, [counted.rows + row for row in places])
         entries = numpy.empty(len(lines), INDEX)
         sizes = numpy.fromiter(map(len, lines), numpy.uint32, len(lines))
         entries["size"] = sizes

@@ -62,13 +62,13 @@ def near_duplicates(
     :param check_stop: called as often; raises to end the work
     :param total: how many rows there are, where it is known: then reading has a share too
     """
-    told = _Told(report, check_stop, total)
+    progress = _Progress(report, check_stop, total)
     with tempfile.TemporaryFile(dir=folder("staging")) as file:
-        kept = _Kept(file)
-        hashes, marks = _signed(texts, kept, told)
-        groups = _grouped(_buckets(hashes, told), marks, kept, threshold, told)
-    numbered = [[kept.numbers[place] for place in group] for group in groups]
-    return Near(kept.seen, sorted(numbered, key=lambda group: (-len(group), group[0])))
+        stored_texts = _StoredTexts(file)
+        hashes, marks = _signed(texts, stored_texts, progress)
+        groups = _grouped(_buckets(hashes, progress), marks, stored_texts, threshold, progress)
+    numbered = [[stored_texts.numbers[position] for position in group] for group in groups]
+    return Near(stored_texts.seen, sorted(numbered, key=lambda group: (-len(group), group[0])))
 
 
 def text_of(row: dict[str, Any]) -> str:
@@ -78,8 +78,8 @@ def text_of(row: dict[str, Any]) -> str:
     """
     if "text" in row:
         return row["text"]
-    said = [*row["messages"], *row.get("rejected", [])]
-    return "\n".join(turn["content"] for turn in said if turn["role"] != "system" and turn["content"])
+    turns = [*row["messages"], *row.get("rejected", [])]
+    return "\n".join(turn["content"] for turn in turns if turn["role"] != "system" and turn["content"])
 
 
 def shingles(text: str) -> list[str]:
@@ -93,7 +93,7 @@ def shingles(text: str) -> list[str]:
     return list(map(" ".join, zip(words, words[1:], words[2:], words[3:], words[4:], strict=False)))
 
 
-class _Told:
+class _Progress:
     """Where progress goes and Stop comes from, at most twice a second."""
 
     def __init__(self, report: Report | None, check_stop: CheckStop | None, total: int) -> None:
@@ -109,7 +109,7 @@ class _Told:
             self.report(phase, share)
 
 
-class _Kept:
+class _StoredTexts:
     """Texts on the disk; a row's place is its turn among the rows that have text."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -123,12 +123,14 @@ class _Kept:
         self.ends.append(self.ends[-1] + len(data))
         self.numbers.append(number)
 
-    def shingles(self, place: int) -> frozenset[str]:
-        self.file.seek(self.ends[place])
-        return frozenset(shingles(self.file.read(self.ends[place + 1] - self.ends[place]).decode()))
+    def shingles(self, position: int) -> frozenset[str]:
+        self.file.seek(self.ends[position])
+        return frozenset(shingles(self.file.read(self.ends[position + 1] - self.ends[position]).decode()))
 
 
-def _signed(texts: Iterable[tuple[int, str]], kept: _Kept, told: _Told) -> tuple[Any, Any]:
+def _signed(
+    texts: Iterable[tuple[int, str]], stored_texts: _StoredTexts, progress: _Progress
+) -> tuple[Any, Any]:
     """Hashes of every row's signature, and its marks: the lowest byte of each of its numbers.
 
     :returns: uint64, rows by one for the whole and one for each band; uint8, rows by BANDS * BAND
@@ -137,16 +139,19 @@ def _signed(texts: Iterable[tuple[int, str]], kept: _Kept, told: _Told) -> tuple
 
     parts, block, size = [_sign([])], list[list[str]](), 0
     for number, text in texts:
-        kept.seen += 1
+        stored_texts.seen += 1
         text = text.encode("utf-8", "replace").decode()  # half surrogates cannot be hashed
-        if found := shingles(text):
-            kept.add(number, text)
-            block.append(found)
+        if row_shingles := shingles(text):
+            stored_texts.add(number, text)
+            block.append(row_shingles)
             size += len(text)
         if size >= BLOCK or len(block) >= BLOCK // 500:
             parts.append(_sign(block))
             block, size = [], 0
-        told(f"reading rows: {kept.seen:,}", READ * min(1, kept.seen / told.total) if told.total else None)
+        progress(
+            f"reading rows: {stored_texts.seen:,}",
+            READ * min(1, stored_texts.seen / progress.total) if progress.total else None,
+        )
     parts.append(_sign(block))
     return np.concatenate([hashes for hashes, _ in parts]), np.concatenate([marks for _, marks in parts])
 
@@ -167,23 +172,25 @@ def _sign(block: list[list[str]]) -> tuple[Any, Any]:
     return np.concatenate([whole, bands], axis=1), marks
 
 
-def _buckets(hashes: Any, told: _Told) -> Any:
+def _buckets(hashes: Any, progress: _Progress) -> Any:
     """Which rows share a hash: a number for each that several rows have, else -1. int32, as hashes."""
     import numpy as np
 
     buckets = np.full(hashes.shape, -1, np.int32)
     total = 0
     for column in range(hashes.shape[1]):
-        told("finding candidates", READ + (PAIRED - READ) * column / hashes.shape[1])
-        _, place, count = np.unique(hashes[:, column], return_inverse=True, return_counts=True)
+        progress("finding candidates", READ + (PAIRED - READ) * column / hashes.shape[1])
+        _, hash_number, count = np.unique(hashes[:, column], return_inverse=True, return_counts=True)
         shared = count > 1
         number = np.where(shared, np.cumsum(shared) - 1 + total, -1).astype(np.int32)
-        buckets[:, column] = number[place]
+        buckets[:, column] = number[hash_number]
         total += int(shared.sum())
     return buckets
 
 
-def _grouped(buckets: Any, marks: Any, kept: _Kept, threshold: float, told: _Told) -> list[list[int]]:
+def _grouped(
+    buckets: Any, marks: Any, stored_texts: _StoredTexts, threshold: float, progress: _Progress
+) -> list[list[int]]:
     """Each row joins the earliest group whose first row it resembles, or begins one."""
     import numpy as np
 
@@ -192,40 +199,40 @@ def _grouped(buckets: Any, marks: Any, kept: _Kept, threshold: float, told: _Tol
     before = np.full(buckets.shape, -1, np.int32)
     groups: dict[int, list[int]] = {}
     candidates = np.flatnonzero((buckets >= 0).any(axis=1)).tolist()
-    for turn, place in enumerate(candidates):
+    for turn, position in enumerate(candidates):
         share = PAIRED + (1 - PAIRED) * turn / len(candidates)
-        told(f"comparing candidates: {turn:,} of {len(candidates):,}", share)
-        shared = [(column, bucket) for column, bucket in enumerate(buckets[place].tolist()) if bucket >= 0]
+        progress(f"comparing candidates: {turn:,} of {len(candidates):,}", share)
+        shared = [(column, bucket) for column, bucket in enumerate(buckets[position].tolist()) if bucket >= 0]
         firsts = _firsts(shared, newest, before)
         if firsts:
-            likely = (marks[firsts] == marks[place]).mean(axis=1) >= threshold - DOUBT
+            likely = (marks[firsts] == marks[position]).mean(axis=1) >= threshold - DOUBT
             firsts = [first for first, like in zip(firsts, likely.tolist(), strict=True) if like]
-        joined = _resembled(place, firsts, kept, threshold)
+        joined = _resembled(position, firsts, stored_texts, threshold)
         if joined is not None:
-            groups[joined].append(place)
+            groups[joined].append(position)
             continue
-        groups[place] = [place]
+        groups[position] = [position]
         for column, bucket in shared:
-            before[place, column] = newest[bucket]
-            newest[bucket] = place
+            before[position, column] = newest[bucket]
+            newest[bucket] = position
     return [group for group in groups.values() if len(group) > 1]
 
 
 def _firsts(shared: list[tuple[int, int]], newest: Any, before: Any) -> list[int]:
     """Firsts of groups that share a hash with a row; those that share all of it come before others."""
-    found: set[int] = set()
+    firsts: set[int] = set()
     for column, bucket in shared:
-        place = int(newest[bucket])
-        while place >= 0 and len(found) < COMPARED:
-            found.add(place)
-            place = int(before[place, column])
-    return sorted(found)
+        position = int(newest[bucket])
+        while position >= 0 and len(firsts) < COMPARED:
+            firsts.add(position)
+            position = int(before[position, column])
+    return sorted(firsts)
 
 
-def _resembled(place: int, firsts: list[int], kept: _Kept, threshold: float) -> int | None:
-    mine = kept.shingles(place) if firsts else frozenset[str]()
+def _resembled(position: int, firsts: list[int], stored_texts: _StoredTexts, threshold: float) -> int | None:
+    mine = stored_texts.shingles(position) if firsts else frozenset[str]()
     for first in firsts:
-        theirs = kept.leader_shingles(first)
+        theirs = stored_texts.leader_shingles(first)
         # The smaller set bounds what can be common, which is quicker than to count it.
         if min(len(mine), len(theirs)) < threshold * max(len(mine), len(theirs)):
             continue

@@ -58,7 +58,7 @@ class Check:
     :param in_block: whether the block may hold it at all; None for numbers, which `Block.numbers` finds
     """
 
-    said: str
+    text: str
     pattern: re.Pattern[bytes]
     in_block: Callable[[Block], bool] | None
     sure: Callable[[bytes, re.Pattern[bytes]], bool] | None = None
@@ -141,7 +141,7 @@ CHECKS: dict[str, Check] = {
 
 def scan(block: Block, lines: Sequence[bytes]) -> dict[str, list[int]]:
     """Rows of a block (numbered from 0) that each check finds something in."""
-    found = {}
+    rows_by_check = {}
     numbered = _rows_at(block.numbers(), lines)
     for kind, check in CHECKS.items():
         if check.in_block is not None and not check.in_block(block):
@@ -153,8 +153,8 @@ def scan(block: Block, lines: Sequence[bytes]) -> dict[str, list[int]]:
             if search(lines[number]) and (sure is None or sure(lines[number], check.pattern))
         ]
         if rows:
-            found[kind] = rows
-    return found
+            rows_by_check[kind] = rows
+    return rows_by_check
 
 
 def _rows_at(positions: Any, lines: Sequence[bytes]) -> list[int]:
@@ -180,10 +180,10 @@ def findings(part: str, index: Any, counted: Any) -> list[Finding]:
     """Everything that the rows of one part should be looked at for."""
     total = len(index)
     where = "" if part == "train" else "held-out "
-    found = [
+    all_findings = [
         Finding(
             kind if kind in CHECKS else "reading",
-            f"{count:,} of {total:,} {where}rows {CHECKS[kind].said if kind in CHECKS else kind}",
+            f"{count:,} of {total:,} {where}rows {CHECKS[kind].text if kind in CHECKS else kind}",
             part,
             tuple(row + 1 for row in rows),
         )
@@ -191,7 +191,7 @@ def findings(part: str, index: Any, counted: Any) -> list[Finding]:
     ]
     repeated = repeats(index["row"])
     if len(repeated):
-        found.append(
+        all_findings.append(
             Finding(
                 "duplicates",
                 f"{len(repeated):,} of {total:,} {where}rows repeat an earlier row",
@@ -204,21 +204,21 @@ def findings(part: str, index: Any, counted: Any) -> list[Finding]:
     long = numpy.flatnonzero(sizes > limit)
     if len(long):
         text = f"{len(long):,} of {total:,} {where}rows are very long (over {limit:,.0f} bytes)"
-        found.append(Finding("long", text, part, tuple(int(row) + 1 for row in long[:SHOWN])))
+        all_findings.append(Finding("long", text, part, tuple(int(row) + 1 for row in long[:SHOWN])))
     labels = counted.labels
     if 1 < len(labels) <= 100:
         (most, many), (least, few) = labels.most_common()[0], labels.most_common()[-1]
         if many >= 5 * few:
             text = f"labels are unbalanced: {most!r:.40} has {many:,} {where}rows, {least!r:.40} has {few:,}"
-            found.append(Finding("balance", text, part))
+            all_findings.append(Finding("balance", text, part))
     if labels and are_numbers(list(labels)):
         text = f"the labels of {where}rows are numbers ({', '.join(sorted(labels)[:4])}), without their names"
-        found.append(Finding("numbers", text, part))
+        all_findings.append(Finding("numbers", text, part))
     if len(labels) == 1 and total > 1:
-        found.append(
+        all_findings.append(
             Finding("balance", f"all {where}rows have the same label {next(iter(labels))!r:.40}", part)
         )
-    return found
+    return all_findings
 
 
 def repeats(keys: Any) -> Any:
@@ -230,15 +230,15 @@ def repeats(keys: Any) -> Any:
 
 def leaks(train: Any, held_out: Any) -> list[Finding]:
     """Held-out rows that are trained on as well: whole rows, or only their question."""
-    found = []
+    leaked = []
     whole = numpy.isin(held_out["row"], train["row"])
     asked = numpy.isin(held_out["prompt"], train["prompt"]) & ~whole
-    for kind, mask, said in (
+    for kind, mask, statement in (
         ("leak", whole, "are training rows too: their score says nothing"),
         ("prompt leak", asked, "ask what a training row asks"),
     ):
         rows = numpy.flatnonzero(mask)
         if len(rows):
-            text = f"{len(rows):,} of {len(held_out):,} held-out rows {said}"
-            found.append(Finding(kind, text, "held_out", tuple(int(row) + 1 for row in rows[:SHOWN])))
-    return found
+            text = f"{len(rows):,} of {len(held_out):,} held-out rows {statement}"
+            leaked.append(Finding(kind, text, "held_out", tuple(int(row) + 1 for row in rows[:SHOWN])))
+    return leaked

@@ -165,7 +165,7 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError, RecursionError):
         return {}
-    found = {}
+    names_by_column = {}
     for column, feature in features.items() if isinstance(features, dict) else ():
         feature = feature[0] if isinstance(feature, list) and feature else feature
         for part in (feature, feature.get("feature")) if isinstance(feature, dict) else ():
@@ -173,8 +173,8 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
                 part.get("names") if isinstance(part, dict) and part.get("_type") == "ClassLabel" else None
             )
             if isinstance(names, list) and all(isinstance(name, str) for name in names):
-                found[column] = names
-    return found
+                names_by_column[column] = names
+    return names_by_column
 
 
 def _named(value: Any, names: list[str]) -> Any:

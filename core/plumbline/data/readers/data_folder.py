@@ -52,16 +52,16 @@ def inside(relative: str) -> Path:
         raise _refused(relative, "is not a data file")
     for root in folders:
         try:
-            found = (root / path).resolve(strict=True)
-            kind = found.stat().st_mode
+            real_path = (root / path).resolve(strict=True)
+            kind = real_path.stat().st_mode
         # Not there, not readable, too long, a circle of links, or characters that no file name has.
         except (OSError, RuntimeError, ValueError):
             continue
-        if not found.is_relative_to(root):
+        if not real_path.is_relative_to(root):
             raise _refused(relative, "leads out of the data folder")
         if not stat.S_ISREG(kind):
             raise _refused(relative, "is not a plain file")
-        return found
+        return real_path
     raise _refused(relative, "is not there")
 
 

@@ -100,10 +100,10 @@ def refuse_other(path: Path, name: str) -> None:
                 decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
                 # The decoder may have held back bytes of the block before.
-                data, held = error.object, len(error.object) - len(block)
+                data, carried_over = error.object, len(error.object) - len(block)
                 before = data[: error.start]
                 last = before.rfind(NEWLINE)
-                byte = error.start - last if last >= 0 else column - held + error.start + 1
+                byte = error.start - last if last >= 0 else column - carried_over + error.start + 1
                 where = f"{name} line {line + before.count(NEWLINE)}, byte {byte}"
                 raise StudioError(where, _not_utf8(data, error.start), FIX) from None
             if not block:

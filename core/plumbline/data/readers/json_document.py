@@ -172,7 +172,7 @@ class _Stream:
         :raises StudioError: when there is none, or more than one
         """
         self.expect("{")
-        found: list[str] = []
+        list_keys: list[str] = []
         parts: dict[str, Any] = {}
         size = 0
         while (character := self.peek(",")) != "}":
@@ -181,11 +181,11 @@ class _Stream:
             key = self.value()
             self.expect(":")
             if self.peek() == "[" and self._holds_records():
-                found.append(key)
-                if len(found) == 1:
+                list_keys.append(key)
+                if len(list_keys) == 1:
                     yield from self.items()
                     continue
-                what = f"holds several lists of objects ({', '.join(found)})"
+                what = f"holds several lists of objects ({', '.join(list_keys)})"
                 raise StudioError(self.name, what, "Save each as a file of its own.")
             line, before, value = self.line, self.passed, self.value()
             size += self.passed - before
@@ -193,7 +193,7 @@ class _Stream:
                 raise self.refused(f"is one object of more than {MAX_OBJECT // 1024**2} MB", WRAP)
             parts[key] = line, value
         self.skip(1)
-        if not found:
+        if not list_keys:
             yield from _table(parts, self.name)
 
     def _holds_records(self) -> bool:

@@ -42,23 +42,23 @@ def line_ranges(path: Path, name: str, size: int) -> Iterator[tuple[int, int]]:
             yield start, end
 
 
-def _line_end(file: Any, name: str, start: int, wanted: int, total: int) -> int:
-    """The first position at or after ``wanted`` where a line ends."""
-    if wanted >= total:
-        wanted = total
+def _line_end(file: Any, name: str, start: int, position: int, total: int) -> int:
+    """The first position at or after ``position`` where a line ends."""
+    if position >= total:
+        position = total
         _refuse_long(file, name, start, total)
         return total
-    file.seek(wanted)
+    file.seek(position)
     window = file.read(MAX_LINE + 1)
     at = window.find(b"\n")
     if at < 0:
         at = window.find(b"\r")
     if at >= 0:
-        return wanted + at + 1
-    if wanted + len(window) >= total:
+        return position + at + 1
+    if position + len(window) >= total:
         return total
     file.seek(0)
-    line = 1 + _count_lines(file, wanted)
+    line = 1 + _count_lines(file, position)
     raise StudioError(
         f"{name} line {line}", f"is longer than {MAX_LINE // 1024**2} MB", "Break it into rows."
     )

@@ -34,15 +34,15 @@ def parse_yaml(file: File) -> Iterator[Record | Problem]:
         return
     _refuse_controls(text, file.name)
     try:
-        found = _Documents(untrusted.events(text, MAX_DEPTH, MAX_YAML_VALUES))
+        documents = _Documents(untrusted.events(text, MAX_DEPTH, MAX_YAML_VALUES))
     except untrusted.Refused as refused:
         raise refused.at(file.name) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"{file.name} line {mark.line + 1}" if mark else file.name
+        where = f"{file.name} line {mark.line + 1}" if mark else file.name
         what = f"is not valid YAML: {getattr(error, 'problem', error)}"
-        raise StudioError(place, what, "Mend that line.") from None
-    for line, value in found.items(file.name):
+        raise StudioError(where, what, "Mend that line.") from None
+    for line, value in documents.items(file.name):
         if isinstance(value, dict):
             yield Record(line, value)
         else:
@@ -101,9 +101,9 @@ class _Documents:
 
 def _refuse_controls(text: str, name: str) -> None:
     """:raises StudioError: at a character that YAML only takes as an escape"""
-    if found := yaml.reader.Reader.NON_PRINTABLE.search(text):
-        line = text.count("\n", 0, found.start()) + 1
-        what = f"holds the character U+{ord(found[0]):04X}, which YAML does not allow"
+    if control := yaml.reader.Reader.NON_PRINTABLE.search(text):
+        line = text.count("\n", 0, control.start()) + 1
+        what = f"holds the character U+{ord(control[0]):04X}, which YAML does not allow"
         raise StudioError(f"{name} line {line}", what, "Write it as an escape, or take it out.")
 
 
@@ -120,18 +120,18 @@ def parse_text(file: File) -> Iterator[Record]:
 
 def _pieces(paragraphs: Iterator[tuple[int, str]], limit: int) -> Iterator[tuple[int, str]]:
     """Pieces with the line each begins on; blank pieces are passed over."""
-    held, began = "", 1
+    piece, began = "", 1
     for number, paragraph in paragraphs:
         for part in _divided(paragraph, limit):
-            heading = bool(_HEADING.match(part)) and len(held) > limit // 4
-            if held.strip() and (len(held) + len(part) > limit or heading):
-                yield began, held
-                held = ""
-            if not held.strip():
-                held, began = held.lstrip("\n"), number
-            held += part
-    if held.strip():
-        yield began, held
+            heading = bool(_HEADING.match(part)) and len(piece) > limit // 4
+            if piece.strip() and (len(piece) + len(part) > limit or heading):
+                yield began, piece
+                piece = ""
+            if not piece.strip():
+                piece, began = piece.lstrip("\n"), number
+            piece += part
+    if piece.strip():
+        yield began, piece
 
 
 def _paragraphs(text: TextIO, name: str) -> Iterator[tuple[int, str]]:
@@ -140,16 +140,16 @@ def _paragraphs(text: TextIO, name: str) -> Iterator[tuple[int, str]]:
     :raises StudioError: at a line longer than MAX_LINE
     """
     lines: list[str] = []
-    began, held, blank = 1, 0, False
+    began, characters, blank = 1, 0, False
     for number, line in enumerate(iter(partial(text.readline, MAX_LINE + 1), ""), start=1):
         if len(line) > MAX_LINE:
             what = f"is longer than {MAX_LINE // 1024**2} MB"
             raise StudioError(f"{name} line {number}", what, "Break it into paragraphs.")
-        if lines and ((blank and line.strip()) or held + len(line) > _HELD):
+        if lines and ((blank and line.strip()) or characters + len(line) > _HELD):
             yield began, "".join(lines)
-            lines, began, held = [], number, 0
+            lines, began, characters = [], number, 0
         lines.append(line)
-        held += len(line)
+        characters += len(line)
         blank = not line.strip()
     if lines:
         yield began, "".join(lines)

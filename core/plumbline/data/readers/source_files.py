@@ -116,8 +116,8 @@ class Reading:
     chunk: int = 2000
 
     def __post_init__(self) -> None:
-        one = len(self.delimiter) == 1 and (self.delimiter.isprintable() or self.delimiter == "\t")
-        if self.delimiter and not (one and self.delimiter != '"'):
+        one_character = len(self.delimiter) == 1 and (self.delimiter.isprintable() or self.delimiter == "\t")
+        if self.delimiter and not (one_character and self.delimiter != '"'):
             what = f"{self.delimiter!r:.40} cannot part the cells of a table"
             fix = "It is one character, and no quote sign: comma, semicolon, tab and bar are usual."
             raise StudioError("delimiter", what, fix)

@@ -14,15 +14,15 @@ from plumbline.models import load
 SHOWN = 5  # rows that are named
 
 
-def told(found: tuple[LeftOut, ...], base: str, revision: str | None) -> list[str]:
+def sentences(left_out: tuple[LeftOut, ...], base: str, revision: str | None) -> list[str]:
     """A sentence for each thing that is left out: of how many answers, in which rows, and what helps.
 
-    :param found: of a set of rows, as the template of the base renders them
+    :param left_out: of a set of rows, as the template of the base renders them
     """
     return [
-        f"{one.what} of {one.turns:,} answer{'s are' if one.turns > 1 else ' is'} left out by the chat "
-        f"template of {base}, and not learned ({_rows(one)}). {_help(one.what, base, revision)}"
-        for one in found
+        f"{part.what} of {part.turns:,} answer{'s are' if part.turns > 1 else ' is'} left out by the chat "
+        f"template of {base}, and not learned ({_rows(part)}). {_help(part.what, base, revision)}"
+        for part in left_out
     ]
 
 
@@ -32,18 +32,18 @@ def warnings(config: RunConfig) -> list[str]:
     :raises StudioError: when a row cannot be rendered, or loses a tool call
     """
     chosen, model = mix.choose(config.data), config.model
-    found = []
-    for one in chosen:
-        measured = stats.of_part(one.part, one.dataset, model.base, model.revision, config.data.day)
-        named = f"{one.name}: " if len(chosen) > 1 else ""
-        found += [named + text for text in told(measured.left_out, model.base, model.revision)]
-    return found
+    lines = []
+    for choice in chosen:
+        measured = stats.of_part(choice.part, choice.dataset, model.base, model.revision, config.data.day)
+        named = f"{choice.name}: " if len(chosen) > 1 else ""
+        lines += [named + text for text in sentences(measured.left_out, model.base, model.revision)]
+    return lines
 
 
-def _rows(one: LeftOut) -> str:
-    listed = ", ".join(f"{number:,}" for number in one.numbers[:SHOWN])
-    more = one.rows - len(one.numbers[:SHOWN])
-    return f"row{'s' if one.rows > 1 else ''} {listed}" + (f" and {more:,} more" if more else "")
+def _rows(part: LeftOut) -> str:
+    listed = ", ".join(f"{number:,}" for number in part.numbers[:SHOWN])
+    more = part.rows - len(part.numbers[:SHOWN])
+    return f"row{'s' if part.rows > 1 else ''} {listed}" + (f" and {more:,} more" if more else "")
 
 
 @lru_cache(maxsize=32)
@@ -57,8 +57,8 @@ def _help_with_reasoning(renderer: Renderer) -> str:
     inside = {**answer, "content": "<think>\nTwo and two.\n</think>\n\nFour."}
     beside = {**answer, "reasoning_content": "Two and two."}
     question = {"role": "user", "content": "What is it?"}
-    alone = [_keeps(renderer, [question, given], REASONING) for given in (inside, beside)]
-    earlier = [_keeps(renderer, [question, given, question, answer], REASONING) for given in (inside, beside)]
+    alone = [_keeps(renderer, [question, reply], REASONING) for reply in (inside, beside)]
+    earlier = [_keeps(renderer, [question, reply, question, answer], REASONING) for reply in (inside, beside)]
     if not any(alone):
         return "It keeps no reasoning: choose a base whose template does, or the answers alone are learned."
     if alone[0] and not alone[1]:

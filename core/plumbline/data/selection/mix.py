@@ -56,22 +56,22 @@ def choose(data: DataSection, before: list[dict[str, Any]] | None = None) -> lis
     :raises StudioError: when a dataset is missing, named twice, or too small to hold any row out, or lacks
         a column that rows are split or ordered by
     """
-    known = {one["dataset"]: one for one in before or ()}
+    known = {each["dataset"]: each for each in before or ()}
     chosen = [_choose(part, data, known.get(part.dataset)) for part in data.parts]
-    if len({one.dataset["id"] for one in chosen}) < len(chosen):
+    if len({each.dataset["id"] for each in chosen}) < len(chosen):
         what = "names one dataset twice, by its name and a former one"
         raise StudioError("data.mix", what, "Give it a higher weight.")
-    total = sum(len(one.train) for one in chosen)
+    total = sum(len(each.train) for each in chosen)
     if data.max_rows is None or data.max_rows >= total:
         return chosen
     if len(chosen) == 1 and is_earlier(before):
         return [replace(chosen[0], train=chosen[0].train[: data.max_rows])]
-    kept = numpy.sort(_random(data, 3).permutation(total)[: data.max_rows])
-    ends = numpy.cumsum([len(one.train) for one in chosen])
-    starts = ends - [len(one.train) for one in chosen]
+    drawn = numpy.sort(_random(data, 3).permutation(total)[: data.max_rows])
+    ends = numpy.cumsum([len(each.train) for each in chosen])
+    starts = ends - [len(each.train) for each in chosen]
     return [
-        replace(one, train=one.train[kept[(kept >= start) & (kept < end)] - start])
-        for one, start, end in zip(chosen, starts, ends, strict=True)
+        replace(each, train=each.train[drawn[(drawn >= start) & (drawn < end)] - start])
+        for each, start, end in zip(chosen, starts, ends, strict=True)
     ]
 
 
@@ -94,7 +94,7 @@ def recorded(run_id: int) -> list[dict[str, Any]] | None:
 
 def is_earlier(before: list[dict[str, Any]] | None) -> bool:
     """Whether a run began in a version that took the first rows of a file for all of them."""
-    return before is not None and any("watched" not in one for one in before)
+    return before is not None and any("watched" not in entry for entry in before)
 
 
 def _random(data: DataSection, purpose: int) -> Any:
@@ -133,18 +133,18 @@ def split(dataset: dict[str, Any], data: DataSection) -> tuple[Any, Any]:
     :raises StudioError: when a column is missing, or one side would be empty
     """
     total = dataset["rows"]
-    wanted = max(1, round(total * data.held_out_share))
-    if total < 2 or wanted >= total:
+    held_out_count = max(1, round(total * data.held_out_share))
+    if total < 2 or held_out_count >= total:
         raise StudioError(
             "data.held_out_share", f"would take all {total} rows", "Add rows or a held-out file."
         )
     if data.split == "random":
         # Python's own sample: runs of earlier versions were split with it, and stay as they were.
-        held_out = random.Random(data.split_seed).sample(range(total), wanted)
+        held_out = random.Random(data.split_seed).sample(range(total), held_out_count)
     else:
         column = split_column(data)
         draw = _stratified if data.split == "stratified" else _grouped
-        held_out = draw(row_labels.values(dataset, column), wanted, _random(data, 1))
+        held_out = draw(row_labels.values(dataset, column), held_out_count, _random(data, 1))
         if len(held_out) in (0, total):
             raise StudioError(
                 "data.split",
@@ -166,15 +166,15 @@ def split_column(data: DataSection) -> str:
 
 
 def _by_class(names: list[str]) -> dict[str, Any]:
-    found: dict[str, list[int]] = {}
+    numbers_by_name: dict[str, list[int]] = {}
     for number, name in enumerate(names):
-        found.setdefault(name, []).append(number)
-    return {name: numpy.array(numbers) for name, numbers in sorted(found.items())}
+        numbers_by_name.setdefault(name, []).append(number)
+    return {name: numpy.array(places) for name, places in sorted(numbers_by_name.items())}
 
 
-def _stratified(names: list[str], wanted: int, generator: Any) -> Any:
+def _stratified(names: list[str], held_out_count: int, generator: Any) -> Any:
     """The same share of every class; a class of one row stays in training."""
-    share = wanted / len(names)
+    share = held_out_count / len(names)
     drawn = []
     for numbers in _by_class(names).values():
         count = min(round(share * len(numbers)) or int(len(numbers) > 1), len(numbers) - 1)
@@ -182,7 +182,7 @@ def _stratified(names: list[str], wanted: int, generator: Any) -> Any:
     return numpy.concatenate(drawn)
 
 
-def _grouped(names: list[str], wanted: int, generator: Any) -> Any:
+def _grouped(names: list[str], held_out_count: int, generator: Any) -> Any:
     """Whole groups, in random order, until there are about enough rows.
 
     A blank is no group: each row that has one stands alone.
@@ -194,7 +194,7 @@ def _grouped(names: list[str], wanted: int, generator: Any) -> Any:
     held_out: list[int] = []
     for number in generator.permutation(len(groups)):
         more = groups[number]
-        if len(held_out) + len(more) / 2 > wanted and held_out:
+        if len(held_out) + len(more) / 2 > held_out_count and held_out:
             continue
         if len(held_out) + len(more) < len(names):
             held_out += more.tolist()
@@ -208,14 +208,14 @@ def train_rows(data: DataSection, chosen: list[Chosen]) -> Iterator[tuple[str, R
     """
     order = _order(data, chosen)
     if order is None:
-        for one in chosen:
-            for row in rows.at(one.dataset["id"], "train", one.train):
-                yield one.name, prefixed(row, one.part.prefix)
+        for choice in chosen:
+            for row in rows.at(choice.dataset["id"], "train", choice.train):
+                yield choice.name, prefixed(row, choice.part.prefix)
         return
     for which, number in order:
-        one = chosen[which]
-        row = next(rows.at(one.dataset["id"], "train", [number]))
-        yield one.name, prefixed(row, one.part.prefix)
+        choice = chosen[which]
+        row = next(rows.at(choice.dataset["id"], "train", [number]))
+        yield choice.name, prefixed(row, choice.part.prefix)
 
 
 def _order(data: DataSection, chosen: list[Chosen]) -> list[tuple[int, int]] | None:
@@ -223,13 +223,13 @@ def _order(data: DataSection, chosen: list[Chosen]) -> list[tuple[int, int]] | N
     if data.order == "shuffled":
         return None
     entries: list[tuple[Any, int, int]] = []
-    for which, one in enumerate(chosen):
+    for which, choice in enumerate(chosen):
         if data.order == "by column":
-            keys: Any = [_sortable(value) for value in row_labels.values(one.dataset, data.order_column)]
+            keys: Any = [_sortable(value) for value in row_labels.values(choice.dataset, data.order_column)]
         else:
-            sizes = rows.index(one.dataset["id"], "train")["size"].astype(int)
+            sizes = rows.index(choice.dataset["id"], "train")["size"].astype(int)
             keys = sizes if data.order == "short to long" else -sizes
-        entries += [(keys[number], which, int(number)) for number in one.train]
+        entries += [(keys[number], which, int(number)) for number in choice.train]
     return [(which, number) for _, which, number in sorted(entries, key=lambda entry: entry[0])]
 
 
@@ -253,9 +253,9 @@ def held_out_at(chosen: list[Chosen], numbers: list[Any]) -> Iterator[tuple[str,
 
     :param numbers: for each dataset the numbers of its rows
     """
-    for one, some in zip(chosen, numbers, strict=True):
-        for row in rows.at(one.dataset["id"], one.held_out_part, some):
-            yield one.name, prefixed(row, one.part.prefix)
+    for choice, some in zip(chosen, numbers, strict=True):
+        for row in rows.at(choice.dataset["id"], choice.held_out_part, some):
+            yield choice.name, prefixed(row, choice.part.prefix)
 
 
 def watched(chosen: list[Chosen], limit: int, before: list[dict[str, Any]] | None) -> list[Any]:
@@ -265,11 +265,11 @@ def watched(chosen: list[Chosen], limit: int, before: list[dict[str, Any]] | Non
     """
     if before is None:
         return sample(chosen, limit, "watch")
-    known = {(one["dataset"], one["sha256"]): one.get("watched") for one in before}
-    found = [known.get((one.name, one.dataset["sha256"])) for one in chosen]
-    if any(numbers is None for numbers in found):
+    known = {(each["dataset"], each["sha256"]): each.get("watched") for each in before}
+    numbers_of_each = [known.get((each.name, each.dataset["sha256"])) for each in chosen]
+    if any(row_numbers is None for row_numbers in numbers_of_each):
         return sample(chosen, limit, "first" if is_earlier(before) else "watch")
-    return [numpy.array(numbers, int) for numbers in found]
+    return [numpy.array(row_numbers, int) for row_numbers in numbers_of_each]
 
 
 def sample(chosen: list[Chosen], limit: int | None = None, use: Use = "score") -> list[Any]:
@@ -279,15 +279,17 @@ def sample(chosen: list[Chosen], limit: int | None = None, use: Use = "score") -
     """
     if use == "first":
         each = None if limit is None else max(1, limit // len(chosen))
-        return [one.held_out[:each] for one in chosen]
-    found = []
-    for one, count in zip(chosen, _shared([len(one.held_out) for one in chosen], limit), strict=True):
-        if count == len(one.held_out):
-            found.append(one.held_out)
+        return [choice.held_out[:each] for choice in chosen]
+    samples = []
+    for choice, count in zip(
+        chosen, _shared([len(choice.held_out) for choice in chosen], limit), strict=True
+    ):
+        if count == len(choice.held_out):
+            samples.append(choice.held_out)
             continue
-        order = representative_order.ordered(one.dataset, one.held_out_part, one.held_out)
-        found.append(numpy.sort(order[:count] if use == "score" else order[len(order) - count :]))
-    return found
+        order = representative_order.ordered(choice.dataset, choice.held_out_part, choice.held_out)
+        samples.append(numpy.sort(order[:count] if use == "score" else order[len(order) - count :]))
+    return samples
 
 
 def _shared(sizes: list[int], limit: int | None) -> list[int]:
@@ -306,18 +308,18 @@ def classes_of(chosen: list[Chosen], numbers: list[Any]) -> dict[str, tuple[int,
 
     :param numbers: for each dataset the numbers of its rows
     """
-    found = {}
+    counts = {}
     for column in ("label", "group"):
         some: set[str] = set()
         whole: set[str] = set()
-        for one, picked in zip(chosen, numbers, strict=True):
-            known = row_labels.of(one.dataset, one.held_out_part, column)
+        for choice, picked in zip(chosen, numbers, strict=True):
+            known = row_labels.of(choice.dataset, choice.held_out_part, column)
             if known is not None:
                 some |= set(known.counted(picked))
-                whole |= set(known.counted(one.held_out))
+                whole |= set(known.counted(choice.held_out))
         if whole:
-            found[f"{column}s"] = (len(some), len(whole))
-    return found
+            counts[f"{column}s"] = (len(some), len(whole))
+    return counts
 
 
 def prefixed(row: Row, prefix: str) -> Row:
@@ -336,8 +338,8 @@ def prefixed(row: Row, prefix: str) -> Row:
 
 def leaks(chosen: list[Chosen]) -> list[quality.Finding]:
     """Held-out rows that are trained on too, across all datasets of the mix."""
-    train = [rows.index(one.dataset["id"], "train")[numpy.unique(one.train)] for one in chosen]
-    held_out = [rows.index(one.dataset["id"], one.held_out_part)[one.held_out] for one in chosen]
+    train = [rows.index(choice.dataset["id"], "train")[numpy.unique(choice.train)] for choice in chosen]
+    held_out = [rows.index(choice.dataset["id"], choice.held_out_part)[choice.held_out] for choice in chosen]
     return quality.leaks(numpy.concatenate(train), numpy.concatenate(held_out))
 
 
@@ -347,18 +349,18 @@ def record(chosen: list[Chosen], measured: list[Any] | None) -> str:
     :param measured: for each dataset the held-out rows that are measured while training; None where a run
         goes on with the first rows, as it began (see `is_earlier`)
     """
-    found: list[dict[str, Any]] = [
+    entries: list[dict[str, Any]] = [
         {
-            "dataset": one.name,
-            "sha256": one.dataset["sha256"],
-            "weight": one.part.weight,
-            "prefix": one.part.prefix,
-            "train_rows": len(one.train),
-            "held_out_part": one.held_out_part,
-            "held_out": one.held_out.tolist() if one.held_out_part == "train" else len(one.held_out),
+            "dataset": each.name,
+            "sha256": each.dataset["sha256"],
+            "weight": each.part.weight,
+            "prefix": each.part.prefix,
+            "train_rows": len(each.train),
+            "held_out_part": each.held_out_part,
+            "held_out": each.held_out.tolist() if each.held_out_part == "train" else len(each.held_out),
         }
-        for one in chosen
+        for each in chosen
     ]
-    for one, numbers in zip(found, measured or [], strict=measured is not None):
-        one["watched"] = numbers.tolist()
-    return json.dumps(found, indent=1)
+    for each, numbers in zip(entries, measured or [], strict=measured is not None):
+        each["watched"] = numbers.tolist()
+    return json.dumps(entries, indent=1)

@@ -24,9 +24,9 @@ def ordered(dataset: dict[str, Any], part: str, numbers: Any) -> Any:
     keys = rows.index(dataset["id"], part)["row"][numbers]
     order = numpy.argsort(keys, kind="stable")
     for column in ("group", "label"):
-        found = row_labels.of(dataset, part, column)
-        if found is not None:
-            order = _spread(order, found.codes[numbers], found.names)
+        classes = row_labels.of(dataset, part, column)
+        if classes is not None:
+            order = _spread(order, classes.codes[numbers], classes.names)
     return numpy.asarray(numbers)[order]
 
 
@@ -36,9 +36,9 @@ def _spread(order: Any, codes: Any, names: tuple[str, ...]) -> Any:
     :param order: places in ``codes``
     """
     by_class = numpy.argsort(codes[order], kind="stable")
-    found, starts, sizes = numpy.unique(codes[order][by_class], return_index=True, return_counts=True)
+    class_codes, starts, sizes = numpy.unique(codes[order][by_class], return_index=True, return_counts=True)
     # Where a class begins is drawn too: with many small ones, none is always first.
-    begins = numpy.array([_fraction(names[code] if code != row_labels.BLANK else "") for code in found])
+    begins = numpy.array([_fraction(names[code] if code != row_labels.BLANK else "") for code in class_codes])
     ranks = numpy.arange(len(order)) - numpy.repeat(starts, sizes)
     places = numpy.empty(len(order))
     places[by_class] = (ranks + numpy.repeat(begins, sizes)) / numpy.repeat(sizes, sizes)

@@ -53,12 +53,12 @@ def of(dataset: dict[str, Any], part: str, column: str) -> Classes | None:
 def _of(dataset_id: int, sha256: str, part: str, column: str) -> Classes:
     """``sha256`` only tells one content from another."""
     codes: dict[str, int] = {}
-    found = [codes.setdefault(text, len(codes)) for text in _texts(dataset_id, part, column)]
+    row_codes = [codes.setdefault(text, len(codes)) for text in _texts(dataset_id, part, column)]
     names = sorted(name for name in codes if name.strip())
-    places = numpy.full(len(codes), BLANK, numpy.int64)
-    for place, name in enumerate(names):
-        places[codes[name]] = place
-    return Classes(tuple(names), places[numpy.array(found, numpy.int64)])
+    ranks = numpy.full(len(codes), BLANK, numpy.int64)
+    for rank, name in enumerate(names):
+        ranks[codes[name]] = rank
+    return Classes(tuple(names), ranks[numpy.array(row_codes, numpy.int64)])
 
 
 def _texts(dataset_id: int, part: str, column: str) -> list[str]:
@@ -66,12 +66,12 @@ def _texts(dataset_id: int, part: str, column: str) -> list[str]:
     if not lines.exists():
         return []
     with open(lines, "rb") as file:
-        found = []
+        texts = []
         for line in file:
             row = orjson.loads(line)
             value = row.get(column) or row.get("columns", {}).get(column, "")
-            found.append("" if value is None else str(value))
-    return found
+            texts.append("" if value is None else str(value))
+    return texts
 
 
 def values(dataset: dict[str, Any], column: str) -> list[str]:

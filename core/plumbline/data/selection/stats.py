@@ -81,8 +81,8 @@ class Measured:
 
     def learned(self, max_length: int) -> Any:
         """Tokens in the loss, one entry a row. A row's first token is never predicted, so never counts."""
-        kept = (numpy.minimum(self.stop, max_length) - numpy.maximum(self.start, 1)).clip(0)
-        return numpy.bincount(self.row, kept, len(self.lengths))
+        learned_tokens = (numpy.minimum(self.stop, max_length) - numpy.maximum(self.start, 1)).clip(0)
+        return numpy.bincount(self.row, learned_tokens, len(self.lengths))
 
     def trained(self, numbers: Any, max_length: int) -> Any:
         """Tokens, cut, of those of some rows that were measured and have something to learn; see `places`."""
@@ -101,15 +101,15 @@ class Measured:
 
     def at(self, max_length: int) -> Summary:
         """Counts at a cut."""
-        kept = numpy.minimum(self.lengths, max_length)
+        lengths_after_cut = numpy.minimum(self.lengths, max_length)
         by_row = self.learned(max_length)
         empty, cut = by_row == 0, self.lengths > max_length
         return Summary(
             rows=len(self.lengths),
-            tokens=int(kept.sum()),
+            tokens=int(lengths_after_cut.sum()),
             supervised=int(by_row.sum()),
             cut_rows=int(cut.sum()),
-            cut_tokens=int((self.lengths - kept).sum()),
+            cut_tokens=int((self.lengths - lengths_after_cut).sum()),
             empty_rows=int(empty.sum()),
             end_learned_rows=int((self.ends < max_length).sum()),
             longest=int(self.lengths.max(initial=0)),
@@ -129,11 +129,11 @@ def measured(
     start: list[Any] = []
     stop: list[Any] = []
     losses: dict[str, list[int]] = {}
-    for number, one in enumerate(encoded):
-        labels = numpy.array(one.labels, numpy.int64)
-        for what in one.left_out:
+    for number, encoded_row in enumerate(encoded):
+        labels = numpy.array(encoded_row.labels, numpy.int64)
+        for what in encoded_row.left_out:
             losses.setdefault(what, []).append(number)
-        lengths.append(len(labels) + len(one.cut))
+        lengths.append(len(labels) + len(encoded_row.cut))
         edges = numpy.flatnonzero(
             numpy.diff(numpy.concatenate([[0], labels != IGNORED, [0]]).astype(numpy.int8))
         )
@@ -151,14 +151,14 @@ def measured(
         stop=_joined(stop),
         numbers=numbers,
         total=total or len(lengths),
-        left_out=tuple(_left_out(what, found, numbers) for what, found in losses.items()),
+        left_out=tuple(_left_out(what, turn_rows, numbers) for what, turn_rows in losses.items()),
     )
 
 
-def _left_out(what: str, found: list[int], numbers: Any) -> LeftOut:
-    """:param found: the place of each turn's row"""
-    at = list(dict.fromkeys(found))
-    return LeftOut(what, len(found), len(at), tuple((numbers[at[:SHOWN]] + 1).tolist()))
+def _left_out(what: str, turn_rows: list[int], numbers: Any) -> LeftOut:
+    """:param turn_rows: the place of each turn's row"""
+    at = list(dict.fromkeys(turn_rows))
+    return LeftOut(what, len(turn_rows), len(at), tuple((numbers[at[:SHOWN]] + 1).tolist()))
 
 
 def _joined(arrays: list[Any]) -> Any:
@@ -200,9 +200,11 @@ def _of_dataset(
     tokenizer = load.tokenizer(base, revision)
     total = len(rows.index(dataset_id, part))
     numbers = sample(total)
-    found = (mix.prefixed(row, prefix) for row in rows.at(dataset_id, part, numbers))
+    prefixed_rows = (mix.prefixed(row, prefix) for row in rows.at(dataset_id, part, numbers))
     try:
-        return measured(encode_all(found, tokenizer, UNCUT, day), end_tokens(tokenizer), numbers, total)
+        return measured(
+            encode_all(prefixed_rows, tokenizer, UNCUT, day), end_tokens(tokenizer), numbers, total
+        )
     except EncodeError as error:
         number = int(numbers[error.row])
         line = int(rows.index(dataset_id, part)[number]["line"])
@@ -257,11 +259,11 @@ class Profile:
 
 def profile(dataset: dict[str, Any], part: str) -> Profile:
     """:param dataset: a row of the store"""
-    found = _profile(dataset["id"], dataset["sha256"], part)
+    text_profile = _profile(dataset["id"], dataset["sha256"], part)
     known = row_labels.of(dataset, part, "label")
     if known is None:
-        return found
-    return replace(found, labels=known.counted(numpy.arange(len(known.codes))))
+        return text_profile
+    return replace(text_profile, labels=known.counted(numpy.arange(len(known.codes))))
 
 
 @lru_cache(maxsize=32)
@@ -282,12 +284,14 @@ def _profile(dataset_id: int, sha256: str, part: str) -> Profile:
 
 def _scripts(letters: Counter[str]) -> list[tuple[str, float]]:
     """Writing systems by their share of all letters, the larger first."""
-    found: Counter[str] = Counter()
+    letters_by_script: Counter[str] = Counter()
     for letter, count in letters.items():
         if letter.isalpha():
-            found[_script(letter)] += count
-    total = sum(found.values()) or 1
-    return [(name, count / total) for name, count in found.most_common(6) if count / total >= 0.001]
+            letters_by_script[_script(letter)] += count
+    total = sum(letters_by_script.values()) or 1
+    return [
+        (name, count / total) for name, count in letters_by_script.most_common(6) if count / total >= 0.001
+    ]
 
 
 _JOINED = {"cjk": "Chinese characters", "hiragana": "Japanese kana", "katakana": "Japanese kana"}

@@ -62,8 +62,8 @@ class Turns:
             raise lost("rewrites what is said, so that an assistant turn cannot be found in it")
         else:
             spans = self._pieces(self._trace, turn, before, after)
-        said = "".join(self.text[start:end] for start, end in spans).strip()
-        if _has_something(self.messages[turn]) and (not said or self.control.fullmatch(said)):
+        answer = "".join(self.text[start:end] for start, end in spans).strip()
+        if _has_something(self.messages[turn]) and (not answer or self.control.fullmatch(answer)):
             raise lost("drops or rewrites an assistant turn")
         return spans
 
@@ -73,11 +73,11 @@ class Turns:
         :raises StudioError: when that is a tool call, or what it answers
         """
         message = self.messages[turn]
-        said = "".join(self.text[start:end] for start, end in spans)
-        missing = set(self._missing(turn, spans, said))
+        spoken_text = "".join(self.text[start:end] for start, end in spans)
+        missing = set(self._missing(turn, spans, spoken_text))
         calls = message.get("tool_calls") or []
         for number, call in enumerate(calls):
-            if {("name", number), ("call", number)} & missing or not _scalars_in(call, said):
+            if {("name", number), ("call", number)} & missing or not _scalars_in(call, spoken_text):
                 which = f"{called(call)}, {number + 1} of {len(calls)}" if len(calls) > 1 else called(call)
                 raise lost(f"leaves out a tool call of the assistant ({which})", len(calls) > 1)
         kinds = {kind for kind, _ in missing}
@@ -85,18 +85,18 @@ class Turns:
             raise lost("drops or rewrites an assistant turn")
         return [name for kind, name in (("reasoning", REASONING), ("content", WORDS)) if kind in kinds]
 
-    def _missing(self, turn: int, spans: list[Span], said: str) -> Iterator[tuple[str, int]]:
+    def _missing(self, turn: int, spans: list[Span], spoken_text: str) -> Iterator[tuple[str, int]]:
         """Kind and number of the turn's parts that are not whole in its spans."""
         if self._trace is None:
-            yield from _not_found(self.messages[turn], said)
+            yield from _not_found(self.messages[turn], spoken_text)
             return
         inside = numpy.zeros(len(self._trace.origin), bool)
         for start, end in spans:
             inside[start:end] = True
         origin = self._trace.origin[inside]
-        found = numpy.bincount(origin[origin >= 0], minlength=len(self._trace.parts))
+        present = numpy.bincount(origin[origin >= 0], minlength=len(self._trace.parts))
         for number, part in enumerate(self._trace.parts):
-            if part.turn == turn and found[number] < self._trace.put[part]:
+            if part.turn == turn and present[number] < self._trace.put[part]:
                 yield part.kind, part.call
 
     @cached_property
@@ -118,19 +118,25 @@ class Turns:
         if not len(own):
             return []
         others = numpy.flatnonzero((turns >= 0) & (turns != turn))
-        place = numpy.searchsorted(others, own)  # how many of the others stand before
+        others_before = numpy.searchsorted(others, own)  # how many of the others stand before
         alone = numpy.flatnonzero(trace.turns(trace.read(after)) == turn)
         spans: list[Span] = []
-        ends = [*numpy.flatnonzero(numpy.diff(place)).tolist(), len(own) - 1]
+        ends = [*numpy.flatnonzero(numpy.diff(others_before)).tolist(), len(own) - 1]
         for number, last in enumerate(ends):
             first = 0 if number == 0 else ends[number - 1] + 1
             start = int(own[first])
             if number == 0:
                 start = self._start(
-                    trace, turn, before, int(others[place[0] - 1]) + 1 if place[0] else 0, start
+                    trace,
+                    turn,
+                    before,
+                    int(others[others_before[0] - 1]) + 1 if others_before[0] else 0,
+                    start,
                 )
             end = int(own[last]) + 1
-            tail = trace.text[end : int(others[place[last]]) if place[last] < len(others) else None]
+            tail = trace.text[
+                end : int(others[others_before[last]]) if others_before[last] < len(others) else None
+            ]
             if len(alone) == len(own):
                 stop = alone[last + 1] if last + 1 < len(alone) else self._turn_end(after)
                 closing = after[alone[last] + 1 : stop]
@@ -143,8 +149,8 @@ class Turns:
         """Where the header ends that stands between what was said before and the turn's first character."""
         gap = trace.text[previous:first]
         if before:
-            told = numpy.flatnonzero(trace.read(before) >= 0)
-            asked = before[int(told[-1]) + 1 if len(told) else 0 :]
+            content_places = numpy.flatnonzero(trace.read(before) >= 0)
+            asked = before[int(content_places[-1]) + 1 if len(content_places) else 0 :]
             if gap.startswith(asked):
                 return previous + len(asked)
             header = before.removeprefix(self._attempt(trace.messages[:turn]))
@@ -169,7 +175,7 @@ class Turns:
         shared = os.path.commonprefix([closing, tail])
         if shared == closing:
             return len(closing)
-        *_, last = [0, *(found.end() for found in self.control.finditer(shared))]
+        *_, last = [0, *(token.end() for token in self.control.finditer(shared))]
         if last:
             return last
         following = self.control.search(tail)
@@ -181,7 +187,7 @@ class Turns:
 
     def _turn_end(self, text: str) -> int:
         stripped = text.rstrip()
-        ends = [found.end() for found in self.control.finditer(stripped[-100:])]
+        ends = [token.end() for token in self.control.finditer(stripped[-100:])]
         return len(stripped) if ends and ends[-1] == len(stripped[-100:]) else len(text)
 
     def _attempt(self, messages: list[Message], prompt: bool = False) -> str:
@@ -191,19 +197,19 @@ class Turns:
             return ""  # a part of a conversation may be one that the template refuses
 
 
-def _not_found(message: Message, said: str) -> Iterator[tuple[str, int]]:
+def _not_found(message: Message, text: str) -> Iterator[tuple[str, int]]:
     """Kind and number of the parts of a turn that a text does not hold as they are."""
     thoughts = [message[name] for name in content_spans.REASONING if message.get(name)][:1]
-    if any(thought.strip() not in said for thought in thoughts):
+    if any(thought.strip() not in text for thought in thoughts):
         yield "reasoning", 0
-    if (message.get("content") or "").strip() not in said:
+    if (message.get("content") or "").strip() not in text:
         yield "content", 0
     for number, call in enumerate(message.get("tool_calls") or []):
-        if called(call) not in said:
+        if called(call) not in text:
             yield "name", number
 
 
-def _scalars_in(call: Message, said: str) -> bool:
+def _scalars_in(call: Message, text: str) -> bool:
     """Whether numbers, truths and nulls among a call's arguments stand in a text."""
 
     def scalars(value: Any) -> Iterator[Any]:
@@ -214,7 +220,7 @@ def _scalars_in(call: Message, said: str) -> bool:
             yield value
 
     arguments = call.get("function", call).get("arguments")
-    return all(json.dumps(one) in said or str(one) in said for one in scalars(arguments or {}))
+    return all(json.dumps(scalar) in text or str(scalar) in text for scalar in scalars(arguments or {}))
 
 
 @dataclass(frozen=True)
@@ -229,13 +235,13 @@ class Frame:
     learned: int
     closing: str
 
-    def find(self, said: str, text: str, start: int) -> Span | None:
+    def find(self, answer: str, text: str, start: int) -> Span | None:
         """The span of the first such answer from ``start``, or None."""
-        at = text.find(self.lead + said + self.closing, start)
+        at = text.find(self.lead + answer + self.closing, start)
         if at < 0:
             return None
         begin = at + len(self.lead)
-        return begin - self.learned, begin + len(said) + len(self.closing)
+        return begin - self.learned, begin + len(answer) + len(self.closing)
 
 
 def frames(write: Write, control: re.Pattern[str]) -> tuple[Frame, Frame] | None:
@@ -244,17 +250,20 @@ def frames(write: Write, control: re.Pattern[str]) -> tuple[Frame, Frame] | None
     Where a text shows them literally, the answers need not be asked for one by one: `Turns.spans` writes
     the conversation anew for each. None when the template refuses the stand-ins or has no fixed frame.
     """
-    said = [f"standin{word}" for word in ("one", "two", "three", "four")]
+    stand_ins = [f"standin{word}" for word in ("one", "two", "three", "four")]
     messages = [
-        {"role": "assistant" if place % 2 else "user", "content": text} for place, text in enumerate(said)
+        {"role": "assistant" if number % 2 else "user", "content": text}
+        for number, text in enumerate(stand_ins)
     ]
     try:
         text = write(messages)
         turns = Turns(messages, text, write, control, re.compile("(?!)"))
-        found = [_frame(text, said[turn - 1], said[turn], turns.spans(turn)) for turn in (1, 3)]
+        answer_frames = [
+            _frame(text, stand_ins[turn - 1], stand_ins[turn], turns.spans(turn)) for turn in (1, 3)
+        ]
     except StudioError:
         return None
-    middle, last = found
+    middle, last = answer_frames
     return (middle, last) if middle and last else None
 
 
@@ -270,7 +279,7 @@ def _frame(text: str, question: str, answer: str, spans: list[Span]) -> Frame | 
 
 
 def framed(
-    turns: Turns, wanted: list[int], known: tuple[Frame, Frame] | None
+    turns: Turns, learned_turns: list[int], known: tuple[Frame, Frame] | None
 ) -> tuple[list[Span], tuple[str, ...]]:
     """The spans of these turns, and what is left out of them; see `Turns.left_out`.
 
@@ -293,18 +302,18 @@ def framed(
         )
         span = frame.find(turns.messages[turn]["content"], text, start) if frame else None
         # Past a turn that was not looked for, equal answers could be mistaken for one another.
-        sure = sure and (span is not None or turn in wanted)
-        if turn not in wanted:
-            found = [span] if span else []
+        sure = sure and (span is not None or turn in learned_turns)
+        if turn not in learned_turns:
+            turn_spans = [span] if span else []
         elif span is not None:
-            found = [span]
+            turn_spans = [span]
             spans.append(span)
         else:
-            found = turns.spans(turn)
-            left_out += turns.left_out(turn, found)
-            spans += found
-            sure = sure and bool(found)
-        start = found[-1][1] if found else start
+            turn_spans = turns.spans(turn)
+            left_out += turns.left_out(turn, turn_spans)
+            spans += turn_spans
+            sure = sure and bool(turn_spans)
+        start = turn_spans[-1][1] if turn_spans else start
     return spans, tuple(left_out)
 
 

@@ -36,14 +36,14 @@ class Rendered:
     """A row as text; ``spans`` are the characters that are learned.
 
     Control tokens that the row quotes stand in ``text`` as private-use characters, one for each of
-    theirs; ``plain`` (for ``str.translate``) gives them back, and is empty when there are none.
+    theirs; ``unescape`` (for ``str.translate``) gives them back, and is empty when there are none.
     ``before`` and ``after`` are tokens around the text. A chat template writes its own. ``left_out`` names
     what the template leaves out of the learned turns, once for each turn.
     """
 
     text: str
     spans: list[Span]
-    plain: dict[int, str]
+    unescape: dict[int, str]
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -56,15 +56,15 @@ def render(row: dict[str, Any], tokenizer: Any) -> tuple[str, list[Span]]:
     :raises StudioError: when the template cannot render the row, or loses what is to be learned
     """
     rendered = Renderer(tokenizer).row(row)
-    return rendered.text.translate(rendered.plain), rendered.spans
+    return rendered.text.translate(rendered.unescape), rendered.spans
 
 
 def control_tokens(tokenizer: Any) -> dict[int, str]:
     """The tokens that text must not be able to spell, by id."""
     named = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
     added = tokenizer.added_tokens_decoder.items()
-    found = {**dict(named), **{number: token.content for number, token in added if token.special}}
-    return {number: content for number, content in found.items() if content.strip()}
+    contents = {**dict(named), **{number: token.content for number, token in added if token.special}}
+    return {number: content for number, content in contents.items() if content.strip()}
 
 
 class Renderer:
@@ -97,16 +97,16 @@ class Renderer:
         """:raises StudioError: when the template cannot render the row, or loses what is to be learned"""
         learned = row.get("desirable") is not False
         if "messages" not in row:
-            text, plain = self._escape_control_tokens(self._without_ends(row["text"]))
+            text, unescape = self._escape_control_tokens(self._without_ends(row["text"]))
             spans = [(0, len(text))] if learned else []
-            return Rendered(text, spans, plain, self._before, self._after)
-        given, plain = self._escape_control_tokens([row["messages"], row.get("tools")])
-        text, spans, left_out = self._conversation(given[0], given[1], learned)
-        return Rendered(text, spans, plain, left_out=left_out)
+            return Rendered(text, spans, unescape, self._before, self._after)
+        escaped, unescape = self._escape_control_tokens([row["messages"], row.get("tools")])
+        text, spans, left_out = self._conversation(escaped[0], escaped[1], learned)
+        return Rendered(text, spans, unescape, left_out=left_out)
 
     def prompt(self, messages: list[Message], tools: list[dict[str, Any]] | None = None) -> Rendered:
         """A conversation that the model is to continue; nothing of it is learned."""
-        (messages, tools), plain = self._escape_control_tokens([messages, tools])
+        (messages, tools), unescape = self._escape_control_tokens([messages, tools])
         refusals: list[StudioError] = []
         for spelled in _spellings(_cleaned(messages)):
             try:
@@ -114,15 +114,15 @@ class Renderer:
                 turns = self._turns(spelled, tools, text)
                 for turn in (turn for turn, message in enumerate(spelled) if message.get("tool_calls")):
                     turns.left_out(turn, [(0, len(text))])
-                return Rendered(text, [], plain)
+                return Rendered(text, [], unescape)
             except StudioError as error:
                 refusals.append(error)
         raise refusals[0]
 
     def text(self, text: str) -> Rendered:
         """A plain text that the model is to continue; nothing of it is learned."""
-        text, plain = self._escape_control_tokens(text)
-        return Rendered(text, [], plain, self._before)
+        text, unescape = self._escape_control_tokens(text)
+        return Rendered(text, [], unescape, self._before)
 
     def _without_ends(self, text: str) -> str:
         # A text may bring the tokens that are put around it anyway.
@@ -132,7 +132,7 @@ class Renderer:
     def _conversation(
         self, messages: list[Message], tools: Any, learned: bool
     ) -> tuple[str, list[Span], tuple[str, ...]]:
-        wanted = [
+        learned_turns = [
             turn
             for turn, message in enumerate(messages)
             if learned and message["role"] == "assistant" and message.get("learn") is not False
@@ -140,20 +140,20 @@ class Renderer:
         refusals: list[StudioError] = []
         for spelled in _spellings(_cleaned(messages)):
             try:
-                return self._learned(spelled, tools, wanted)
+                return self._learned(spelled, tools, learned_turns)
             except StudioError as error:
                 refusals.append(error)
         raise refusals[0]
 
     def _learned(
-        self, messages: list[Message], tools: Any, wanted: list[int]
+        self, messages: list[Message], tools: Any, learned_turns: list[int]
     ) -> tuple[str, list[Span], tuple[str, ...]]:
         marked = _is_marked(self._template(tools))
         text, marks = self._write(messages, tools, marks=marked)
         turns = self._turns(messages, tools, text)
         if marked:
-            return text, *_kept(marks, turns, wanted)
-        return text, *framed(turns, wanted, self._framing(tools, turns.write))
+            return text, *_kept(marks, turns, learned_turns)
+        return text, *framed(turns, learned_turns, self._framing(tools, turns.write))
 
     def _turns(self, whole: list[Message], tools: Any, text: str) -> Turns:
         def write(messages: list[Message], prompt: bool = False) -> str:
@@ -197,15 +197,15 @@ class Renderer:
         used = max("".join(_texts(value)), default="")
         plane = _PLANES[_PLANES[0] <= ord(used) < _PLANES[1]]  # one that the row does not use itself
         alphabet = enumerate(sorted(set("".join(self.control.values()))), plane)
-        plain = dict(alphabet)
-        hide = {character: number for number, character in plain.items()}
+        unescape = dict(alphabet)
+        private_use = {character: number for number, character in unescape.items()}
 
-        def disguise(text: str) -> str:
+        def escape(text: str) -> str:
             return self._control.sub(
-                lambda found: "".join(chr(hide[character]) for character in found[0]), text
+                lambda match: "".join(chr(private_use[character]) for character in match[0]), text
             )
 
-        return _each_text(value, disguise), plain
+        return _each_text(value, escape), unescape
 
 
 @lru_cache(maxsize=16)
@@ -213,37 +213,39 @@ def _is_marked(template: str) -> bool:
     return bool(_MARKS.search(_COMMENTS.sub("", template)))
 
 
-def _kept(marks: list[Span], turns: Turns, wanted: list[int]) -> tuple[list[Span], tuple[str, ...]]:
+def _kept(marks: list[Span], turns: Turns, learned_turns: list[int]) -> tuple[list[Span], tuple[str, ...]]:
     """The template's marks but those in turns that are not to be learned, and what is left out of them."""
-    if not wanted:
+    if not learned_turns:
         return [], ()
     masked = [
         span
         for turn, message in enumerate(turns.messages)
-        if message["role"] == "assistant" and turn not in wanted
+        if message["role"] == "assistant" and turn not in learned_turns
         for span in turns.spans(turn)
     ]
-    kept = [
+    learned_marks = [
         (start, end)
         for start, end in marks
         if start < end and not any(start < last and end > first for first, last in masked)
     ]
-    if _all_there(kept, turns, wanted):
-        return kept, ()
-    return kept, tuple(what for turn in wanted for what in turns.left_out(turn, kept))
+    if _all_there(learned_marks, turns, learned_turns):
+        return learned_marks, ()
+    return learned_marks, tuple(
+        what for turn in learned_turns for what in turns.left_out(turn, learned_marks)
+    )
 
 
-def _all_there(kept: list[Span], turns: Turns, wanted: list[int]) -> bool:
+def _all_there(marks: list[Span], turns: Turns, learned_turns: list[int]) -> bool:
     """Whether plain answers stand in the marks, word for word: a quick look that most rows pass."""
-    said, at = "".join(turns.text[start:end] for start, end in kept), 0
-    for turn in wanted:
+    marked_text, at = "".join(turns.text[start:end] for start, end in marks), 0
+    for turn in learned_turns:
         if not is_plain(turns.messages, turn):
             return False
         answer = turns.messages[turn]["content"].strip()
-        found = said.find(answer, at)
-        if found < 0:
+        position = marked_text.find(answer, at)
+        if position < 0:
             return False
-        at = found + len(answer)
+        at = position + len(answer)
     return True
 
 

@@ -96,9 +96,11 @@ def literals(template: str) -> re.Pattern[str]:
     from jinja2 import Environment
 
     strings = (value[1:-1] for _, kind, value in Environment().lex(template) if kind == "string")
-    said = {string.replace("\\n", "\n").strip() for string in strings}
-    found = (one for one in said if 2 < len(one) <= 60 and not re.fullmatch(r"[\w.]+", one))
-    longest_first = sorted(found, key=len, reverse=True)
+    strings_written = {string.replace("\\n", "\n").strip() for string in strings}
+    phrases = (
+        phrase for phrase in strings_written if 2 < len(phrase) <= 60 and not re.fullmatch(r"[\w.]+", phrase)
+    )
+    longest_first = sorted(phrases, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or "(?!)", re.IGNORECASE)
 
 
@@ -171,20 +173,20 @@ def _standing_in(
     def stand_in(kind: str, texts: list[str], call: int = 0) -> Iterator[str]:
         part = Part(turn, kind, call)
         pieces = [list(_pieces(text, literals)) for text in texts]
-        said = set("".join(piece for each in pieces for piece, kept in each if not kept))
-        chosen = {one for one in said if _stands(one, level)}
+        characters = set("".join(piece for each in pieces for piece, is_literal in each if not is_literal))
+        chosen = {character for character in characters if _stands(character, level)}
         if not chosen and level == 0:  # nothing but signs: then these
             pieces = [[(text, False)] for text in texts]
-            chosen = {one for text in texts for one in text if not one.isspace()}
+            chosen = {character for text in texts for character in text if not character.isspace()}
         alphabet.know(part, chosen)
         for each in pieces:
-            yield "".join(piece if kept else alphabet.write(part, piece) for piece, kept in each)
+            yield "".join(piece if is_literal else alphabet.write(part, piece) for piece, is_literal in each)
 
     content = message.get("content")
     if isinstance(content, str):
         pieces = _thoughts(content) if message["role"] == "assistant" else [("content", content)]
         written = {
-            kind: stand_in(kind, [text for one, text in pieces if one == kind])
+            kind: stand_in(kind, [text for piece_kind, text in pieces if piece_kind == kind])
             for kind in ("reasoning", "content")
         }
         changed["content"] = "".join(next(written[kind]) if kind else text for kind, text in pieces)
@@ -239,26 +241,26 @@ def _with_texts(value: Any, written: Iterator[str], keys: bool) -> Any:
 def _pieces(text: str, literals: re.Pattern[str]) -> Iterator[tuple[str, bool]]:
     """The text in pieces, and whether each stays as it is."""
     last = 0
-    for found in literals.finditer(text):
-        yield text[last : found.start()], False
-        yield found[0], True
-        last = found.end()
+    for literal in literals.finditer(text):
+        yield text[last : literal.start()], False
+        yield literal[0], True
+        last = literal.end()
     yield text[last:], False
 
 
 def _thoughts(content: str) -> list[tuple[str, str]]:
     """An answer in pieces: ``reasoning`` and ``content``; the tags around thoughts are neither."""
-    found, last = [], 0
+    pieces, last = [], 0
     for thought in _THOUGHT.finditer(content):
         number = thought.lastindex or 1
-        found += [
+        pieces += [
             ("content", content[last : thought.start()]),
             ("", content[thought.start() : thought.start(number)]),
             ("reasoning", thought[number]),
             ("", content[thought.end(number) : thought.end()]),
         ]
         last = thought.end()
-    return [*found, ("content", content[last:])]
+    return [*pieces, ("content", content[last:])]
 
 
 @lru_cache(maxsize=16_384)

@@ -74,8 +74,8 @@ def encode_all(
     numbered = enumerate(rows)
     while batch := list(islice(numbered, BATCH)):
         rendered = [_rendered(renderer, number, row) for number, row in batch]
-        for one, (ids, offsets) in zip(rendered, tokenise(rendered, renderer), strict=True):
-            yield _encoded(one, ids, offsets, max_length)
+        for each, (ids, offsets) in zip(rendered, tokenise(rendered, renderer), strict=True):
+            yield _encoded(each, ids, offsets, max_length)
 
 
 def prompt_ids(
@@ -116,10 +116,12 @@ def turn_ends(tokenizer: Any) -> tuple[int, ...]:
     answer = "As you like it"
     exchange = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": answer}]
     text, spans = render({"messages": exchange}, tokenizer)
-    said = "".join(text[start:end] for start, end in spans)
-    closing = said.rpartition(answer)[2] if answer in said else ""
-    found = {token: closing.find(written) for token, written in control_tokens(tokenizer).items()}
-    return tuple(sorted((token for token, place in found.items() if place >= 0), key=lambda t: found[t]))
+    learned_text = "".join(text[start:end] for start, end in spans)
+    closing = learned_text.rpartition(answer)[2] if answer in learned_text else ""
+    positions = {token: closing.find(written) for token, written in control_tokens(tokenizer).items()}
+    return tuple(
+        sorted((token for token, position in positions.items() if position >= 0), key=lambda t: positions[t])
+    )
 
 
 def _rendered(renderer: Renderer, number: int, row: dict[str, Any]) -> Rendered:
@@ -136,8 +138,8 @@ def _rendered(renderer: Renderer, number: int, row: dict[str, Any]) -> Rendered:
 
 
 def _beginning(row: dict[str, Any]) -> str:
-    said = row.get("text") or next((each.get("content") for each in row.get("messages", [])), "") or ""
-    return said[:40].encode(errors="replace").decode()
+    opening = row.get("text") or next((each.get("content") for each in row.get("messages", [])), "") or ""
+    return opening[:40].encode(errors="replace").decode()
 
 
 def _encoded(rendered: Rendered, ids: list[int], offsets: list[Any], max_length: int) -> Encoded:
@@ -179,14 +181,18 @@ def tokens(encoded: Encoded, tokenizer: Any) -> list[Token]:
         kinds.append((token, kind))
     kinds += [(token, "cut") for token in encoded.cut]
     shown: list[Token] = []
-    held: list[int] = []
-    for place, (token, kind) in enumerate(kinds):
-        held.append(token)
-        text = tokenizer.decode(held)
+    pending: list[int] = []
+    for position, (token, kind) in enumerate(kinds):
+        pending.append(token)
+        text = tokenizer.decode(pending)
         # A character of several bytes may be several tokens: they are shown as the one thing they spell.
-        goes_on = place + 1 < len(kinds) and kinds[place + 1][1] == kind and len(held) < MOST_OF_A_CHARACTER
+        goes_on = (
+            position + 1 < len(kinds)
+            and kinds[position + 1][1] == kind
+            and len(pending) < MOST_OF_A_CHARACTER
+        )
         if text.endswith("\ufffd") and goes_on:
             continue
         shown.append(Token(text, kind, token in special))
-        held = []
+        pending = []
     return shown

@@ -54,11 +54,11 @@ def check_template(tokenizer: Any, tools: bool = False) -> str:
 @lru_cache(maxsize=64)
 def _problem(template: str, special_tokens: str, tools: bool) -> str | None:
     """What is wrong with the template, or None. :raises StudioError: when that cannot be found out"""
-    given = [_TOOL] if tools else None
+    tool_list = [_TOOL] if tools else None
 
     def written(messages: list[dict[str, str]]) -> str:
         return template_sandbox.written(
-            template, messages, given, json.loads(special_tokens), seconds=SECONDS
+            template, messages, tool_list, json.loads(special_tokens), seconds=SECONDS
         )[0]
 
     try:
@@ -69,7 +69,7 @@ def _problem(template: str, special_tokens: str, tools: bool) -> str | None:
                     return f"{'repeats' if answer in text else 'drops'} what the assistant says"
     except template_sandbox.Failed as failed:
         where = f"fails in line {failed.line}" if failed.line else "fails"
-        return f"{where}: {failed.said.rstrip('.')}"[:300]
+        return f"{where}: {failed.message.rstrip('.')}"[:300]
     except template_sandbox.Exceeded as exceeded:
         return str(exceeded)
     try:

@@ -40,9 +40,9 @@ _one_at_a_time = threading.Lock()
 class Failed(Exception):
     """The template raised; ``line`` is where, 0 when that is not known."""
 
-    def __init__(self, said: str, line: int) -> None:
-        self.said, self.line = said, line
-        super().__init__(said)
+    def __init__(self, message: str, line: int) -> None:
+        self.message, self.line = message, line
+        super().__init__(message)
 
 
 class Exceeded(Exception):

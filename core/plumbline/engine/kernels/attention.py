@@ -43,8 +43,8 @@ def forward_kernel(
     asking = first + tl.arange(0, ROWS)
     width = tl.arange(0, WIDTH)
     there = (asking < length)[:, None]
-    place = (begin + asking)[:, None] * query_stride + head * WIDTH + width[None, :]
-    q = tl.load(query + place, mask=there, other=0.0)
+    offsets = (begin + asking)[:, None] * query_stride + head * WIDTH + width[None, :]
+    q = tl.load(query + offsets, mask=there, other=0.0)
     keys = key + begin * key_stride + (head // GROUP) * WIDTH
     values = value + begin * value_stride + (head // GROUP) * WIDTH
     highest = tl.full((ROWS,), -float("inf"), tl.float32)
@@ -76,8 +76,8 @@ def forward_kernel(
         v = tl.load(values + asked[:, None] * value_stride + width[None, :], mask=seen, other=0.0)
         summed = tl.dot(share.to(v.dtype), v, summed * shrink[:, None])
         highest = higher
-    place = (begin + asking)[:, None] * out_stride + head * WIDTH + width[None, :]
-    tl.store(out + place, (summed / total[:, None]).to(out.dtype.element_ty), mask=there)
+    offsets = (begin + asking)[:, None] * out_stride + head * WIDTH + width[None, :]
+    tl.store(out + offsets, (summed / total[:, None]).to(out.dtype.element_ty), mask=there)
     tl.store(logarithms + head * tokens + begin + asking, highest + tl.log2(total), mask=asking < length)
 
 
@@ -87,9 +87,9 @@ def products_kernel(products, out, gradient, tokens, WIDTH: tl.constexpr, ROWS: 
     token = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     head, heads = tl.program_id(1), tl.num_programs(1)
     there = token < tokens
-    place = token.to(tl.int64)[:, None] * (heads * WIDTH) + head * WIDTH + tl.arange(0, WIDTH)[None, :]
-    left = tl.load(out + place, mask=there[:, None], other=0.0).to(tl.float32)
-    right = tl.load(gradient + place, mask=there[:, None], other=0.0).to(tl.float32)
+    offsets = token.to(tl.int64)[:, None] * (heads * WIDTH) + head * WIDTH + tl.arange(0, WIDTH)[None, :]
+    left = tl.load(out + offsets, mask=there[:, None], other=0.0).to(tl.float32)
+    right = tl.load(gradient + offsets, mask=there[:, None], other=0.0).to(tl.float32)
     tl.store(products + head * tokens + token, tl.sum(left * right, 1), mask=there)
 
 
@@ -129,8 +129,8 @@ def query_gradient_kernel(
     there = (asking < length)[:, None]
     token = begin + asking
     q = tl.load(query + token[:, None] * query_stride + head * WIDTH + width[None, :], mask=there, other=0.0)
-    place = gradient + token[:, None] * gradient_stride + head * WIDTH + width[None, :]
-    given = tl.load(place, mask=there, other=0.0)
+    pointers = gradient + token[:, None] * gradient_stride + head * WIDTH + width[None, :]
+    out_gradient = tl.load(pointers, mask=there, other=0.0)
     logarithm = tl.load(logarithms + head * tokens + token, mask=asking < length, other=0.0)
     product = tl.load(products + head * tokens + token, mask=asking < length, other=0.0)
     keys = key + begin * key_stride + (head // GROUP) * WIDTH
@@ -142,7 +142,7 @@ def query_gradient_kernel(
         k = tl.load(keys + asked[:, None] * key_stride + width[None, :])
         v = tl.load(values + asked[:, None] * value_stride + width[None, :])
         share = tl.exp2(tl.dot(q, k.T) * scale - logarithm[:, None])
-        slope = share * (tl.dot(given, v.T) - product[:, None])
+        slope = share * (tl.dot(out_gradient, v.T) - product[:, None])
         summed = tl.dot(slope.to(k.dtype), k, summed)
     for start in range(whole, tl.minimum(first + ROWS, length), COLUMNS):
         asked = start + tl.arange(0, COLUMNS)
@@ -151,10 +151,10 @@ def query_gradient_kernel(
         v = tl.load(values + asked[:, None] * value_stride + width[None, :], mask=seen, other=0.0)
         share = tl.exp2(tl.dot(q, k.T) * scale - logarithm[:, None])
         share = tl.where(asked[None, :] <= asking[:, None], share, 0.0)
-        slope = share * (tl.dot(given, v.T) - product[:, None])
+        slope = share * (tl.dot(out_gradient, v.T) - product[:, None])
         summed = tl.dot(slope.to(k.dtype), k, summed)
-    place = out + token[:, None] * out_stride + head * WIDTH + width[None, :]
-    tl.store(place, (summed * factor).to(out.dtype.element_ty), mask=there)
+    pointers = out + token[:, None] * out_stride + head * WIDTH + width[None, :]
+    tl.store(pointers, (summed * factor).to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -201,15 +201,15 @@ def key_gradient_kernel(
     for member in range(0, GROUP):
         asker = head * GROUP + member
         queries = query + begin * query_stride + asker * WIDTH
-        given_rows = gradient + begin * gradient_stride + asker * WIDTH
+        out_gradient_rows = gradient + begin * gradient_stride + asker * WIDTH
         for start in range(first // ROWS * ROWS, length, ROWS):
             asking = start + tl.arange(0, ROWS)
             inside = asking < length
             q = tl.load(
                 queries + asking[:, None] * query_stride + width[None, :], mask=inside[:, None], other=0.0
             )
-            given = tl.load(
-                given_rows + asking[:, None] * gradient_stride + width[None, :],
+            out_gradient = tl.load(
+                out_gradient_rows + asking[:, None] * gradient_stride + width[None, :],
                 mask=inside[:, None],
                 other=0.0,
             )
@@ -218,9 +218,9 @@ def key_gradient_kernel(
             product = tl.load(products + at, mask=inside, other=0.0)
             share = tl.exp2(tl.dot(k, q.T) * scale - logarithm[None, :])
             share = tl.where((asked[:, None] <= asking[None, :]) & inside[None, :], share, 0.0)
-            value_sum = tl.dot(share.to(given.dtype), given, value_sum)
-            slope = share * (tl.dot(v, given.T) - product[None, :])
+            value_sum = tl.dot(share.to(out_gradient.dtype), out_gradient, value_sum)
+            slope = share * (tl.dot(v, out_gradient.T) - product[None, :])
             key_sum = tl.dot(slope.to(q.dtype), q, key_sum)
-    place = token[:, None] * out_stride + head * WIDTH + width[None, :]
-    tl.store(key_out + place, (key_sum * factor).to(key_out.dtype.element_ty), mask=seen)
-    tl.store(value_out + place, value_sum.to(value_out.dtype.element_ty), mask=seen)
+    offsets = token[:, None] * out_stride + head * WIDTH + width[None, :]
+    tl.store(key_out + offsets, (key_sum * factor).to(key_out.dtype.element_ty), mask=seen)
+    tl.store(value_out + offsets, value_sum.to(value_out.dtype.element_ty), mask=seen)

@@ -40,8 +40,8 @@ def merge_kernel(
     block = tl.program_id(1) * (COLUMNS // BLOCK) + tl.arange(0, COLUMNS // BLOCK)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     row_there = (row < rows)[:, None]
-    place = packed + row[:, None] * (columns // 2) + pair[None, :]
-    byte = tl.load(place, mask=row_there & (pair < columns // 2)[None, :], other=0).to(tl.int32)
+    pointers = packed + row[:, None] * (columns // 2) + pair[None, :]
+    byte = tl.load(pointers, mask=row_there & (pair < columns // 2)[None, :], other=0).to(tl.int32)
     index = row[:, None] * (columns // BLOCK) + block[None, :]
     block_there = row_there & (block < columns // BLOCK)[None, :]
     if NESTED:
@@ -63,8 +63,8 @@ def merge_kernel(
         right_place = a + number[:, None] * columns + column[None, :]
         right = tl.load(right_place, mask=in_rank[:, None] & column_there, other=0.0)
         weight += strength * tl.dot(left, right, input_precision="ieee")
-    place = out + row[:, None] * columns + column[None, :]
-    tl.store(place, weight.to(out.dtype.element_ty), mask=row_there & column_there)
+    pointers = out + row[:, None] * columns + column[None, :]
+    tl.store(pointers, weight.to(out.dtype.element_ty), mask=row_there & column_there)
 
 
 @triton.jit
@@ -91,10 +91,10 @@ def norm_backward_kernel(
     there = column < columns
     value = tl.load(x + row * x_stride + column, mask=there, other=0.0).to(tl.float32)
     inverse = tl.rsqrt(tl.sum(value * value, 0) / columns + epsilon)
-    given = tl.load(gradient + row * columns + column, mask=there, other=0.0).to(tl.float32)
-    given *= tl.load(weight + column, mask=there, other=0.0).to(tl.float32)
+    scaled_gradient = tl.load(gradient + row * columns + column, mask=there, other=0.0).to(tl.float32)
+    scaled_gradient *= tl.load(weight + column, mask=there, other=0.0).to(tl.float32)
     normed = value * inverse
-    result = inverse * (given - normed * (tl.sum(given * normed, 0) / columns))
+    result = inverse * (scaled_gradient - normed * (tl.sum(scaled_gradient * normed, 0) / columns))
     if ADD:
         result += tl.load(add + row * columns + column, mask=there, other=0.0).to(tl.float32)
     tl.store(gradient + row * columns + column, result.to(gradient.dtype.element_ty), mask=there)
@@ -124,13 +124,13 @@ def rotate_kernel(
     sin = tl.load(sine + position * HALF + column)[None, :].to(tl.float32)
     if INVERSE:
         sin = -sin
-    place = head[:, None] * (2 * HALF) + column[None, :]
-    first = tl.load(x + token * x_stride + place, mask=there, other=0.0).to(tl.float32)
-    second = tl.load(x + token * x_stride + place + HALF, mask=there, other=0.0).to(tl.float32)
+    offsets = head[:, None] * (2 * HALF) + column[None, :]
+    first = tl.load(x + token * x_stride + offsets, mask=there, other=0.0).to(tl.float32)
+    second = tl.load(x + token * x_stride + offsets + HALF, mask=there, other=0.0).to(tl.float32)
     turned = first * cos - second * sin
-    tl.store(out + token * out_stride + place, turned.to(out.dtype.element_ty), mask=there)
+    tl.store(out + token * out_stride + offsets, turned.to(out.dtype.element_ty), mask=there)
     turned = second * cos + first * sin
-    tl.store(out + token * out_stride + place + HALF, turned.to(out.dtype.element_ty), mask=there)
+    tl.store(out + token * out_stride + offsets + HALF, turned.to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -151,16 +151,16 @@ def swiglu_backward_kernel(gradient, gate_up, width, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     there = column < width
-    place = gate_up + row * 2 * width + column
-    given = tl.load(gradient + row * width + column, mask=there, other=0.0).to(tl.float32)
-    gate = tl.load(place, mask=there, other=0.0).to(tl.float32)
-    up = tl.load(place + width, mask=there, other=0.0).to(tl.float32)
+    pointers = gate_up + row * 2 * width + column
+    product_gradient = tl.load(gradient + row * width + column, mask=there, other=0.0).to(tl.float32)
+    gate = tl.load(pointers, mask=there, other=0.0).to(tl.float32)
+    up = tl.load(pointers + width, mask=there, other=0.0).to(tl.float32)
     sigmoid = tl.sigmoid(gate)
     active = (gate * sigmoid).to(gradient.dtype.element_ty).to(tl.float32)
     tl.store(gradient + row * width + column, (active * up).to(gradient.dtype.element_ty), mask=there)
     slope = sigmoid * (1.0 + gate * (1.0 - sigmoid))
-    tl.store(place, (given * up * slope).to(gate_up.dtype.element_ty), mask=there)
-    tl.store(place + width, (given * active).to(gate_up.dtype.element_ty), mask=there)
+    tl.store(pointers, (product_gradient * up * slope).to(gate_up.dtype.element_ty), mask=there)
+    tl.store(pointers + width, (product_gradient * active).to(gate_up.dtype.element_ty), mask=there)
 
 
 @triton.jit

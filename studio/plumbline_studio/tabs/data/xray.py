@@ -61,6 +61,6 @@ def whole(name: str, summary: Summary, measured: stats.Measured, max_length: int
     title = f"<b>All of {escape(name)} at {max_length:,} tokens</b>{escape(of)}"
     lost = "".join(
         f'<p class="pl-warning">! {escape(text)}</p>'
-        for text in dropped_content.told(summary.left_out, base, None)
+        for text in dropped_content.sentences(summary.left_out, base, None)
     )
     return f'<div class="pl-card">{title}{facts(said)}{lost}</div>'
