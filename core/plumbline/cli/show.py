@@ -243,7 +243,7 @@ def _lengths(measured: Any, base: str) -> None:
 def xray(arguments: argparse.Namespace) -> int:
     from plumbline.cli.xray import draw
     from plumbline.data import rows
-    from plumbline.data.selection import dropped_content
+    from plumbline.data.selection import dropped_content, stats
     from plumbline.data.tokens import encode as rays
     from plumbline.models import load
     from plumbline.planner import overview
@@ -255,7 +255,10 @@ def xray(arguments: argparse.Namespace) -> int:
     schema.validated({"training": {"max_length": length}}, "--max-length")
     tokenizer = load.tokenizer(base, revision)
     row = next(rows.at(dataset["id"], arguments.part, [number]))
-    encoded = rays.encode(row, tokenizer, length)
+    try:
+        encoded = rays.encode(row, tokenizer, length)
+    except rays.EncodeError as error:
+        raise stats.in_row(error, dataset["id"], arguments.part, number) from error
     draw(rays.tokens(encoded, tokenizer))
     lost = f", {encoded.cut_supervised:,} more are cut off" if encoded.cut_supervised else ""
     say("", f"row {number + 1:,} of {dataset['name']}, rendered by the template of {base}")

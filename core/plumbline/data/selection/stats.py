@@ -206,10 +206,16 @@ def _of_dataset(
             encode_all(prefixed_rows, tokenizer, UNCUT, day), end_tokens(tokenizer), numbers, total
         )
     except EncodeError as error:
-        number = int(numbers[error.row])
-        line = int(rows.index(dataset_id, part)[number]["line"])
-        where = f"dataset {store.get(dataset_id)['name']!r} row {number + 1} (line {line} of its file)"
-        raise StudioError(where, f"{error.where} {error.what}", error.fix) from error
+        raise in_row(error, dataset_id, part, int(numbers[error.row])) from error
+
+
+def in_row(error: EncodeError, dataset_id: int, part: str, number: int) -> StudioError:
+    """What is wrong with a row of a dataset, with its place. :param number: from 0"""
+    line = int(rows.index(dataset_id, part)[number]["line"])
+    held_out = "held-out " if part == "held_out" else ""
+    where = f"dataset {store.get(dataset_id)['name']!r} {held_out}row {number + 1} (line {line} of its file)"
+    plain = error.without_place
+    return StudioError(where, f"{plain.where} {plain.what}", plain.fix)
 
 
 def of_part(

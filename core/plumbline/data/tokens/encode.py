@@ -26,7 +26,7 @@ class EncodeError(StudioError):
     """A row that cannot be encoded; ``row`` is its place among the rows given, from 0."""
 
     def __init__(self, error: StudioError, row: int, beginning: str) -> None:
-        self.row = row
+        self.row, self.without_place = row, error
         super().__init__(error.where, f"{error.what} (in the row that begins {beginning!r})", error.fix)
 
 

@@ -9,6 +9,7 @@ import gradio as gr
 
 from plumbline.data import rows as stored
 from plumbline.data.selection import stats
+from plumbline.data.tokens.encode import EncodeError
 from plumbline.store import datasets as store
 from plumbline_studio import plots
 from plumbline_studio.live import RESIZE, Page, View
@@ -199,7 +200,10 @@ def _xray(dataset_id: int | None, part: str, number: int, length: int, base: str
         if part == "held_out" and not total:
             return empty("No held-out file: a share of the rows is held out when a run starts."), ""
         return empty(f"There is no row {number:,}; the last one is {total:,}."), ""
-    row, picture = xray_view.encoded(found[0], base, length)
+    try:
+        row, picture = xray_view.encoded(found[0], base, length)
+    except EncodeError as error:
+        raise stats.in_row(error, dataset_id, part, number - 1) from error
     lost = f", {row.cut_supervised:,} more are cut off" if row.cut_supervised else ""
     heading = (
         f"<h3>{escape(name)}, row {number:,} of {total:,}</h3>"

@@ -1,6 +1,7 @@
 """What a template leaves out is said before Start, with rows and what helps; a run's day is its own."""
 
 import datetime
+import html
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from plumbline.errors import StudioError
 from plumbline.export import merge
 from plumbline.models import load
 from plumbline.planner import overview
-from plumbline.store import runs
+from plumbline.store import datasets, runs
+from plumbline_studio.tabs.data import desk
 from tests.core.data.tokens import published
 from tests.core.data.tokens.published import answer, call, result, said, user
 from tests.tiny import saved
@@ -88,6 +90,21 @@ def test_a_lost_call_is_refused_before_start_with_its_row(workspace: Path, bases
     config = recipe_of(workspace.parent, bases["gptoss"], [*THOUGHTS, TWICE])
     with pytest.raises(StudioError, match="row 7.*leaves out a tool call.*2 of 2"):
         overview.outlook(config)
+
+
+def test_a_lost_call_is_named_by_dataset_and_row_in_the_xray(
+    workspace: Path, bases: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All rows may begin alike, so that their beginning names none."""
+    name = recipe_of(workspace.parent, bases["gptoss"], [*THOUGHTS, TWICE]).data.dataset
+    place = f"dataset '{name}' row 7 (line 7 of its file)"
+    arguments = ["data", "xray", name, "--row", "7", "--base", bases["gptoss"]]
+    assert main.main(arguments, lambda *_: None) == 2
+    told = capsys.readouterr().err
+    assert place in told and "leaves out a tool call" in told and "begins" not in told
+    dataset_id = datasets.by_name(name)["id"]
+    shown = html.unescape(desk._look(dataset_id, "train", 7, 512, bases["gptoss"])[0])
+    assert place in shown and "leaves out a tool call" in shown
 
 
 def test_the_command_line_says_what_is_left_out(
