@@ -34,6 +34,7 @@ from plumbline.runs import delete as removal
 from plumbline.runs import lineage, start
 from plumbline.store import datasets as dataset_store
 from plumbline.store import evaluations, runs
+from plumbline.training import against_trl
 from plumbline.worker import measure as probe_job
 from plumbline.worker import near_duplicates as check_job
 from plumbline.worker.wait import until_ended
@@ -227,6 +228,18 @@ def evaluate(run_id: int, rows: int | Literal["all"] | None = None) -> dict[str,
     found = evaluations.latest(run_id)
     assert found is not None
     return found["result"]
+
+
+def check_against_trl(run_id: int, steps: int = against_trl.STEPS) -> dict[str, Any]:
+    """Train the first steps of a run's recipe with our engine and with TRL's, and compare the losses.
+
+    :param steps: of each of the three trainings
+    :returns: whether it ``agrees``, the ``largest`` distance of the losses in nats and its ``step``, the
+        ``spread`` of two seeds of TRL, and the curves ``ours``, ``trl`` and ``other_seed``
+    :raises StudioError: when there is no such run, TRL cannot compute it, or the job does not complete
+    """
+    found: dict[str, Any] = _finish(against_trl.start(run_id, steps))["result"]
+    return found
 
 
 def merge(run_id: int) -> Path:

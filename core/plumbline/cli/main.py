@@ -17,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 from plumbline.cli import arguments as cli_order
+from plumbline.cli import check as cli_check
 from plumbline.cli import data, doctor, settings
 from plumbline.cli import forecast as cli_forecast
 from plumbline.cli import submit as cli_submit
@@ -104,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--rows", default="", metavar="N", help="held-out rows at most, a sample that stands for all; or all"
     )
+    check = verbs.add_parser("check", help="train the first steps with TRL too, and say whether they agree")
+    cli_check.options(check)
     merge = verbs.add_parser("merge", help="merge a run's adapter into its 16-bit base")
     export = verbs.add_parser("export", help="zip a run's adapter")
     show = verbs.add_parser("show", help="one run: how it stands, its forecast beside its outcome")
@@ -115,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_submit.options(submit)
     delete = verbs.add_parser("delete", help="delete a run with its checkpoints, evaluations and exports")
     delete.add_argument("--yes", action="store_true", help="without asking")
-    for target in (resume, evaluate, merge, export, show, branch, again, submit, delete):
+    for target in (resume, evaluate, check, merge, export, show, branch, again, submit, delete):
         target.add_argument("run", type=int, help="the run's number, as `runs` lists it")
     verbs.add_parser("runs", help="list all runs")
     doctor.options(
@@ -383,6 +386,7 @@ _VERBS: dict[str, Callable[[argparse.Namespace, Serve], int]] = {
     "reproduce": _reproduce,
     "submit": _submit,
     "evaluate": _evaluate,
+    "check": lambda arguments, serve: cli_check.check(arguments),
     "merge": _export,
     "export": _export,
     "runs": _runs,

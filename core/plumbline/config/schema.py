@@ -253,10 +253,23 @@ def _at_odds(config: RunConfig) -> dict[str, str]:
         found["training.label_smoothing"] = f"is not for {name}, whose loss is of whole answers"
     if config.machines.sharding == "full" and config.method.name == "grpo":
         found["machines.sharding"] = "full is not for grpo, whose answers each GPU tries on its own"
+    if config.training.engine == "trl":
+        found |= _not_for_trl(config)
     datasets = [part.dataset for part in config.data.mix]
     if metric and metric not in datasets:
         known = f"one of {', '.join(datasets)}, or empty" if datasets else "empty, for there is no mix"
         found["training.best_metric"] = f"must be {known}"
+    return found
+
+
+def _not_for_trl(config: RunConfig) -> dict[str, str]:
+    """What the reference does not compute, or computes as something else."""
+    found = {}
+    if config.method.name not in ("supervised", "pretraining", "dpo"):
+        found["training.engine"] = f"trl is no reference for {config.method.name}; take auto"
+    for name in ("label_smoothing", "router_loss", "neftune_alpha"):
+        if getattr(config.training, name):
+            found[f"training.{name}"] = "is not for the engine trl; set it to 0"
     return found
 
 

@@ -276,6 +276,9 @@ class TrainingSection(Section):
         "none keeps all activations: fastest; selective those of as many layers as fit; full recomputes "
         "all; offload too, and layer inputs wait in host memory: smallest; auto lets the planner choose",
     )
+    engine: Literal["auto", "plumbline", "trl"] = setting(
+        "auto", "Engine", "auto is Plumbline's own; trl, the reference, TRL's: slower, on one GPU"
+    )
     price_per_hour: float | None = setting(
         None,
         "Price per hour",

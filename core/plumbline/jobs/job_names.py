@@ -5,7 +5,12 @@ from typing import Any
 
 from plumbline.store import datasets
 
-_NAMES = {"evaluate": "the evaluation", "merge": "the merge", "adapter": "the export"}
+_NAMES = {
+    "evaluate": "the evaluation",
+    "merge": "the merge",
+    "adapter": "the export",
+    "reference": "the check against TRL",
+}
 
 
 def subject(job: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from plumbline.jobs.job_names import subject
 from plumbline.store import history, runs, sidecars
 from plumbline.store.database import database, insert, writing
 
-Kind = Literal["train", "evaluate", "merge", "adapter", "check", "probe"]
+Kind = Literal["train", "evaluate", "merge", "adapter", "check", "probe", "reference"]
 ACTIVE = ("preparing", "running", "stopping")
 ENDED = ("completed", "stopped", "failed", "interrupted")
 

@@ -100,48 +100,61 @@ def trainer(
     adapter_init.from_rows(model, config, prepared.train, job.check_stop)
 
     def make_engine(prepared_model: Any) -> Any:
+        if by_trl:
+            return None  # the model stays as TRL has it
         found, more = engine(prepared_model, config, chosen)
         decisions.update(more)
         return found
 
-    arguments = TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
-        max_steps=steps,
+    common: dict[str, Any] = {
+        "output_dir": str(folder / "checkpoints"),
+        "max_steps": steps,
         # A batch of the loader is a whole optimizer step; the packer splits it.
-        per_device_train_batch_size=training.effective_batch,
-        gradient_accumulation_steps=1,
-        learning_rate=training.learning_rate,
-        adam_beta1=training.adam_beta1,
-        adam_beta2=training.adam_beta2,
-        adam_epsilon=training.adam_epsilon,
-        weight_decay=training.weight_decay,
-        max_grad_norm=training.max_grad_norm,
-        optim=hardware.optimizer(chosen.optimizer),
-        seed=training.seed,
-        data_seed=training.seed,
-        bf16=decisions["compute type"].value == "bfloat16",
-        fp16=decisions["compute type"].value == "float16",
-        use_cpu=not cuda,
-        logging_steps=training.logging_steps,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps",
-        eval_steps=evaluated,
-        save_strategy="steps",
-        save_steps=saved,
-        remove_unused_columns=False,
-        dataloader_pin_memory=cuda,
+        "per_device_train_batch_size": training.effective_batch,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": training.learning_rate,
+        "adam_beta1": training.adam_beta1,
+        "adam_beta2": training.adam_beta2,
+        "adam_epsilon": training.adam_epsilon,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "optim": hardware.optimizer(chosen.optimizer),
+        "seed": training.seed,
+        "data_seed": training.seed,
+        "bf16": decisions["compute type"].value == "bfloat16",
+        "fp16": decisions["compute type"].value == "float16",
+        "use_cpu": not cuda,
+        "logging_steps": training.logging_steps,
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "steps",
+        "eval_steps": evaluated,
+        "save_strategy": "steps",
+        "save_steps": saved,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": cuda,
         # Without it every batch would wait until the device has done all that was asked of it.
-        accelerator_config={"non_blocking": cuda},
-        disable_tqdm=True,
-        report_to=[],
-    )
+        "accelerator_config": {"non_blocking": cuda},
+        "disable_tqdm": True,
+        "report_to": [],
+    }
+    by_trl = training.engine == "trl"
+    if by_trl:
+        from plumbline.training.methods import reference
+
+        reference.refuse(config, model, chosen)
+        arguments: Any = reference.arguments(config, prepared, chosen, common)
+        reference_kind, decisions["training path"] = reference.chosen(prepared)
+    else:
+        arguments = TrainingArguments(**common)
     # Several GPUs are several processes here (plumbline.distributed), never torch's DataParallel.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     rows: list[dict[str, Any]]
-    if prepared.others or prepared.questions:
+    if by_trl or prepared.others or prepared.questions:
         rows = [{"number": number} for number in range(len(prepared.train))]
         kind: Any = partial(RewardTrainer, config=config, prepared=prepared)
-        if prepared.others:
+        if by_trl:
+            kind = partial(reference_kind, prepared=prepared, batch=config.evaluation.batch)
+        elif prepared.others:
             kind = partial(PreferenceTrainer, method=config.method, prepared=prepared)
     else:
         rows = [{"input_ids": row.input_ids, "labels": row.labels} for row in prepared.train]

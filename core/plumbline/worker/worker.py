@@ -48,6 +48,10 @@ def _handler(kind: str) -> Callable[[Job], Any]:
         from plumbline.training.run import train
 
         return train
+    if kind == "reference":
+        from plumbline.training.against_trl import check as check_against_trl
+
+        return check_against_trl
     if kind == "evaluate":
         from plumbline.evaluation.compare import evaluate
 

@@ -156,11 +156,15 @@ class Trainer(transformers.Trainer):
         if not model.training:
             model.train()
         step: Step = inputs["step"].to(self.args.device, non_blocking=True)
+        self.count(step.tokens)
+        return step
+
+    def count(self, tokens: int) -> None:
+        """Add to the tokens of all steps, those before the run was taken up too."""
         if not self.tokens:
             seen = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
             self.tokens = int(seen[-1]) if seen else 0
-        self.tokens += step.tokens
-        return step
+        self.tokens += tokens
 
     def _loss_scale(self) -> float:
         """What float16 losses are multiplied by, so that their gradients do not vanish; else 1."""

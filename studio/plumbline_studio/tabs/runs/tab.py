@@ -16,7 +16,7 @@ from plumbline_studio import plots
 from plumbline_studio.live import Page, View
 from plumbline_studio.messages import bar, box, empty, escape, facts, figures, guarded, table
 from plumbline_studio.tabs.runs import delete as deleting
-from plumbline_studio.tabs.runs import lineage
+from plumbline_studio.tabs.runs import lineage, reference
 
 COLUMNS = ["run", "name", "from", "state", "step", "base", "held-out loss", "best", "time"]
 
@@ -29,8 +29,12 @@ def build(page: Page) -> None:
         )
         resume = gr.Button("Resume", size="sm", interactive=False, elem_id="resume", scale=0, min_width=160)
         delete = gr.Button("Delete", size="sm", interactive=False, elem_id="delete", scale=0, min_width=160)
+        check = gr.Button(
+            "Check against TRL", size="sm", interactive=False, elem_id="check-trl", scale=0, min_width=180
+        )
         paused = gr.Checkbox(False, label="Pause live updates (keeps your zoom)", container=False, scale=1)
     deleting.build(page, delete)
+    reference.build(page, check)
     lineage.smaller(page)
     lineage.build(page)
     with gr.Row():
