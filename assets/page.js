@@ -100,7 +100,7 @@ window.plumbline = (() => {
           }
           cut = !tail.includes("close_stream");
         } catch (error) {
-          if (error.name === "AbortError") return out.error(error);
+          if (error.name === "AbortError") return out.close(); // the page itself has ended it: no fault
           cut = true;
         }
         if (cut) {
@@ -118,8 +118,14 @@ window.plumbline = (() => {
   window.fetch = async (input, options) => {
     const path = new URL(input instanceof Request ? input.url : input, document.baseURI).pathname;
     if (!/\/gradio_api\/(run|queue)\//.test(path)) return plainFetch(input, options);
-    const answer = await patient(input, options);
-    return path.endsWith("/queue/data") && answer.ok && answer.body ? mended(answer) : answer;
+    const stream = path.endsWith("/queue/data");
+    try {
+      const answer = await patient(input, options);
+      return stream && answer.ok && answer.body ? mended(answer) : answer;
+    } catch (error) {
+      if (stream && error.name === "AbortError") return new Response("");
+      throw error;
+    }
   };
 
   // What changed since the last answer, as updates of the page's outputs: the run, what to tell of views that
@@ -182,14 +188,23 @@ window.plumbline = (() => {
     return type === "navigate" ? null : { run: taken("run"), tab: taken("tab") };
   };
 
+  // Who pressed or typed something has chosen a tab: where the address leads comes too late then.
+  let acted = false;
+  const act = (event) => {
+    acted ||= event.isTrusted && Boolean(event.target.closest?.("#tabs"));
+  };
+  for (const kind of ["click", "input"]) addEventListener(kind, act, { capture: true });
+
+  const opening = (tab) => (tab && !acted ? [{ __type__: "update", selected: tab }] : []);
+
   return {
     tick,
+    keep,
+    taken,
     place,
-    // At once, before the studio has answered: later it would undo a click.
-    openTab: () => {
-      const tab = place()?.tab;
-      return tab ? [{ __type__: "update", selected: tab }] : [];
-    },
+    // At once, before the studio has answered.
+    openTab: () => opening(place()?.tab),
+    openRuns: (leads) => opening(leads && "runs"),
     // What is kept is first put back: until then, the page's first values would take its place.
     takenFields: () => {
       const form = taken("form");
@@ -203,16 +218,6 @@ window.plumbline = (() => {
     },
     keepFields: (keys, values) => {
       if (ready.has("form")) keep("form", Object.fromEntries(keys.map((key, number) => [key, values[number]])));
-      return [];
-    },
-    // Conversations by run, and what stands in the box.
-    takenTalks: () => {
-      const kept = taken("talks");
-      ready.add("talks");
-      return kept === null ? [{}, ""] : [kept.talks, kept.prompt];
-    },
-    keepTalks: (talks, prompt) => {
-      if (ready.has("talks")) keep("talks", { talks, prompt });
       return [];
     },
     token: () => Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(16)).join("-"),

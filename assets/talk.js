@@ -18,6 +18,15 @@ function parts(text) { // thinking is folded, with its marks
   return found;
 }
 
+function lines(value) { // role, text and a note of each message; tools and their calls as JSON
+  const found = value.tools?.length ? [{role: 'tools', content: JSON.stringify(value.tools, null, 1), note: ''}] : [];
+  for (const {role, content, note, tool_calls: calls} of value.messages) {
+    if (content || !calls?.length) found.push({role, content: content || '', note: note || ''});
+    if (calls?.length) found.push({role: `${role} calls`, content: JSON.stringify(calls, null, 1), note: ''});
+  }
+  return found;
+}
+
 function put(node, text) { // by appending where it grew: a selection survives that
   const held = node.firstChild;
   if (!held) node.append(text);
@@ -80,14 +89,14 @@ function turn() {
 }
 
 function draw() {
-  const value = props.value || {title: '', messages: []};
+  const value = props.value || {title: '', messages: []}, messages = lines(value);
   const atEnd = pane.scrollHeight - pane.scrollTop - pane.clientHeight < END;
   const before = pane.children.length;
   title.textContent = value.title;
   pane.setAttribute('aria-label', value.title);
   if (pane.dataset.talk !== String(value.run)) pane.replaceChildren();
   pane.dataset.talk = value.run;
-  value.messages.forEach((message, place) => {
+  messages.forEach((message, place) => {
     const node = pane.children[place] || pane.appendChild(turn());
     const [head, said] = node.children;
     node.className = `pl-turn pl-${message.role.split(' ')[0]}`;
@@ -97,8 +106,8 @@ function draw() {
     const answer = message.role === 'assistant' || message.role === 'continuation';
     fill(said, answer ? parts(message.content) : [[message.role === 'tools' ? 'tools' : 'plain', message.content]]);
   });
-  while (pane.children.length > value.messages.length) pane.lastChild.remove();
-  const asked = pane.children.length > before && value.messages.at(-1).role !== 'assistant';
+  while (pane.children.length > messages.length) pane.lastChild.remove();
+  const asked = pane.children.length > before && messages.at(-1).role !== 'assistant';
   if (atEnd || asked) pane.scrollTop = pane.scrollHeight;
 }
 

@@ -75,14 +75,13 @@ def _follow(page: Page, place: Held, chosen: list[Choice], status: gr.HTML, told
     quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     page.views.append(View(chosen, _choices, lambda run_id: [_dropdown(run_id) for _ in chosen]))
 
-    def arrive(place: Any, request: gr.Request) -> tuple[int | None, Any]:
+    def arrive(place: Any, request: gr.Request) -> tuple[int | None, bool]:
+        """The run to show, and whether its tab is to be opened."""
         before = place if isinstance(place, dict) else {}
         run_id = _existing(before.get("run"))
         if run_id is None:
             run_id = _existing(request.query_params.get("run", "")) or newest()
-        # Without a run the Train tab is open already: naming it again would undo a quick click.
-        stays = run_id is None or bool(before.get("tab"))
-        return run_id, gr.skip() if stays else gr.Tabs(selected="runs")
+        return run_id, run_id is not None and not before.get("tab")
 
     def show_active(run_id: int | None) -> tuple[Any, Any]:
         job = queue.active()
@@ -96,8 +95,10 @@ def _follow(page: Page, place: Held, chosen: list[Choice], status: gr.HTML, told
     at_once = {"js": "(run, paused) => plumbline.tick(run, paused, false)", **quiet}
     page.blocks.load(None, None, page.tabs, js="() => plumbline.openTab()", **quiet)
     # In two steps: where to go is known at once, what is there takes longer to draw.
-    arrived = page.blocks.load(arrive, place, [page.run, page.tabs], js="() => [plumbline.place()]", **quiet)
+    leads = Held(False)
+    arrived = page.blocks.load(arrive, place, [page.run, leads], js="() => [plumbline.place()]", **quiet)
     arrived.then(None, asks, live, **at_once)
+    leads.change(None, leads, page.tabs, js="leads => plumbline.openRuns(leads)", **quiet)
     timer = gr.Timer(TICK_SECONDS)
     timer.tick(None, asks, live, js="(run, paused) => plumbline.tick(run, paused, true)", **quiet)
     for action in page.actions:

@@ -101,9 +101,11 @@ def application(host: str) -> FastAPI:
 
 
 def _head() -> str:
-    """The sentence for a proxy that passes too little on, and the page's script."""
-    proxy, script = ((assets() / name).read_text(encoding="utf-8") for name in ("proxy.html", "page.js"))
-    return f"{proxy}<script>{script}</script>"
+    """The sentence for a proxy that passes too little on, and the page's scripts."""
+    proxy, *scripts = (
+        (assets() / name).read_text(encoding="utf-8") for name in ("proxy.html", "page.js", "chat.js")
+    )
+    return proxy + "".join(f"<script>{script}</script>" for script in scripts)
 
 
 def serve(host: str, port: int, run_id: int | None, worker_mode: str = "auto") -> None:

@@ -1,13 +1,15 @@
 """A real studio and a real Chromium. PLUMBLINE_CHROMIUM names the browser; launch.py test sets it."""
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from tests.server import Studio
 
@@ -97,6 +99,28 @@ def watch(page: Page) -> list[str]:
 
 def open_tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name, exact=True).click()
+
+
+@contextmanager
+def held_back(page: Page, pattern: str) -> Iterator[list[Route]]:
+    """Requests to addresses like ``pattern`` reach the studio only when the block has ended.
+
+    :returns: those that wait
+    """
+    waiting: list[Route] = []
+    ended = False
+
+    def hold(route: Route) -> None:
+        if ended:
+            route.continue_()
+        else:
+            waiting.append(route)
+
+    page.route(re.compile(pattern), hold)
+    yield waiting
+    ended = True
+    for route in waiting:
+        route.continue_()
 
 
 def sample_rows(path: Path, count: int) -> Path:

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from plumbline.home import assets
-from tests.browser.conftest import open_tab
+from tests.browser.conftest import held_back, open_tab
 from tests.server import Studio
 
 TAGS = (
@@ -64,8 +64,6 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 
 def opened(page: Page, studio: Studio, run: int) -> None:
     page.goto(f"{studio.url}?run={run}")
-    # The address opens the Runs tab: clicked before, another tab would be left again.
-    expect(page.get_by_role("tab", name="Runs", exact=True)).to_have_attribute("aria-selected", "true")
     open_tab(page, "Chat")
     expect(page.locator("#chat-adapter")).to_contain_text(f"(run {run})")
 
@@ -142,6 +140,36 @@ def test_a_question_that_cannot_be_answered_goes_back_into_the_box(page: Page, s
     expect(page.locator("#chat-adapter .pl-assistant .pl-said")).not_to_be_empty(timeout=60_000)
 
 
+def test_a_question_that_is_asked_before_the_page_knows_its_run_is_answered(
+    page: Page, studio: Studio
+) -> None:
+    with held_back(page, r"/live\?") as waiting:
+        page.goto(f"{studio.url}?run=1")
+        open_tab(page, "Chat")
+        asked(page, "Say yes")
+        expect(page.locator("#prompt textarea")).to_have_value("")
+        page.locator("#prompt textarea").fill("typed meanwhile")
+    assert waiting
+    expect(page.locator("#chat-adapter .pl-user")).to_contain_text("Say yes")
+    expect(page.locator("#chat-adapter .pl-assistant .pl-said")).not_to_be_empty(timeout=60_000)
+    expect(page.locator("#prompt textarea")).to_have_value("typed meanwhile")
+
+
+def test_an_answer_that_comes_when_another_run_is_shown_is_not_taken(page: Page, studio: Studio) -> None:
+    opened(page, studio, 1)
+    with held_back(page, "/gradio_api/queue/data") as waiting:
+        asked(page, "Mine alone")
+        page.locator("#run-chat input").click()
+        page.get_by_role("option", name="run 2").click()
+        expect(page.locator("#chat-adapter")).to_contain_text("(run 2)")
+        expect(page.locator("#prompt textarea")).to_have_value("Mine alone")  # it got no answer
+        asked(page, "Say yes")
+    assert waiting
+    expect(page.locator("#chat-adapter .pl-assistant .pl-said")).not_to_be_empty(timeout=60_000)
+    for side in ("#chat-base", "#chat-adapter"):
+        expect(page.locator(f"{side} .pl-user .pl-said")).to_have_text("Say yes")
+
+
 def test_another_run_ends_the_answer_and_has_its_own_conversation(page: Page, studio: Studio) -> None:
     opened(page, studio, 1)
     asked(page, "Mine alone")
@@ -150,12 +178,11 @@ def test_another_run_ends_the_answer_and_has_its_own_conversation(page: Page, st
     page.get_by_role("option", name="run 2").click()
     expect(page.locator("#chat-adapter")).to_contain_text("(run 2)")
     expect(page.locator("#chat-adapter")).not_to_contain_text("Mine alone")
-    page.wait_for_timeout(3000)  # an answer that went on would be shown by now
-    for side in ("#chat-base", "#chat-adapter"):
-        expect(page.locator(side)).not_to_contain_text("Mine alone")
     # The model is free again, for the other run.
     asked(page, "Say yes")
     expect(page.locator("#chat-adapter .pl-assistant .pl-said")).not_to_be_empty(timeout=60_000)
+    for side in ("#chat-base", "#chat-adapter"):
+        expect(page.locator(side)).not_to_contain_text("Mine alone")
     page.get_by_role("button", name="Stop", exact=True).click()
     page.locator("#run-chat input").click()
     page.get_by_role("option", name="run 1").click()

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from plumbline.store import runs
-from tests.browser.conftest import open_tab
+from tests.browser.conftest import held_back, open_tab
 from tests.server import Studio
 
 # Said to the browser, so that a page that was loaded again is told from one that went on.
@@ -117,6 +117,20 @@ def test_form_run_and_open_tab_outlast_a_reload(context: BrowserContext, studio:
     epochs(page)
     expect(page.locator("#set-training-epochs input")).to_have_value("17")
     other.close()
+    page.close()
+
+
+def test_a_tab_that_is_chosen_while_the_page_loads_stays_open(
+    context: BrowserContext, studio: Studio
+) -> None:
+    page = context.new_page()
+    with held_back(page, "/gradio_api/run/") as waiting:
+        page.goto(f"{studio.url}?run=1")
+        open_tab(page, "Evaluate")
+        assert waiting
+    # The studio has said where the address leads.
+    expect(page.locator("#run-evaluate input")).to_have_value(re.compile("run 1"))
+    expect(page.get_by_role("tab", name="Evaluate", exact=True)).to_have_attribute("aria-selected", "true")
     page.close()
 
 

@@ -104,3 +104,17 @@ def test_start_names_the_rows_that_it_leaves_out(page: Page, studio: Studio) -> 
     page.get_by_label("Max length").first.blur()
     expect(page.locator("#before-you-start")).to_contain_text("rows would train on nothing at 56 tokens")
     expect(page.get_by_role("button", name="Start training without")).to_be_enabled()
+
+
+def test_on_a_phone_the_buttons_of_a_run_are_an_even_block(page: Page, studio: Studio) -> None:
+    page.set_viewport_size({"width": 390, "height": 900})
+    page.goto(studio.url)
+    open_tab(page, "Runs")
+    names = ("stop", "resume", "delete", "check-trl", "paused")
+    boxes = [page.locator(f"#{name}").bounding_box() for name in names]
+    stop, resume, delete, check, paused = (box for box in boxes if box)
+    assert len({box["width"] for box in (stop, resume, delete, check)}) == 1
+    assert stop["y"] == resume["y"] < delete["y"] == check["y"] < paused["y"]
+    for left, right in ((stop, resume), (delete, check)):
+        assert left["x"] == paused["x"]
+        assert abs(right["x"] + right["width"] - paused["x"] - paused["width"]) < 1

@@ -4,7 +4,6 @@ Plain dicts and lists, so that a page may keep them where it likes. Base and ada
 and answer differently, so each side has messages of its own. A message with a ``note`` was answered here.
 """
 
-import json
 from typing import Any, TypedDict
 
 from plumbline.chat.session import SIDES, Said
@@ -82,22 +81,3 @@ def sent(talk: Talk, side: str, alone: bool) -> Task:
     system = [{"role": "system", "content": talk["system"]}] if talk["system"].strip() else []
     plain = [{key: value for key, value in message.items() if key != "note"} for message in recent]
     return Task([*system, *plain], "", talk["tools"])
-
-
-def shown(talk: Talk, side: str) -> list[dict[str, str]]:
-    """What a pane shows: role, text, and a note beside it; tools and their calls as JSON."""
-    lines = []
-    if talk["tools"]:
-        lines.append({"role": "tools", "content": _written(talk["tools"]), "note": ""})
-    for message in talk["base"] if side == "base" else talk["adapter"]:
-        calls = message.get("tool_calls")
-        if message.get("content") or not calls:
-            line = {"role": message["role"], "content": message.get("content") or ""}
-            lines.append({**line, "note": message.get("note", "")})
-        if calls:
-            lines.append({"role": f"{message['role']} calls", "content": _written(calls), "note": ""})
-    return lines
-
-
-def _written(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=1)

@@ -46,9 +46,6 @@ def test_a_row_whose_last_turn_is_a_tools_is_sent_as_it_is() -> None:
     assert question == "" and conversation.may_ask(held, "")
     asked = conversation.asked(held, "", "")
     assert conversation.sent(asked, "adapter", False) == Task(turns, "", [{"name": "weather"}])
-    said = [line["role"] for line in conversation.shown(held, "base")]
-    assert said == ["tools", "user", "assistant calls", "tool"]
-    assert "<b>Ulm</b>" in conversation.shown(held, "base")[2]["content"]
     assert conversation.taken_back(asked) == (held, "")
 
 
@@ -76,8 +73,13 @@ def run(samples: Path) -> int:
     return runs.add(recipe, datasets.by_name(recipe.data.dataset)["id"])
 
 
-def contents(pane: dict[str, Any]) -> list[str]:
-    return [message["content"] for message in pane["messages"]]
+def question(run_id: int, prompt: str, talk: Any = None, token: str = "a token") -> dict[str, Any]:
+    """As assets/chat.js makes it."""
+    return {"token": token, "run": run_id, "prompt": prompt, "talk": talk}
+
+
+def contents(said: dict[str, Any]) -> list[str]:
+    return [message["content"] for message in said["talk"]["base"]]
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, steps: list[dict[str, Said] | Exception]) -> list[Any]:
@@ -108,76 +110,58 @@ def test_a_question_without_an_answer_is_taken_out_and_goes_back_into_the_box(
     run: int, monkeypatch: pytest.MonkeyPatch, steps: list[Any]
 ) -> None:
     asked = answering(monkeypatch, steps)
-    talks: tab.Talks = {}
-    *_, last = tab._answer(run, "page", "Long?", "", False, talks, *SETTINGS)
-    base, adapter, _, notice, talks, back = last
-    assert contents(base) == contents(adapter) == [] and back == "Long?"
-    assert not steps or "pl-bad" in notice
-    assert tab._put_back(back, "typed meanwhile") == ("", "Long?\ntyped meanwhile")
+    *_, last = tab._answer(question(run, "Long?"), "", False, *SETTINGS)
+    assert contents(last) == [] and last["back"] == "Long?" and last["over"]
+    assert not steps or "pl-bad" in last["notice"]
     # What is asked next is asked as if nothing had been before.
     answering_now = answering(monkeypatch, [said("1")])
-    *_, last = tab._answer(run, "page", "Short?", "", False, talks, *SETTINGS)
+    *_, last = tab._answer(question(run, "Short?", last["talk"]), "", False, *SETTINGS)
     assert [m["content"] for m in answering_now[0]["base"].messages] == ["Short?"]
-    assert contents(last[0]) == ["Short?", "base 1"] and last[5] == ""
+    assert contents(last) == ["Short?", "base 1"] and last["back"] == ""
     assert len(asked) == 1 and tab._stops == {}
 
 
 def test_an_answer_that_breaks_off_keeps_what_was_said(run: int, monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, [said("half"), RuntimeError("CUDA out of memory")])
-    *_, last = tab._answer(run, "page", "Q?", "", False, {}, *SETTINGS)
-    assert contents(last[0]) == ["Q?", "base half"] and last[5] == "" and "pl-bad" in last[3]
+    *_, last = tab._answer(question(run, "Q?"), "", False, *SETTINGS)
+    assert contents(last) == ["Q?", "base half"] and last["back"] == "" and "pl-bad" in last["notice"]
 
 
-def test_another_run_ends_the_answer_and_shows_its_own_conversation(
-    run: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = runs.add(preset("starter"), runs.get(run)["dataset_id"])
-    answering(monkeypatch, [said("1"), said("1 2")])
-    talks: tab.Talks = {}
-    stream = tab._answer(run, "page", "Mine?", "", False, talks, *SETTINGS)
-    next(stream), next(stream)
-    stop = tab._stops["page"]
-    base, adapter, system, talks, prompt, alone = tab._open(other, "page", talks, "")
-    assert stop.is_set() and contents(base) == [] and f"(run {other})" in adapter["title"]
-    assert prompt == "" and base["run"] == other
-    # Whatever the stream still gives is of its own run, under its own name.
-    for late in stream:
-        assert late[0]["run"] == run and f"(run {run})" in late[1]["title"]
-    base, *_ = tab._open(run, "page", talks, "")
-    assert contents(base)[0] == "Mine?" and base["run"] == run
-
-
-def test_a_question_that_waits_while_another_run_is_chosen_goes_back_into_the_box(
-    run: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stop_ends_its_own_answer_even_before_it_begins(run: int, monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, [said("1")])
-    talks: tab.Talks = {}
-    stream = tab._answer(run, "page", "Mine?", "", False, talks, *SETTINGS)
+    stream = tab._answer(question(run, "First?"), "", False, *SETTINGS)
     next(stream)
-    *_, talks, prompt, _ = tab._open(None, "page", talks, "typed")
-    assert prompt == "Mine?\ntyped" and talks[str(run)]["base"] == []
+    first = tab._stops["a token"]
+    tab._stop("another token")
+    assert not first.is_set()
+    tab._stop("a token")
+    assert first.is_set()
     stream.close()
+    # The answer to the other question begins stopped, and leaves nothing behind.
+    other = tab._answer(question(run, "Second?", token="another token"), "", False, *SETTINGS)
+    next(other)
+    assert tab._stops["another token"].is_set()
+    other.close()
     assert tab._stops == {}
 
 
-def test_a_page_is_answered_once_at_a_time_and_stop_ends_that_answer(
+def test_a_question_that_comes_again_ends_the_answer_that_nobody_sees(
     run: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answering(monkeypatch, [said("1")])
-    stream = tab._answer(run, "page", "First?", "", False, {}, *SETTINGS)
-    next(stream)
-    first = tab._stops["page"]
-    (refused,) = tab._answer(run, "page", "Second?", "", False, {}, *SETTINGS)
-    assert "this page is being answered" in refused[3]
-    tab._stop("another page")
-    assert not first.is_set()
-    tab._stop("page")
-    assert first.is_set()
-    stream.close()
+    """The page sends it again when the connection breaks before it is known to have arrived."""
+    answering(monkeypatch, [said("1"), said("1 2")])
+    first, again = (tab._answer(question(run, "Once?"), "", False, *SETTINGS) for _ in range(2))
+    next(first)
+    stop = tab._stops["a token"]
+    next(again)
+    assert stop.is_set() and not tab._stops["a token"].is_set()
+    first.close()
+    *_, last = again
+    assert contents(last) == ["Once?", "base 1 2"] and tab._stops == {}
 
 
-def test_wrong_settings_are_refused_before_the_question_is_taken(run: int) -> None:
-    (refused,) = tab._answer(run, "page", "Q?", "", False, {}, *SETTINGS[:-1], 2**70)
-    assert "seed must be 0 to 4,294,967,295" in refused[3]
-    (refused,) = tab._answer(run, "page", "Q?", "", False, {}, None, *SETTINGS[1:])
-    assert "max_new_tokens must be 1 to 8192" in refused[3]
+def test_wrong_settings_are_refused_and_the_question_goes_back(run: int) -> None:
+    (refused,) = tab._answer(question(run, "Q?"), "", False, *SETTINGS[:-1], 2**70)
+    assert "seed must be 0 to 4,294,967,295" in refused["notice"] and refused["back"] == "Q?"
+    (refused,) = tab._answer(question(run, "Q?"), "", False, None, *SETTINGS[1:])
+    assert "max_new_tokens must be 1 to 8192" in refused["notice"] and refused["over"]

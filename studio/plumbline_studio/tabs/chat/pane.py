@@ -1,11 +1,10 @@
 """A pane that shows a conversation as plain text, character for character."""
 
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
-from plumbline.chat import conversation
 from plumbline.chat.conversation import Talk
 from plumbline.home import assets
 
@@ -19,7 +18,7 @@ def pane(elem_id: str, empty: str) -> gr.HTML:
     """:param empty: what stands in it before anything was said"""
     # gr.Chatbot takes what looks like a tag out of a text, and fetches pictures that a text names.
     return gr.HTML(
-        value=shown(None, "", None, ""),
+        value=shown(None, "", None, "base"),
         html_template='<div class="pl-talk-title"></div>'
         f'<div class="pl-talk" role="region" tabindex="0" data-empty="{empty}"></div>',
         js_on_load=_script(),
@@ -28,6 +27,9 @@ def pane(elem_id: str, empty: str) -> gr.HTML:
     )
 
 
-def shown(run_id: int | None, title: str, held: Talk | None, side: str) -> dict[str, Any]:
-    """A pane's value. Its title is part of it, so that what is shown always belongs to it."""
-    return {"run": run_id, "title": title, "messages": [] if held is None else conversation.shown(held, side)}
+def shown(
+    run_id: int | None, title: str, held: Talk | None, side: Literal["base", "adapter"]
+) -> dict[str, Any]:
+    """A pane's value, as assets/chat.js makes it: one side of a conversation, under its own run's name."""
+    tools, messages = (None, []) if held is None else (held["tools"], held[side])
+    return {"run": run_id, "title": title, "tools": tools, "messages": messages}

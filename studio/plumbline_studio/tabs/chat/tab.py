@@ -1,9 +1,7 @@
 """Chat: the same prompt to the base and to the adapter, side by side, streamed."""
 
 import threading
-import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -17,7 +15,7 @@ from plumbline.store import runs
 from plumbline_studio.held import Held
 from plumbline_studio.live import Page, View
 from plumbline_studio.messages import box, empty, error_box
-from plumbline_studio.tabs.chat.pane import pane, shown
+from plumbline_studio.tabs.chat.pane import pane
 
 STYLES = {
     "Factual": (0.0, 1.0, 0, 1.0),
@@ -25,9 +23,8 @@ STYLES = {
     "Creative": (1.1, 0.95, 100, 1.1),
 }
 EXAMPLES = 3
-# The conversations of a page by run, as text: keys of what a browser keeps are text.
-Talks = dict[str, Talk]
-# One event per page that is being answered; setting it stops the answer. Lives only as long as it.
+MOST_STOPS = 1000
+# One event per question, by its token; setting it stops the answer. Lives only as long as it.
 _stops: dict[str, threading.Event] = {}
 
 
@@ -87,97 +84,105 @@ def build(page: Page) -> None:
                 0, label="Seed", info=f"0 to {session.LARGEST_SEED:,}", precision=0, elem_id="chat-seed"
             )
     settings = [most, temperature, top_p, top_k, repetition, seed]
-    who, talks = Held(), Held({})
-    back = Held("")  # a question that got no answer, on its way back into the box
-    opened = gr.Textbox(visible="hidden", elem_id="chat-opened")  # changes whenever the panes are emptied
+    # The page keeps its conversations itself and decides what is shown (assets/chat.js). From here come the
+    # chosen run's titles and rows to try; a question goes there and back as answers to it.
+    titles, rows, question, said, halt = Held(), Held(), Held(), Held(), Held()
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    asking = gr.on(
-        [send.click, prompt.submit],
+
+    def in_page(name: str, *inputs: Any) -> dict[str, Any]:
+        """An event that assets/chat.js handles."""
+        outputs = [base, adapter, system, prompt, notice, question, halt]
+        return {"fn": None, "inputs": [*inputs, prompt], "outputs": outputs, "js": name, **quiet}
+
+    page.blocks.load(**in_page("plumbline.chat.restore"))
+    prompt.change(**in_page("plumbline.chat.typed"))
+    titles.change(**in_page("plumbline.chat.open", titles))
+    gr.on([send.click, prompt.submit], **in_page("plumbline.chat.ask"))
+    answering = question.change(
         _answer,
-        [page.run, who, prompt, system, alone, talks, *settings],
-        [base, adapter, prompt, notice, talks, back],
+        [question, system, alone, *settings],
+        said,
         concurrency_limit=4,
         concurrency_id="chat",
-        trigger_mode="once",
+        trigger_mode="multiple",
         **quiet,
     )
-    # Kept over a reload: the panes are filled from it when the chosen run is drawn.
-    taken = "() => [plumbline.token(), ...plumbline.takenTalks()]"
-    page.blocks.load(None, None, [who, talks, prompt], js=taken, **quiet)
-    keep = "(talks, prompt) => plumbline.keepTalks(talks, prompt)"
-    gr.on([talks.change, prompt.change], None, [talks, prompt], None, js=keep, **quiet)
-    asking.then(_put_back, [back, prompt], [back, prompt], queue=False, **quiet)
-    stop.click(_stop, who, None, queue=False, **quiet)
-    # What empties the panes ends the answer that would go on filling them.
-    anew: dict[str, Any] = {"queue": False, "cancels": [asking], **quiet}
-    opened.change(
-        _open, [page.run, who, talks, prompt], [base, adapter, system, talks, prompt, alone], **anew
-    )
-    clear.click(_clear, [page.run, who, talks, prompt], [base, adapter, talks, prompt], **anew)
+    said.change(**in_page("plumbline.chat.hear", said))
+    answering.failure(**in_page("plumbline.chat.lost"))
+    stop.click(**in_page("plumbline.chat.stop"))
+    clear.click(**in_page("plumbline.chat.clear"))
+    halt.change(_stop, halt, None, queue=False, **quiet)
     style.input(
         lambda name: STYLES[name], style, [temperature, top_p, top_k, repetition], queue=False, **quiet
     )
     for number, button in enumerate(samples):
-        outputs = [base, adapter, system, talks, prompt, notice]
-        button.click(partial(_sample, number), [page.run, who, talks], outputs, **anew)
+        button.click(**in_page(f"(...given) => plumbline.chat.sample({number}, ...given)", rows))
     page.views += [
-        View([notice, base, adapter, opened, system, prompt], _who, _emptied),
-        View(samples, lambda run_id: (run_id, run_id is not None), _sample_buttons),
+        View([notice, titles, system, prompt], _who, _opened),
+        View([rows, alone, *samples], lambda run_id: (run_id, run_id is not None), _rows),
     ]
 
 
-def _answer(
-    run_id: int | None,
-    who: str,
-    prompt: str,
-    system: str,
-    alone: bool,
-    talks: Talks,
-    *settings: float | None,
-) -> Iterator[tuple[Any, ...]]:
-    """Panes, prompt, notice, conversations, and a question that goes back into the box."""
-    still = gr.skip()
+def _answer(question: Any, system: str, alone: bool, *settings: float | None) -> Iterator[dict[str, Any]]:
+    """Answer a question of a page: after every word, all that was said so far.
+
+    :param question: as assets/chat.js makes it: token, run, prompt, and the conversation so far
+    :returns: token, conversation, notice, what goes back into the box, and whether this was the last
+    """
+    if not isinstance(question, dict):
+        yield gr.skip()  # a page that was just opened
+        return
+    token, run_id, prompt = (question.get(name) for name in ("token", "run", "prompt"))
+    held = question.get("talk")
+
+    def said(talk: Talk | None, notice: str, back: str = "", over: bool = False) -> dict[str, Any]:
+        return {"token": token, "talk": talk, "notice": notice, "back": back, "over": over}
+
     try:
         if run_id is None:
             raise StudioError("chat", "there is no run", "Train a run first.")
-        held = talks.get(str(run_id), conversation.empty())
-        if not conversation.may_ask(held, prompt):
+        if not conversation.may_ask(held or conversation.empty(), prompt):
             raise StudioError("chat", "there is no question", "Write one first.")
-        before = _stops.get(who)
-        if before is not None and not before.is_set():
-            raise StudioError("chat", "this page is being answered", "Wait for the answer, or stop it.")
         chosen = _generation(settings)
         chosen.refuse()
         continues = runs.recipe(run_id).method.name == "pretraining"
     except StudioError as error:
-        yield still, still, still, box("warning", message_of(error)), still, still
+        yield said(held, box("warning", message_of(error)), prompt, over=True)
         return
-    asked = conversation.asked(held, prompt, system, "text" if continues else "user")
-    stop = _stops[who] = threading.Event()
-
-    def drawn(one: Talk) -> tuple[Any, Any]:
-        talks[str(run_id)] = one
-        return _drawn(run_id, one)
-
-    now, told = asked, ""
+    now = conversation.asked(held or conversation.empty(), prompt, system, "text" if continues else "user")
+    stop = _begun(token)
+    told = ""
     try:
         waiting = "Loading the model; only the first answer waits."
-        told = "" if session.is_loaded(run_id) else box("good", waiting)
-        yield *drawn(asked), "", told, talks, ""
+        yield said(now, "" if session.is_loaded(run_id) else box("good", waiting))
+        asked = now
         sides: dict[str, Any] = {
             side: prompt if continues else conversation.sent(asked, side, alone) for side in session.SIDES
         }
-        for said in session.answer(run_id, sides, chosen, stop):
-            now = conversation.answered(asked, said)
-            yield *drawn(now), still, "", talks, ""
-        told = ""
+        for answers in session.answer(run_id, sides, chosen, stop):
+            now = conversation.answered(asked, answers)
+            yield said(now, "")
     except Exception as error:
         told = error_box(error)
     finally:
-        if _stops.get(who) is stop:
-            del _stops[who]
-    kept, question = conversation.taken_back(now)
-    yield *drawn(kept), still, told, talks, question
+        if _stops.get(token) is stop:
+            del _stops[token]
+    kept, back = conversation.taken_back(now)
+    yield said(kept, told, back, over=True)
+
+
+def _begun(token: str) -> threading.Event:
+    """What ends the answer to a question: set already when Stop came first.
+
+    A question that comes again (its connection broke) ends the answer that nobody would see.
+    """
+    known = _stops.get(token)
+    if known is not None and known.is_set():
+        return known
+    if known is not None:
+        known.set()
+    stop = _stops[token] = threading.Event()
+    return stop
 
 
 def _generation(settings: tuple[Any, ...]) -> session.Generation:
@@ -185,62 +190,13 @@ def _generation(settings: tuple[Any, ...]) -> session.Generation:
     return session.Generation(most, temperature, top_p, top_k, repetition, seed)
 
 
-def _put_back(back: str, prompt: str) -> tuple[str, Any]:
-    """Put a question that got no answer before whatever was typed meanwhile."""
-    return "", (f"{back}\n{prompt}" if prompt.strip() else back) if back else gr.skip()
-
-
-def _stop(who: str) -> None:
-    event = _stops.get(who)
-    if event is not None:
-        event.set()
-
-
-def _ended(who: str, talks: Talks, prompt: str) -> Any:
-    """Stop what this page asked, in whichever run, and put a question without an answer into the box."""
-    _stop(who)
-    for run_id, held in talks.items():
-        talks[run_id], question = conversation.taken_back(held)
-        prompt = _put_back(question, prompt)[1] if question else prompt
-    return prompt
-
-
-def _open(run_id: int | None, who: str, talks: Talks, prompt: str) -> tuple[Any, ...]:
-    """Fill the panes with what was said to the chosen run before."""
-    prompt = _ended(who, talks, prompt)
-    held = talks.get(str(run_id), conversation.empty())
-    try:
-        alone = run_id is not None and session.examples(run_id).alone
-    except StudioError:
-        alone = False  # its dataset is gone
-    return *_drawn(run_id, held), held["system"], talks, prompt, alone
-
-
-def _clear(run_id: int | None, who: str, talks: Talks, prompt: str) -> tuple[Any, ...]:
-    prompt = _ended(who, talks, prompt)
-    talks.pop(str(run_id), None)
-    return *_drawn(run_id, conversation.empty()), talks, prompt
-
-
-def _sample(number: int, run_id: int | None, who: str, talks: Talks) -> tuple[Any, ...]:
-    """A held-out row's conversation up to its answer, with its last question in the box."""
-    still = gr.skip()
-    _ended(who, talks, "")
-    try:
-        asks = [] if run_id is None else session.examples(run_id).asks
-    except StudioError as error:
-        return still, still, still, talks, still, box("warning", message_of(error))
-    if number >= len(asks):
-        return still, still, still, talks, still, still
-    ask = asks[number]
-    held, question = (conversation.empty(), ask) if isinstance(ask, str) else conversation.of_task(ask)
-    talks[str(run_id)] = held
-    return *_drawn(run_id, held), held["system"], talks, question, ""
-
-
-def _drawn(run_id: int | None, held: Talk) -> tuple[Any, Any]:
-    base, adapter = _titles(run_id)
-    return shown(run_id, base, held, "base"), shown(run_id, adapter, held, "adapter")
+def _stop(token: str | None) -> None:
+    """End an answer, or let it end as soon as it begins."""
+    if token is None:
+        return
+    _stops.setdefault(token, threading.Event()).set()
+    while len(_stops) > MOST_STOPS:
+        del _stops[next(iter(_stops))]
 
 
 def _titles(run_id: int | None) -> tuple[str, str]:
@@ -257,8 +213,8 @@ def _who(run_id: int | None) -> Any:
     return None if run_id is None else (run_id, runs.get(run_id)["state"] in queue.ENDED)
 
 
-def _emptied(run_id: int | None) -> list[Any]:
-    """Empty panes under the chosen run's names, and what it can be asked; `_open` fills them then."""
+def _opened(run_id: int | None) -> list[Any]:
+    """What the chosen run is called, and what it can be asked."""
     notice = ""
     continues = False
     if run_id is None:
@@ -269,25 +225,27 @@ def _emptied(run_id: int | None) -> list[Any]:
             refuse_without_adapter(run_id)
         except StudioError as error:
             notice = box("warning", message_of(error))
+    base, adapter = _titles(run_id)
     return [
         notice,
-        *_drawn(run_id, conversation.empty()),
-        f"{run_id} {time.time_ns()}",
+        {"run": run_id, "base": base, "adapter": adapter},
         gr.Textbox(visible=not continues),
         gr.Textbox(placeholder="Continue this text" if continues else "Ask both"),
     ]
 
 
-def _sample_buttons(run_id: int | None) -> list[Any]:
-    asks = [] if run_id is None else session.examples(run_id).asks
-    buttons = []
-    for number in range(EXAMPLES):
-        if number < len(asks):
-            ask = asks[number]
-            text = ask if isinstance(ask, str) else conversation.of_task(ask)[1] or "(answer a tool)"
-            lines = text.strip().splitlines() or ["(an empty question)"]
-            line = lines[0] if isinstance(ask, str) else lines[-1]
-            buttons.append(gr.Button(f"Try: {line[:70]}", visible=True))
-        else:
-            buttons.append(gr.Button(visible=False))
-    return buttons
+def _rows(run_id: int | None) -> list[Any]:
+    """Held-out rows to try, whether each is asked alone, and their buttons."""
+    asks: list[Any] = []
+    alone = False
+    if run_id is not None:
+        found = session.examples(run_id, EXAMPLES)
+        asks, alone = found.asks, found.alone
+    rows, buttons = [], []
+    for ask in asks[:EXAMPLES]:
+        held, question = (conversation.empty(), ask) if isinstance(ask, str) else conversation.of_task(ask)
+        lines = (question or "(answer a tool)").strip().splitlines() or ["(an empty question)"]
+        rows.append({"talk": held, "question": question})
+        buttons.append(gr.Button(f"Try: {lines[0 if isinstance(ask, str) else -1][:70]}", visible=True))
+    absent = [gr.Button(visible=False) for _ in range(EXAMPLES - len(buttons))]
+    return [{"run": run_id, "rows": rows}, alone, *buttons, *absent]

@@ -16,6 +16,7 @@ from plumbline.store import datasets as store
 from plumbline_studio.held import Choice, Held
 from plumbline_studio.live import Page, View
 from plumbline_studio.messages import box, error_box, guarded
+from plumbline_studio.once import Once
 from plumbline_studio.tabs.data import add as adding
 from plumbline_studio.tabs.data import desk, mix
 
@@ -77,7 +78,7 @@ def build(page: Page) -> None:
             chosen = Held()
             pane_shown = Held(desk.XRAY)
             click, imported = Held(""), Held()
-            begun_clicks: set[str] = set()
+            fetch_click, imports = Held(""), Once()
             with gr.Tabs(selected="xray", elem_id="desk") as tabs:
                 shown = desk.build(page, tabs, chosen, pane_shown)
                 with gr.Tab("New file", id="new", render_children=True):
@@ -102,19 +103,19 @@ def build(page: Page) -> None:
         *values: Any,
         progress: Any = gr.Progress(),  # noqa: B008 (how Gradio asks for it)
     ) -> tuple[Any, ...]:
-        if click in begun_clicks:
-            return tuple(gr.skip() for _ in outputs)  # the second of two quick clicks
-        begun_clicks.add(click)
+        def told(text: str, share: float | None) -> None:
+            progress(share or 0.0, desc=text)
+
         try:
-            dataset_id = adding.add(
-                paths, held_paths, called, skip, values, lambda text, share: progress(share or 0.0, desc=text)
+            dataset_id = imports.result(
+                click, lambda: adding.add(paths, held_paths, called, skip, values, told)
             )
         except Exception as error:
-            begun_clicks.discard(click)
             return error_box(error), *[gr.skip()] * 6
         return *_added(dataset_id, called, method), [*(paths or []), *(held_paths or [])]
 
     def add_elsewhere(
+        click: str,
         repo: str,
         config: str,
         split: str,
@@ -129,13 +130,15 @@ def build(page: Page) -> None:
         def told(text: str, share: float | None) -> None:
             progress(share or 0.0, desc=text)
 
-        try:
+        def work() -> int:
             if file:
                 source = Source(data_folder.inside(file), file)
-                dataset_id = importer.add([source], options=importer.Options(called, leave_out=skip))
-            else:
-                wanted = (repo.strip(), config or None, split or None, held_split or None, revision or None)
-                dataset_id = from_hub.add(*wanted, importer.Options(called, leave_out=skip), told)
+                return importer.add([source], options=importer.Options(called, leave_out=skip))
+            wanted = (repo.strip(), config or None, split or None, held_split or None, revision or None)
+            return from_hub.add(*wanted, importer.Options(called, leave_out=skip), told)
+
+        try:
+            dataset_id = imports.result(click, work)
         except Exception as error:
             return error_box(error), *[gr.skip()] * 6
         return *_added(dataset_id, called, method), []
@@ -209,8 +212,9 @@ def build(page: Page) -> None:
     )
     fetched = elsewhere[-1].click(
         add_elsewhere,
-        [*elsewhere[:-1], name, leave_out, method],
+        [fetch_click, *elsewhere[:-1], name, leave_out, method],
         outputs,
+        js="(_, ...given) => [plumbline.token(), ...given]",
         show_progress_on=verdict,
         api_visibility="private",
     )

@@ -23,7 +23,7 @@ COLUMNS = ["run", "name", "from", "state", "step", "base", "held-out loss", "bes
 
 def build(page: Page) -> None:
     head = gr.HTML(empty("No run yet. Press Start on the Train tab."), elem_id="run-head")
-    with gr.Row():
+    with gr.Row(elem_classes=["pl-actions", "pl-stacked"]):
         stop = gr.Button(
             "Stop", variant="stop", size="sm", interactive=False, elem_id="stop", scale=0, min_width=160
         )
@@ -32,7 +32,13 @@ def build(page: Page) -> None:
         check = gr.Button(
             "Check against TRL", size="sm", interactive=False, elem_id="check-trl", scale=0, min_width=180
         )
-        paused = gr.Checkbox(False, label="Pause live updates (keeps your zoom)", container=False, scale=1)
+        paused = gr.Checkbox(
+            False,
+            label="Pause live updates (keeps your zoom)",
+            container=False,
+            scale=1,
+            elem_id="paused",
+        )
     deleting.build(page, delete)
     reference.build(page, check)
     lineage.smaller(page)
@@ -49,7 +55,7 @@ def build(page: Page) -> None:
             memory = gr.Plot(show_label=False)
         points = gr.HTML()
     forecast = gr.HTML(visible=False, elem_id="forecast-outcome")
-    with gr.Row():
+    with gr.Row(elem_classes="pl-stacked"):
         with gr.Accordion("Log", open=True):
             log = gr.HTML()
         with gr.Accordion("Recipe and decisions", open=False):
