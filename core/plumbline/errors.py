@@ -9,6 +9,8 @@ import os
 import secrets
 import sqlite3
 
+from plumbline.program import command
+
 log = logging.getLogger("plumbline")
 
 
@@ -61,22 +63,26 @@ _DATABASE = (
     ("disk I/O error", "The disk could not be read or written. Check the disk, then try again."),
     (
         "malformed",
-        "The database is damaged. Stop Plumbline, then run `plumbline doctor --rebuild`: it lists every run "
-        "and dataset again from their folders, and keeps the damaged file beside.",
+        "The database is damaged. Stop Plumbline, then run `{doctor}`: it lists every run and dataset again "
+        "from their folders, and keeps the damaged file beside.",
     ),
 )
-_FULL = "The disk is full. Free some space, then resume: what was saved before is intact."
+_FULL = "The disk is full. Free some space, then {again}: what was saved before is intact."
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO)
 
 
-def system_sentence(error: BaseException) -> str | None:
-    """What went wrong with the disk or the database, in words; None when it was neither of them."""
+def system_sentence(error: BaseException, again: str = "try again") -> str | None:
+    """What went wrong with the disk or the database, in words; None when it was neither of them.
+
+    :param again: what to do once there is room, as ``resume`` for a run
+    """
     if isinstance(error, sqlite3.DatabaseError):
-        return next((text or _FULL for phrase, text in _DATABASE if phrase in str(error)), None)
+        sentence = next((text or _FULL for phrase, text in _DATABASE if phrase in str(error)), None)
+        return sentence and sentence.format(again=again, doctor=command("doctor", "--rebuild"))
     if not isinstance(error, OSError):
         return None
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _FULL
+        return _FULL.format(again=again)
     why = os.strerror(error.errno or 0)
     if error.errno in _REFUSED and error.filename is not None:
         return f"{error.filename}: cannot be used ({why}). Mend that, or choose another place."
@@ -85,15 +91,17 @@ def system_sentence(error: BaseException) -> str | None:
     return None
 
 
-def message_of(error: BaseException) -> str:
+def message_of(error: BaseException, again: str = "try again") -> str:
     """The text that a person sees for this exception.
 
     Disks, databases and exhausted memory are told apart, because each has a remedy; any other
     exception that is not a StudioError is logged with its traceback under a short code.
+
+    :param again: as of `system_sentence`
     """
     if isinstance(error, StudioError):
         return error.text
-    if (known := system_sentence(error)) is not None:
+    if (known := system_sentence(error, again)) is not None:
         return known
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return (
@@ -102,4 +110,6 @@ def message_of(error: BaseException) -> str:
         )
     code = secrets.token_hex(4)
     log.error("internal error %s", code, exc_info=error)
-    return f"Internal error {code}: {type(error).__name__}. The log has the details."
+    files = [handler.baseFilename for handler in log.handlers if isinstance(handler, logging.FileHandler)]
+    place = next((file for file in files if file != os.devnull), "The log")
+    return f"Internal error {code}: {type(error).__name__}. {place} has the details."

@@ -2,7 +2,7 @@
 
 import sys
 
-from plumbline import environment
+from plumbline import environment, program
 from plumbline.cli.main import main as command_line
 from plumbline.errors import StudioError
 
@@ -12,6 +12,8 @@ PAGE = ("gradio", "plotly", "fastapi", "uvicorn")  # the packages of the extra [
 def main(arguments: list[str] | None = None) -> int:
     """:param arguments: without the program's name; None takes those of this process"""
     environment.set_defaults()
+    environment.quiet_libraries()
+    program.started_as(sys.argv[0])
     return command_line(sys.argv[1:] if arguments is None else arguments, _serve)
 
 

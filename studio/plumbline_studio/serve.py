@@ -23,6 +23,7 @@ from fastapi import FastAPI, HTTPException, Query
 from fastapi.responses import FileResponse, Response
 from gradio.utils import get_upload_folder
 
+from plumbline import program
 from plumbline.errors import StudioError
 from plumbline.home import assets, export_folder, folder, home
 from plumbline.jobs import queue, signals, workspace_lock
@@ -136,6 +137,7 @@ def _serve(
     # A thread that trains gives way to a click after 1 ms, not Python's usual 5.
     sys.setswitchinterval(0.001)
     listener = _listener(host, port)
+    program.show_on_a_page()
     worker = Worker(worker_mode)
     worker.start()
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
@@ -185,10 +187,9 @@ def _listener(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except OSError as error:
-        raise StudioError(
-            f"{host}:{port}", error.strerror or "cannot be used", "Choose another with --port."
-        ) from None
+    except (OSError, OverflowError) as error:
+        what = error.strerror if isinstance(error, OSError) else None
+        raise StudioError(f"{host}:{port}", what or "cannot be used", "Choose another with --port.") from None
     return listener
 
 

@@ -11,6 +11,7 @@ import pytest
 import launch
 from plumbline.cli import main
 from tests import ROOT
+from tests.verbs import verbs
 
 SOURCES = [path for folder in ("core", "studio") for path in sorted((ROOT / folder).rglob("*.py"))]
 
@@ -68,7 +69,7 @@ def test_every_verb_has_a_handler_and_help() -> None:
     printed = subprocess.run(
         [sys.executable, str(ROOT / "launch.py"), "--help"], capture_output=True, text=True, cwd=ROOT
     ).stdout
-    for verb in main._VERBS:
+    for verb in verbs():
         assert verb in printed
 
 
@@ -91,7 +92,7 @@ def test_the_command_line_explains_what_is_wrong(workspace: Path, capsys: pytest
 def test_the_readme_names_only_commands_that_exist() -> None:
     readme = (ROOT / "README.md").read_text()
     named = set(re.findall(r"(?:launch\.py|(?<!from )plumbline) ([a-z]+)\b", readme))
-    assert {"quickstart", "test", "train", "runs", "doctor"} <= named <= set(main._VERBS)
+    assert {"quickstart", "test", "train", "runs", "doctor"} <= named <= verbs()
     for picture in re.findall(r"\]\((assets/[^)]+)\)", readme):
         assert (ROOT / picture).exists(), picture
 

@@ -1,15 +1,15 @@
-"""``plumbline data``: add, show, xray, check, mix, rename and remove datasets, as the Data tab does."""
+"""``plumbline data``: add, show, xray, check, mix, rename and remove datasets."""
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from plumbline.cli import mix, show
-from plumbline.cli.terminal import clipped, entry, progress, say, table, watch, width
+from plumbline.cli.parser import decimal, json_option
+from plumbline.cli.terminal import agreed, clipped, entry, progress, say, say_json, table, watch, width
 from plumbline.data.errors import Problem
 from plumbline.data.readers.source_files import Source
 from plumbline.errors import StudioError
@@ -19,27 +19,37 @@ PREVIEW_GB = 0.2  # most that a preview of a Hub dataset downloads
 SAMPLES = 2  # values of a column that a preview shows
 
 
-def add_parser(verbs: Any) -> None:
+def add_verbs(above: Any) -> None:
     """Put ``data`` and its verbs under the verbs of the command line."""
-    data = verbs.add_parser("data", help="list datasets; data add|show|xray|check|mix|rename|remove")
+    data = above.add_parser("data", help="list datasets; data add|show|xray|check|mix|rename|remove")
+    json_option(data)
+    data.set_defaults(do=_list, samples=True)
     verbs = data.add_subparsers(dest="data_verb", metavar="VERB")
-    data.set_defaults(data_verb="list")
     _add_options(verbs.add_parser("add", help="check files, or a Hub dataset, and store them"))
-    show.show_options(verbs.add_parser("show", help="a dataset's figures, or its rows as text"))
-    show.xray_options(verbs.add_parser("xray", help="a row as tokens: learned, masked, cut"))
-    check = verbs.add_parser("check", help="what a dataset's rows should be looked at for")
-    check.add_argument("name", help="a dataset, as `data` lists it")
-    check.add_argument("--near", action="store_true", help="look for rows that say nearly the same")
-    check.add_argument("--threshold", type=float, default=0.85, help="how alike, 0.7 to 1 (default 0.85)")
-    mix.options(verbs.add_parser("mix", help="what each dataset of a mix comes to"))
-    rename = verbs.add_parser(
+    show.add_verbs(verbs)
+    made = verbs.add_parser("check", help="what a dataset's rows should be looked at for")
+    _name_argument(made)
+    made.add_argument("--near", action="store_true", help="look for rows that say nearly the same")
+    made.add_argument(
+        "--threshold", type=decimal, default=0.85, metavar="X", help="how alike, 0.7 to 1 (default 0.85)"
+    )
+    json_option(made)
+    made.set_defaults(do=_check)
+    mix.add_verbs(verbs)
+    made = verbs.add_parser(
         "rename", help="call a dataset otherwise; recipes with its old name still find it"
     )
-    rename.add_argument("name", help="a dataset, as `data` lists it")
-    rename.add_argument("new_name", metavar="NEW", help="its new name")
-    remove = verbs.add_parser("remove", help="delete a dataset that no run uses")
-    remove.add_argument("name", help="a dataset, as `data` lists it")
-    remove.add_argument("--yes", action="store_true", help="without asking")
+    _name_argument(made)
+    made.add_argument("new_name", metavar="NEW", help="its new name")
+    made.set_defaults(do=_rename)
+    made = verbs.add_parser("remove", help="delete a dataset that no run uses")
+    _name_argument(made)
+    made.add_argument("--yes", action="store_true", help="without asking")
+    made.set_defaults(do=_remove)
+
+
+def _name_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", help="a dataset, as `data` lists it")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -77,19 +87,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="of the Hub dataset to train on")
     parser.add_argument("--held-out-split", metavar="SPLIT", help="of the Hub dataset to hold out")
     parser.add_argument("--revision", help="of the Hub dataset: a branch, tag or commit")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Do one of the verbs. :returns: the exit code"""
-    from plumbline.data.selection import datasets
-
-    datasets.ensure_samples()
-    return VERBS[arguments.data_verb](arguments)
+    parser.set_defaults(do=_add)
 
 
 def _list(arguments: argparse.Namespace) -> int:
     from plumbline.store import datasets as store
 
+    if arguments.json:
+        return say_json([show.as_json(dataset) for dataset in store.listed()])
     rows = [
         [one["name"], one["shape"], f"{one['rows']:,}", f"{one['held_out_rows'] or '-'}", store.verdict(one)]
         for one in store.listed()
@@ -222,6 +227,9 @@ def _check(arguments: argparse.Namespace) -> int:
         if job["state"] != "completed":
             return 1
     dataset = store.get(dataset["id"])
+    if arguments.json:
+        near = {"near": {**job["result"], "groups": show.groups(dataset)}} if job else {}
+        return say_json(show.as_json(dataset) | near)
     say(f"{dataset['name']}: {store.verdict(dataset)}")
     show.findings(dataset)
     if job:
@@ -251,22 +259,3 @@ def _remove(arguments: argparse.Namespace) -> int:
     datasets.remove(dataset["id"])
     say(f"Deleted {dataset['name']}.")
     return 0
-
-
-def agreed(verb: str, question: str) -> bool:
-    """Whether somebody says yes. :raises StudioError: when nobody is there to be asked"""
-    if not sys.stdin.isatty():
-        raise StudioError(verb, "asks first, and nobody can answer here", "Add --yes.")
-    return input(question).strip().lower() in ("y", "yes")
-
-
-VERBS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "list": _list,
-    "add": _add,
-    "show": show.show,
-    "xray": show.xray,
-    "check": _check,
-    "mix": mix.mix,
-    "rename": _rename,
-    "remove": _remove,
-}

@@ -4,8 +4,11 @@ import argparse
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from typing import Any
 
-from plumbline.cli.terminal import entry, say
+from plumbline.cli.parser import json_option
+from plumbline.cli.terminal import entry, safe, say, say_json
 from plumbline.config.schema import RunConfig
 from plumbline.errors import StudioError
 from plumbline.home import home
@@ -15,12 +18,15 @@ from plumbline.store import opening
 GUTTER = 16
 
 
-def options(parser: argparse.ArgumentParser) -> None:
+def add_verbs(verbs: Any) -> None:
+    parser = verbs.add_parser("doctor", help="versions, device, compute type and why, free memory and disk")
+    json_option(parser)
     parser.add_argument(
         "--rebuild",
         action="store_true",
         help="make the database anew from the folders of runs and datasets; the old file is kept",
     )
+    parser.set_defaults(do=doctor)
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -28,37 +34,38 @@ def doctor(arguments: argparse.Namespace) -> int:
     if arguments.rebuild:
         _rebuild()
         return 0
+    rows, trouble = report(), ""
+    try:
+        for row in _workspace():
+            rows.append(row)
+    except StudioError as error:
+        trouble = error.text
+    if arguments.json:
+        notes = [text for name, text in rows if name == "note"]
+        say_json({name: text for name, text in rows if name != "note"} | {"notes": notes, "error": trouble})
+    else:
+        for name, text in rows:
+            entry(name, text, GUTTER)
+    if trouble:
+        print(f"error: {safe(trouble)}", file=sys.stderr)
+    return 2 if trouble else 0
 
-    for name, value in report():
-        print(f"{name:<14}{value}")
-    return _workspace()
 
-
-def _workspace() -> int:
-    from plumbline.models.hardware import GIB
+def _workspace() -> Iterator[tuple[str, str]]:
+    """How the workspace stands. :raises StudioError: with what is in the way of working in it"""
     from plumbline.store import startup
     from plumbline.store.database import database
 
-    try:
-        print(f"{'workspace':<14}{home()}")
-        disk = shutil.disk_usage(home())
-        print(f"{'disk':<14}{disk.free / GIB:.1f} of {disk.total / GIB:.1f} GiB free in the workspace")
-        database()
-        found = opening.damage(opening.database_path())
-    except StudioError as error:
-        return _in_the_way(error.text)
-    if found:
-        return _in_the_way(opening.UnusableDatabase(f"is damaged ({found})").text)
-    print(f"{'database':<14}sound")
+    yield "workspace", str(home())
+    disk = shutil.disk_usage(home())
+    yield "disk", f"{disk.free / GIB:.1f} of {disk.total / GIB:.1f} GiB free in the workspace"
+    database()
+    if found := opening.damage(opening.database_path()):
+        raise opening.UnusableDatabase(f"is damaged ({found})")
+    yield "database", "sound"
     for text in (startup.unlisted(), startup.open_to_others()):
         if text:
-            entry("note", text, GUTTER)
-    return 0
-
-
-def _in_the_way(text: str) -> int:
-    print(f"error: {text}", file=sys.stderr)
-    return 2
+            yield "note", text
 
 
 def offered(error: opening.UnusableDatabase) -> bool:

@@ -6,16 +6,24 @@ from typing import Any
 
 import yaml
 
-from plumbline.cli.terminal import entry, say, table
+from plumbline.cli.parser import json_option, whole
+from plumbline.cli.terminal import entry, say, say_json, table
 from plumbline.config import schema
 from plumbline.errors import StudioError
 
 
-def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", help="a recipe file, a preset, or datasets with weights: a:2,b:0.5,c")
+def add_verbs(verbs: Any) -> None:
+    parser = verbs.add_parser("mix", help="what each dataset of a mix comes to")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help="a recipe file, a preset, or datasets with weights: a:2,b:0.5,c"
+    )
     parser.add_argument("--base", help="whose tokens are counted; else the recipe's")
-    parser.add_argument("--max-length", type=int, help="where rows are cut; else the recipe's")
+    parser.add_argument(
+        "--max-length", type=whole(), metavar="N", help="where rows are cut; else the recipe's"
+    )
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the mix as a recipe's data section")
+    json_option(parser)
+    parser.set_defaults(do=mix)
 
 
 def mix(arguments: argparse.Namespace) -> int:
@@ -26,6 +34,11 @@ def mix(arguments: argparse.Namespace) -> int:
     chosen = mixing.choose(recipe.data)
     shares = overview.shares(recipe, chosen)
     learned = sum(share.supervised for share in shares)
+    if arguments.write:
+        _write(recipe, arguments.write)
+    if arguments.json:
+        leaks = [finding.text for finding in mixing.leaks(chosen)]
+        return say_json({"datasets": [_as_json(share, learned) for share in shares], "warnings": leaks})
     rows = [_row(share, learned) for share in shares]
     total = sum(share.rows for share in shares), sum(share.tokens for share in shares)
     rows.append(
@@ -51,23 +64,29 @@ def mix(arguments: argparse.Namespace) -> int:
     for finding in mixing.leaks(chosen):
         entry("warning", finding.text)
     if arguments.write:
-        _write(recipe, arguments.write)
+        say(f"Wrote {arguments.write}, a recipe that trains on this mix.")
     return 0
 
 
-def _row(share: Any, learned: int) -> list[str]:
+def _as_json(share: Any, learned: int) -> dict[str, Any]:
+    """What a dataset of the mix comes to in an epoch. :param learned: tokens in the loss of the whole mix"""
     one = share.chosen
     held_out = len(one.held_out) if one.held_out_part == "train" else 0
-    repeats = share.rows / max(1, one.dataset["rows"] - held_out)
-    return [
-        one.name,
-        f"{one.part.weight:g}",
-        f"{share.rows:,}",
-        f"{share.tokens:,}",
-        f"{repeats:.2f}",
-        f"{share.supervised / max(1, learned):.0%}",
-        f"{len(one.held_out):,}",
-    ]
+    return {
+        "dataset": one.name,
+        "weight": one.part.weight,
+        "rows": share.rows,
+        "tokens": share.tokens,
+        "repeats": share.rows / max(1, one.dataset["rows"] - held_out),
+        "share_of_the_loss": share.supervised / max(1, learned),
+        "held_out": len(one.held_out),
+    }
+
+
+def _row(share: Any, learned: int) -> list[str]:
+    name, weight, rows, tokens, repeats, part, held_out = _as_json(share, learned).values()
+    shown = [f"{weight:g}", f"{rows:,}", f"{tokens:,}", f"{repeats:.2f}", f"{part:.0%}", f"{held_out:,}"]
+    return [name, *shown]
 
 
 def _recipe(arguments: argparse.Namespace) -> schema.RunConfig:
@@ -111,4 +130,3 @@ def _write(recipe: schema.RunConfig, path: Path) -> None:
     except OSError as error:
         what = f"cannot be written ({error.strerror})"
         raise StudioError(str(path), what, "Choose another place.") from None
-    say(f"Wrote {path}, a recipe that trains on this mix.")

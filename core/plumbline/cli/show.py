@@ -2,9 +2,12 @@
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-from plumbline.cli.terminal import bars, clipped, entry, say
+from plumbline.cli.parser import json_option, whole
+from plumbline.cli.terminal import bars, clipped, entry, say, say_json
 from plumbline.config import schema
 from plumbline.errors import StudioError
 
@@ -15,23 +18,30 @@ PERCENTILES = (50, 90, 99)
 BARS = 10  # of the histogram of lengths, at most
 
 
-def show_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="a dataset, as `data` lists it")
+def add_verbs(verbs: Any) -> None:
+    """Put ``show`` and ``xray`` under the verbs of ``data``."""
+    parser = verbs.add_parser("show", help="a dataset's figures, or its rows as text")
+    parser.add_argument("name", metavar="NAME", help="a dataset, as `data` lists it")
     _part_option(parser)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--row", type=int, help="one row, whole; numbers from 1")
+    which.add_argument("--row", type=whole(), metavar="N", help="one row, whole; numbers from 1")
     which.add_argument("--rows", metavar="A-B", help="these rows")
     which.add_argument("--search", metavar="WORDS", help="rows whose texts hold these words")
     _base_option(parser)
+    json_option(parser)
+    parser.set_defaults(do=show)
 
-
-def xray_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", help="a dataset, as `data` lists it")
+    parser = verbs.add_parser("xray", help="a row as tokens: learned, masked, cut")
+    parser.add_argument("name", metavar="NAME", help="a dataset, as `data` lists it")
     _part_option(parser)
-    parser.add_argument("--row", type=int, default=1, help="number from 1 (default 1)")
+    parser.add_argument("--row", type=whole(), metavar="N", default=1, help="number from 1 (default 1)")
     _base_option(parser)
     length = schema.TrainingSection().max_length
-    parser.add_argument("--max-length", type=int, default=length, help=f"where rows are cut ({length})")
+    parser.add_argument(
+        "--max-length", type=whole(), metavar="N", default=length, help=f"where rows are cut ({length})"
+    )
+    json_option(parser)
+    parser.set_defaults(do=xray)
 
 
 def _part_option(parser: argparse.ArgumentParser) -> None:
@@ -49,23 +59,91 @@ def show(arguments: argparse.Namespace) -> int:
 
     dataset = store.by_name(arguments.name)
     part, total = arguments.part, _count(dataset, arguments.part)
+    numbers: Sequence[int] | None = None
     if arguments.row is not None:
-        _print_rows(dataset, part, [_number(arguments.row, total)])
+        numbers = [_number(arguments.row, total)]
     elif arguments.rows is not None:
         first, last = _range(arguments.rows, total)
-        _print_rows(dataset, part, range(first - 1, last), LISTED)
+        numbers = range(first - 1, last)
     elif arguments.search is not None:
         if not arguments.search.strip():
             raise StudioError("--search", "needs words to look for", "Write them in quotes.")
-        found = rows.search(dataset["id"], part, arguments.search, count=PAGE)
-        _print_rows(dataset, part, found, LISTED)
-        shown = "the first " if len(found) == PAGE else ""
-        say(f"{shown}{len(found)} row{'s hold' if len(found) != 1 else ' holds'} it")
-    else:
+        numbers = rows.search(dataset["id"], part, arguments.search, count=PAGE)
+    if arguments.json:
+        told = _figures(dataset, arguments) if numbers is None else _rows_as_json(dataset, part, numbers)
+        return say_json(as_json(dataset) | told)
+    if numbers is None:
         say(dataset["name"])
         described(dataset)
         _statistics(dataset, part, arguments.base, arguments.revision)
+        return 0
+    _print_rows(dataset, part, numbers, None if arguments.row is not None else LISTED)
+    if arguments.search is not None:
+        shown = "the first " if len(numbers) == PAGE else ""
+        say(f"{shown}{len(numbers)} row{'s hold' if len(numbers) != 1 else ' holds'} it")
     return 0
+
+
+_FIELDS = ("id", "name", "shape", "rows", "held_out_rows", "source", "sha256", "created_at")
+
+
+def as_json(dataset: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a dataset without reading its rows."""
+    from plumbline.store import datasets as store
+
+    return {name: dataset[name] for name in _FIELDS} | {
+        "left_out": int(dataset["left_out"] or 0),
+        "verdict": store.verdict(dataset),
+        "mapping": json.loads(dataset["mapping"] or "null"),
+        "columns": store.columns(dataset),
+        "origin": json.loads(dataset["origin"] or "{}"),
+        "findings": store.findings(dataset),
+    }
+
+
+def _rows_as_json(dataset: dict[str, Any], part: str, numbers: Sequence[int]) -> dict[str, Any]:
+    """Rows as they are learned from, with their number from 1 and the line of their file."""
+    from plumbline.data import rows
+
+    lines = rows.index(dataset["id"], part)["line"]
+    read = zip(numbers, rows.at(dataset["id"], part, numbers), strict=True)
+    return {
+        "part": part,
+        "listed": [{"number": int(at) + 1, "line": int(lines[at]), "row": row} for at, row in read],
+    }
+
+
+def _figures(dataset: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Turns, roles, labels and lengths; of a sample where there are many rows.
+
+    ``tokens`` is null where the base's tokenizer cannot be had, and ``tokens_error`` says why.
+    """
+    from plumbline.data.selection import stats
+
+    seen = stats.profile(dataset, arguments.part)
+    told = {
+        "part": arguments.part,
+        "turns": dict(seen.turns.most_common()),
+        "roles": dict(seen.roles.most_common()),
+        "labels": dict(seen.labels.most_common()),
+        "scripts": dict(seen.scripts),
+    }
+    try:
+        measured = stats.of_dataset(dataset, arguments.part, arguments.base, arguments.revision)
+    except StudioError as error:
+        return told | {"tokens": None, "tokens_error": error.text}
+    import numpy
+
+    named = zip(("p50", "p90", "p99"), numpy.percentile(measured.lengths, PERCENTILES).tolist(), strict=True)
+    lengths = dict(named) | {"longest": int(measured.lengths.max()), "rows": len(measured.lengths)}
+    return told | {"tokens": lengths | {"base": arguments.base}}
+
+
+def groups(dataset: dict[str, Any]) -> list[list[int]]:
+    """Rows that nearly repeat each other, as the last check found them; numbers from 1."""
+    from plumbline.worker import near_duplicates
+
+    return json.loads(near_duplicates.near_path(dataset["id"]).read_text(encoding="utf-8"))["groups"]
 
 
 def _count(dataset: dict[str, Any], part: str) -> int:
@@ -191,8 +269,7 @@ def near_groups(dataset: dict[str, Any], result: dict[str, Any]) -> None:
     from plumbline.worker import near_duplicates
 
     say("", near_duplicates.said(result) + f", at {result['threshold']:g} or more alike")
-    groups = json.loads(near_duplicates.near_path(dataset["id"]).read_text(encoding="utf-8"))["groups"]
-    for group in groups[:NAMED]:
+    for group in groups(dataset)[:NAMED]:
         row = next(rows.at(dataset["id"], "train", [group[0] - 1]))
         text = row.get("text") or row["messages"][-1]["content"]
         entry(f"{len(group):,} rows", f"{_numbers(group)}\n{clipped(text, 80)}")
@@ -259,6 +336,21 @@ def xray(arguments: argparse.Namespace) -> int:
         encoded = rays.encode(row, tokenizer, length)
     except rays.EncodeError as error:
         raise stats.in_row(error, dataset["id"], arguments.part, number) from error
+    if arguments.json:
+        seen = overview.live(dataset, arguments.part, base, revision, length)
+        return say_json(
+            {
+                "dataset": dataset["name"],
+                "part": arguments.part,
+                "row": number + 1,
+                "base": base,
+                "max_length": length,
+                "tokens": [asdict(token) for token in rays.tokens(encoded, tokenizer)],
+                "in_the_loss": encoded.supervised,
+                "cut_off": encoded.cut_supervised,
+                "all_rows": asdict(seen),
+            }
+        )
     draw(rays.tokens(encoded, tokenizer))
     lost = f", {encoded.cut_supervised:,} more are cut off" if encoded.cut_supervised else ""
     say("", f"row {number + 1:,} of {dataset['name']}, rendered by the template of {base}")

@@ -1,13 +1,17 @@
 """``plumbline submit``: a run as a job of Slurm or SkyPilot."""
 
 import argparse
+from typing import Any
 
 from plumbline.cli import settings
+from plumbline.cli.parser import run_argument
 from plumbline.cli.terminal import say
 from plumbline.errors import StudioError
 
 
-def options(parser: argparse.ArgumentParser) -> None:
+def add_verbs(verbs: Any) -> None:
+    parser = verbs.add_parser("submit", help="a run as a job of Slurm or SkyPilot")
+    run_argument(parser)
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--slurm", action="store_true", help="write a job for sbatch")
     kind.add_argument("--skypilot", action="store_true", help="write a job for sky launch")
@@ -24,6 +28,7 @@ def options(parser: argparse.ArgumentParser) -> None:
         help="SkyPilot: what pip installs Plumbline from; else this version from the index",
     )
     settings.add_flags(parser, "machines")
+    parser.set_defaults(do=submit)
 
 
 def submit(arguments: argparse.Namespace) -> int:

@@ -3,16 +3,19 @@
 Everything is printed by `say`. Only what has gone through `safe` may be coloured and written by itself.
 """
 
+import json
+import math
 import os
 import re
-import shlex
 import shutil
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
+
+from plumbline.errors import StudioError
+from plumbline.program import command
 
 WIDEST = 100
 _GUTTER = 13
@@ -35,6 +38,23 @@ def safe(text: str) -> str:
 def say(*lines: str) -> None:
     for line in lines:
         print(safe(line))
+
+
+def say_json(value: Any) -> int:
+    """Print what a verb found as JSON; numbers that JSON has not, such as NaN, become null.
+
+    :returns: the exit code of a verb that has done what it is for
+    """
+    print(json.dumps(_plain(value), indent=2, allow_nan=False))
+    return 0
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def width() -> int:
@@ -138,13 +158,11 @@ def progress() -> Iterator[Callable[[str], None]]:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def command(*words: str) -> str:
-    """A command to type here that starts this program as it was started, with these words."""
-    program = Path(sys.argv[0])
-    if program.suffix != ".py":
-        return shlex.join([program.name or "plumbline", *words])
-    beside = program.resolve().parent == Path.cwd()
-    return shlex.join(["python3", program.name if beside else str(program), *words])
+def agreed(verb: str, question: str) -> bool:
+    """Whether somebody says yes. :raises StudioError: when nobody is there to be asked"""
+    if not sys.stdin.isatty():
+        raise StudioError(verb, "asks first, and nobody can answer here", "Add --yes.")
+    return input(question).strip().lower() in ("y", "yes")
 
 
 def watch(job_id: int) -> dict[str, Any]:

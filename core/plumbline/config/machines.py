@@ -37,7 +37,7 @@ class MachinesSection(Section):
     hosts: int = setting(
         1,
         "Machines",
-        "With several, each is started by a command of its own; the Train tab and the run's log show them",
+        "With several, each is started by a command of its own; the forecast and the run's log show them",
         ge=1,
         le=256,
     )

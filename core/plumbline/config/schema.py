@@ -4,7 +4,6 @@
 """
 
 import datetime
-import difflib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from plumbline.config.sections import PROJECTIONS as PROJECTIONS
 from plumbline.config.sections import LoraSection, QuantisationSection, TrainingSection
 from plumbline.errors import RecipeError, StudioError
 from plumbline.home import assets
+from plumbline.near_names import nearest, question
 
 LONGEST_NAME = 80  # letters of the name of a run
 
@@ -82,7 +82,7 @@ class DataSection(Section):
         (),
         "Mix",
         "Several datasets in place of one; weight 2 shows each row twice an epoch, 0.5 a random half. "
-        "The mixing desk on the Data tab fills this in",
+        "The mixing desk fills this in",
     )
     order: Literal["shuffled", "short to long", "long to short", "by column"] = setting(
         "shuffled", "Order", "A curriculum shows rows in this order in every epoch"
@@ -279,7 +279,7 @@ def _nearest(key: str) -> str:
     sections = {setting.section for setting in settings() if setting.section}
     names = {setting.name: setting.key for setting in settings()}
     here = sections if not section else {one.name for one in settings() if one.section == section}
-    near = difflib.get_close_matches(name, sorted(here), 1, 0.7)
+    near = list(filter(None, [nearest(name, here, 0.7)]))
     near += sorted(one for one in here if one.startswith(name) or name.endswith(f"_{one}"))
     if near:
         return f", did you mean {f'{section}.' if section else ''}{near[0]}?"
@@ -332,14 +332,24 @@ def preset_names() -> list[str]:
 def preset(name: str) -> RunConfig:
     """A named preset. :raises StudioError: when there is none of this name"""
     if name not in preset_names():
-        raise StudioError(f"preset {name!r}", "does not exist", f"Known: {', '.join(preset_names())}.")
+        raise StudioError(f"preset {name!r}", "does not exist", _presets(name))
     path = assets() / "presets" / f"{name}.yaml"
     return loads(path.read_text(encoding="utf-8"), path.name)
 
 
+def _presets(name: str) -> str:
+    """What to take in place of a preset that does not exist."""
+    return f"{question(name, preset_names())} Presets: {', '.join(preset_names())}.".strip()
+
+
 def named(recipe: str) -> RunConfig:
     """A preset by its name, else a recipe file. :raises StudioError: with everything wrong in it"""
-    return preset(recipe) if recipe in preset_names() else read_recipe(Path(recipe))
+    if recipe in preset_names():
+        return preset(recipe)
+    path = Path(recipe)
+    if path.suffix or len(path.parts) > 1 or path.exists():
+        return read_recipe(path)
+    raise StudioError(recipe, "is neither a preset nor a file here", _presets(recipe))
 
 
 def read_recipe(path: Path, where: str = "") -> RunConfig:

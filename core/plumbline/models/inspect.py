@@ -3,7 +3,6 @@
 Nothing here opens a pickle, runs or imports code of the model, or asks anybody anything.
 """
 
-import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from plumbline import untrusted
 from plumbline.errors import StudioError
 from plumbline.models import stack
+from plumbline.near_names import question
 
 INDEX = "model.safetensors.index.json"
 WHOLE = "model.safetensors"
@@ -113,9 +113,8 @@ def _refuse_code(base: str, config: dict[str, Any], folder: Path) -> list[str]:
         raise _needs_code(f"{base}/config.json (auto_map)")
     if known is None:
         names = [name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name in CONFIG_MAPPING_NAMES]
-        near = difflib.get_close_matches(str(kind), names, 1, 0.5)
         what = "does not write text" if kind in CONFIG_MAPPING_NAMES else "is not known"
-        hint = f"Did you mean {near[0]}?" if near else "Use a causal language model of transformers."
+        hint = question(str(kind), names, 0.5) or "Use a causal language model of transformers."
         raise _refusal(f"{base}/config.json: model_type {str(kind)[:60]!r} {what}", hint)
     if (folder / "tokenizer_config.json").exists():
         tokenizer = _object(base, folder, "tokenizer_config.json")

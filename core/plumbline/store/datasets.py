@@ -12,6 +12,8 @@ from sqlite_utils.db import NotFoundError
 
 from plumbline.errors import StudioError
 from plumbline.home import PRIVATE, folder, numbers_in
+from plumbline.near_names import question
+from plumbline.program import where
 from plumbline.store import sidecars
 from plumbline.store.database import database, insert, writing
 
@@ -100,7 +102,8 @@ def get(dataset_id: int) -> dict[str, Any]:
     try:
         return database().table("datasets").get(dataset_id)
     except NotFoundError:
-        raise StudioError(f"dataset {dataset_id}", "does not exist", "Add it on the Data tab.") from None
+        fix = f"{where('Data', 'data')} lists all datasets."
+        raise StudioError(f"dataset {dataset_id}", "does not exist", fix) from None
 
 
 def by_name(name: str) -> dict[str, Any]:
@@ -113,8 +116,8 @@ def by_name(name: str) -> dict[str, Any]:
     for row in listed():
         if name in called(row):
             return row
-    known = ", ".join(row["name"] for row in listed()) or "none yet"
-    raise StudioError(f"dataset {name!r}", "does not exist", f"In this workspace: {known}.")
+    known = f"In this workspace: {', '.join(names()) or 'none yet'}."
+    raise StudioError(f"dataset {name!r}", "does not exist", f"{question(name, names())} {known}".strip())
 
 
 def current(name: Any) -> Any:

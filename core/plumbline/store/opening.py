@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from plumbline.errors import StudioError
 from plumbline.home import home, numbers_in
+from plumbline.program import command
 
 APPLIED = "_sqlite_migrations"
 
@@ -45,7 +46,8 @@ def database_path() -> Path:
 
 def _rebuild_advice() -> str:
     kept = ", and keeps the old file beside" if database_path().exists() else ""
-    return f"Run `plumbline doctor --rebuild`: it lists every run and dataset again from their folders{kept}."
+    rebuild = command("doctor", "--rebuild")
+    return f"Run `{rebuild}`: it lists every run and dataset again from their folders{kept}."
 
 
 def beside(path: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from sqlite_utils.db import NotFoundError
 from plumbline.config.schema import RunConfig, dumps, loads
 from plumbline.errors import StudioError
 from plumbline.home import numbers_in
+from plumbline.program import where
 from plumbline.store import sidecars
 from plumbline.store.database import database, insert, writing
 
@@ -76,7 +77,8 @@ def get(run_id: int) -> dict[str, Any]:
     try:
         return database().table("runs").get(run_id)
     except NotFoundError:
-        raise StudioError(f"run {run_id}", "does not exist", "The Runs tab lists all runs.") from None
+        fix = f"{where('Runs', 'runs')} lists all runs."
+        raise StudioError(f"run {run_id}", "does not exist", fix) from None
 
 
 def recipe(run_id: int) -> RunConfig:

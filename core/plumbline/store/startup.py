@@ -7,6 +7,7 @@ from filelock import Timeout
 
 from plumbline.errors import message_of
 from plumbline.home import home, numbers_in
+from plumbline.program import command
 from plumbline.store import backups, datasets, opening, runs, sidecars
 from plumbline.store.database import database
 
@@ -52,7 +53,7 @@ def unlisted() -> str:
     is_single = sum(map(len, lost.values())) == 1
     return (
         f"{' and '.join(counted)} {'is' if is_single else 'are'} in folders and not in the database. To list "
-        f"{'it' if is_single else 'them'}, end Plumbline and run `plumbline doctor --rebuild`."
+        f"{'it' if is_single else 'them'}, end Plumbline and run `{command('doctor', '--rebuild')}`."
     )
 
 

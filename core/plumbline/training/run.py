@@ -27,6 +27,7 @@ from plumbline.jobs.job import Job
 from plumbline.models import adapters, hardware, load, out_of_memory
 from plumbline.planner import plan, smaller
 from plumbline.planner.plan import Outcome
+from plumbline.program import command
 from plumbline.store import runs
 from plumbline.training import assembly, learned, outputs
 from plumbline.training.ranks import launcher
@@ -72,7 +73,7 @@ def _train(job: Job, folder: Path) -> dict[str, Any]:
         raise StudioError(
             "machines.hosts",
             "several machines are started by a command on each",
-            "`plumbline forecast` prints them, or start the run in the studio.",
+            f"`{command('forecast')}` prints them, or start the run in the studio.",
         )
     job.report("reading the data")
     prepared = prepare(config, job)

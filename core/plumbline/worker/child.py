@@ -6,7 +6,7 @@ The end of its input means that the studio is gone: it then ends at once, so tha
 import os
 import sys
 
-from plumbline import environment
+from plumbline import environment, error_log
 from plumbline.distributed import launch_commands, process_group
 from plumbline.errors import message_of
 from plumbline.jobs import mode, process, queue
@@ -24,6 +24,8 @@ def main() -> None:
     ``--launched`` comes the id of a job that an earlier process of this one's has taken.
     """
     environment.set_defaults()
+    environment.quiet_libraries()
+    error_log.attach()
     process.live_with_parent()
     mode.use("process")
     if "--launched" in sys.argv:

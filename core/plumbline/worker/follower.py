@@ -47,6 +47,7 @@ class NullJob(Job):
 def main() -> None:
     """A process that the first one of its machine has started."""
     environment.set_defaults()
+    environment.quiet_libraries()
     process.live_with_parent()
     process.listen()
     code = serve()

@@ -187,7 +187,7 @@ def _perform(job: Job) -> None:
     except StopRequested:
         job.stopped()
     except Exception as error:
-        text = message_of(error)
+        text = message_of(error, _again(job))
         job.log("".join(traceback.format_exception(error)))
         # The traceback's frames hold the model; without them its memory is freed now.
         traceback.clear_frames(error.__traceback__)
@@ -204,4 +204,9 @@ def _record_completion(job: Job, result: Any) -> None:
         job.event(f"{job.kind} completed")
     except sqlite3.Error as error:
         # A disk that took no more may take this: a run is resumed, and has only this left to do.
-        job.failed(message_of(error))
+        job.failed(message_of(error, _again(job)))
+
+
+def _again(job: Job) -> str:
+    """What a job's user does once what was in its way is gone."""
+    return "resume" if job.kind == "train" else "try again"

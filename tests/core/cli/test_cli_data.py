@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from plumbline.cli import data as cli_data
-from plumbline.cli import main
+from plumbline.cli import main, training
 from plumbline.cli.terminal import clipped, columns, fold, safe
 from plumbline.config import schema
 from plumbline.data.selection import datasets as data
@@ -23,6 +22,7 @@ from plumbline.store import runs
 from plumbline.worker import near_duplicates
 from tests import ROOT
 from tests.hub_server import point_at, running
+from tests.verbs import parsers, verbs
 
 Run = Callable[..., str]
 EVIL = "red \x1b[31mtext\x1b[0m \x1b]0;owned\x07 \x9b2J \x1b]8;;http://x\x1b\\link \x00\x08\x7f \u202eback"
@@ -238,7 +238,7 @@ def test_a_mix_is_a_table_and_a_recipe(run: Run) -> None:
 def test_a_recipe_trains_on_several_files(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     table("things.csv")
     table("more.csv")
-    monkeypatch.setattr(main, "watch", lambda job_id: {"state": "completed"})
+    monkeypatch.setattr(training, "watch", lambda job_id: {"state": "completed"})
     assert main.main(["train", "--data", "things.csv", "starter", "--data", "more.csv"], lambda *_: None) == 0
     dataset = store.by_name("things")
     assert runs.get(1)["dataset_id"] == dataset["id"] and dataset["rows"] == 24
@@ -344,26 +344,17 @@ def test_a_reader_that_has_seen_enough_is_no_error(samples: Path) -> None:
 def test_the_readme_names_the_verbs_and_options_that_there_are() -> None:
     readme = (ROOT / "README.md").read_text()
     named = set(re.findall(r"launch\.py data ([a-z]+)\b", readme))
-    assert named == set(cli_data.VERBS) - {"list"}
-    parsers = _parsers(main._parser())
+    assert named == verbs("data")
+    known_parsers = parsers(main.build("plumbline"))
     for line in re.findall(r"launch\.py (data .*|train .*)", readme):
         words = line.split("#")[0].split()
         verb = " ".join(words[:2]) if words[0] == "data" and len(words) > 1 else words[0]
-        known = set(parsers[verb]._option_string_actions)
+        known = set(known_parsers[verb]._option_string_actions)
         assert set(re.findall(r"--[a-z-]+", line.split("#")[0])) <= known, line
 
 
-def _parsers(parser: argparse.ArgumentParser, name: str = "") -> dict[str, argparse.ArgumentParser]:
-    found = {name: parser}
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for verb, below in action.choices.items():
-                found |= _parsers(below, f"{name} {verb}".strip())
-    return found
-
-
 def test_every_verb_and_option_has_help() -> None:
-    for name, parser in _parsers(main._parser()).items():
+    for name, parser in parsers(main.build("plumbline")).items():
         actions = [one for one in parser._actions if not isinstance(one, argparse._SubParsersAction)]
         assert all(action.help for action in actions), name
         parser.format_help()

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from plumbline.cli import main
+from tests.verbs import verbs
 
 COMMANDS = [
     ["studio"],
@@ -19,6 +20,7 @@ COMMANDS = [
     ["resume", "1"],
     ["branch", "1", "--step", "2"],
     ["reproduce", "1"],
+    ["check", "1", "--steps", "4"],
     ["submit", "1", "--slurm", "--time", "1:00"],
     ["evaluate", "1"],
     ["merge", "1"],
@@ -35,17 +37,17 @@ def understood(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> dict[str, A
     """What the verb is given."""
     given: list[dict[str, Any]] = []
 
-    def note(arguments: Any, serve: Any) -> int:
-        given.append(vars(arguments))
+    def note(arguments: Any) -> int:
+        given.append({name: value for name, value in vars(arguments).items() if name != "serve"})
         return 0
 
-    monkeypatch.setattr(main, "_VERBS", {name: note for name in main._VERBS})
+    monkeypatch.setattr(main, "_done", note)
     assert main.main(words, lambda *_: None) == 0
     return given[0]
 
 
 def test_every_verb_is_here() -> None:
-    assert {command[0] for command in COMMANDS} == set(main._VERBS)
+    assert {command[0] for command in COMMANDS} == verbs()
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -17,6 +17,7 @@ from plumbline.store import database as store
 from plumbline.store.database import database
 from plumbline_studio.serve import serve
 from tests import ROOT, old_workspace
+from tests.verbs import verbs
 
 pytestmark = pytest.mark.skipif("sys.platform == 'win32'", reason="needs the rights of POSIX")
 FILE = ROOT / "assets" / "samples" / "ticket-triage" / "train.jsonl"
@@ -37,6 +38,7 @@ COMMANDS = {
     "resume": ["resume", "2"],
     "branch": ["branch", "1", "--step", "2"],
     "reproduce": ["reproduce", "1"],
+    "check": ["check", "1"],
     "submit": ["submit", "1", "--slurm", "--machines.gpus", "1"],
     "evaluate": ["evaluate", "1"],
     "merge": ["merge", "1"],
@@ -52,12 +54,8 @@ LOOKING = ("data", "data show", "data mix", "data xray", "data check", "runs", "
 
 
 def test_every_verb_is_walked() -> None:
-    from plumbline.cli.data import VERBS
-
-    assert {words[0] for words in COMMANDS.values()} == set(main._VERBS) - {"test"}
-    assert {words[1] for words in COMMANDS.values() if words[0] == "data" and words[1:]} == set(VERBS) - {
-        "list"
-    }
+    assert {words[0] for words in COMMANDS.values()} == verbs() - {"test"}
+    assert {words[1] for words in COMMANDS.values() if words[0] == "data" and words[1:]} == verbs("data")
 
 
 @pytest.fixture(scope="module", autouse=True)

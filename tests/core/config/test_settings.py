@@ -84,7 +84,7 @@ def test_every_setting_survives_form_file_flags_and_store(samples: Path) -> None
     from_form = schema.validated(forms.raw(keys, shown))
     from_file = schema.loads(schema.dumps(from_form))
     flags = [flag(setting, value_of(from_file, setting)) for setting in known]
-    arguments = main._parser().parse_args(["train", "default", *flags])
+    arguments = main.build("plumbline").parse_args(["train", "default", *flags])
     from_flags = settings.recipe(arguments)
     stored = runs.recipe(runs.add(from_flags, datasets.by_name("cited-answers")["id"]))
     for made in (from_form, from_file, from_flags, stored):

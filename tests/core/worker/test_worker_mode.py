@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from plumbline import program as start
 from plumbline.cli import doctor, main, terminal
 from plumbline.config.schema import preset
 from plumbline.errors import StudioError
@@ -224,8 +225,9 @@ def test_a_run_that_ctrl_c_ended_is_told_with_the_command_that_goes_on(
     command: str,
 ) -> None:
     job_id = queue.enqueue("train", runs.add(preset("starter"), 1))
-    monkeypatch.setattr("sys.argv", [program, "train", "recipe.yaml"])
     monkeypatch.chdir(place)
+    monkeypatch.setenv(start.STARTED, "")
+    start.started_as(program)
 
     def twice(job_id: int, look: Any) -> Any:
         raise KeyboardInterrupt

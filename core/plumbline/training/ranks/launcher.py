@@ -18,6 +18,7 @@ from plumbline.engine.plan import Plan
 from plumbline.errors import StopRequested, StudioError
 from plumbline.jobs.job import Job
 from plumbline.jobs.process import Process, how_it_ended
+from plumbline.program import command
 
 FAILED, OUT_OF_MEMORY = 71, 72  # exit codes of a process that said why, and of one whose memory ran out
 POLL_SECONDS = 0.2
@@ -149,6 +150,6 @@ def _launched(crew: RankLauncher) -> Iterator[None]:
             raise
         process_group.abort()
         if isinstance(error, RuntimeError) and any(name in str(error).lower() for name in ("gloo", "nccl")):
-            fix = "Its own terminal says why. Launch all of them again with `plumbline resume`."
+            fix = f"Its own terminal says why. Launch all of them again with `{command('resume')}`."
             raise StudioError("the launched processes", "one of them has ended", fix) from error
         raise
