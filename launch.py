@@ -14,6 +14,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 import venv
 from pathlib import Path
 
@@ -21,6 +23,7 @@ ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 REQUIREMENTS = ROOT / "requirements.txt"
 TEST_REQUIREMENTS = ROOT / "tests" / "requirements.txt"
+LAST_LINES = 20  # that are shown of a preparation that failed
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -115,16 +118,57 @@ def install(python: Path, requirements: Path) -> None:
     wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return
-    print(
-        f"Installing {requirements.relative_to(ROOT)}; this happens once and again when it changes.",
-        flush=True,
-    )
-    subprocess.run(
-        [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-r", str(requirements)],
-        check=True,
-    )
+    title = f"Installing {requirements.relative_to(ROOT)}, once and again when it changes"
+    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-r", str(requirements)]
+    quietly(title, command)
     if VENV.exists():
         stamp.write_text(wanted, encoding="utf-8")
+
+
+def quietly(title: str, command: list[str], environment: dict[str, str] | None = None) -> None:
+    """Run a command behind one line that says how far it is; what it prints goes to a log file.
+
+    :raises subprocess.CalledProcessError: when it fails, after its last lines and the log's name were printed
+    """
+    log, began, last = _log_file(), time.monotonic(), [""] * LAST_LINES
+    if not sys.stdout.isatty():
+        print(f"{title}.", flush=True)
+    with (
+        open(log, "a", encoding="utf-8") as file,
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            env=environment,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            file.write(line)
+            last = [*last[1:], line.rstrip()]
+            _show(f"{title} ({time.monotonic() - began:.0f} s): {line.strip()}")
+    _show("")
+    if process.returncode:
+        print("\n".join(filter(None, last)), f"All of it is in {log}.", sep="\n", file=sys.stderr)
+        raise subprocess.CalledProcessError(process.returncode, command)
+
+
+def _log_file() -> Path:
+    """Where a preparation's lines are kept: under .venv, or in a file of its own where there is none."""
+    if VENV.is_dir() and os.access(VENV, os.W_OK):
+        return VENV / "install.log"
+    number, name = tempfile.mkstemp(prefix="plumbline-install-", suffix=".log")
+    os.close(number)
+    return Path(name)
+
+
+def _show(text: str) -> None:
+    """One line of a terminal, written over; nothing in a file or a pipe."""
+    if sys.stdout.isatty():
+        room = shutil.get_terminal_size().columns - 1
+        print("\r\x1b[K" + "".join(filter(str.isprintable, text))[:room], end="", flush=True)
 
 
 def test(python: Path, arguments: list[str]) -> int:
@@ -149,9 +193,9 @@ def browser(python: Path) -> str:
     if found:
         return found
     if can_apt():
-        apt("chromium")
+        apt("chromium")  # without what it recommends: printers, sound
         return shutil.which("chromium") or ""
-    subprocess.run([str(python), "-m", "playwright", "install", "chromium"], check=True)
+    quietly("Fetching a browser for the tests", [str(python), "-m", "playwright", "install", "chromium"])
     return ""
 
 
@@ -161,7 +205,7 @@ def proxies() -> None:
         if shutil.which(name):
             continue
         if can_apt():
-            apt(name, "--no-install-recommends")
+            apt(name)
         else:
             print(f"{name} is not installed: the README's example for it is not run.", flush=True)
 
@@ -170,11 +214,11 @@ def can_apt() -> bool:
     return bool(shutil.which("apt-get")) and hasattr(os, "geteuid") and os.geteuid() == 0
 
 
-def apt(package: str, *options: str) -> None:
-    print(f"Installing {package} with apt-get.", flush=True)
-    subprocess.run(["apt-get", "update", "-qq"], check=True)
+def apt(package: str) -> None:
+    title = f"Installing {package} with apt-get"
+    quietly(title, ["apt-get", "update", "-qq"])
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    subprocess.run(["apt-get", "install", "-y", "-qq", *options, package], check=True, env=quiet)
+    quietly(title, ["apt-get", "install", "-y", "-qq", "--no-install-recommends", package], quiet)
 
 
 if __name__ == "__main__":
