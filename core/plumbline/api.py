@@ -219,7 +219,7 @@ def resume(run_id: int) -> None:
 
 
 def evaluate(run_id: int, rows: int | Literal["all"] | None = None) -> dict[str, Any]:
-    """Compare a run's adapter with its base. :returns: the result, as the Evaluate tab shows it
+    """Compare a run's adapter with its base. :returns: the result, as the studio shows it
 
     :param rows: held-out rows at most, a sample that stands for all; None takes the recipe's number
     """

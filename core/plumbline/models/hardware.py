@@ -141,7 +141,7 @@ def versions() -> list[tuple[str, str]]:
         try:
             rows.append((package, importlib.metadata.version(package)))
         except importlib.metadata.PackageNotFoundError:
-            rows.append((package, "MISSING: python launch.py installs it"))
+            rows.append((package, "MISSING: python3 launch.py installs it"))
     return rows
 
 

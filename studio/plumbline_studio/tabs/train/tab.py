@@ -15,6 +15,7 @@ from plumbline.jobs import queue
 from plumbline.models import fit
 from plumbline.models.load import is_shared_id
 from plumbline.planner.overview import outlook
+from plumbline.program import command
 from plumbline.runs import start as jobs_start
 from plumbline.store import datasets, probes
 from plumbline_studio import forms
@@ -59,7 +60,7 @@ def build(page: Page) -> None:
             moved = gr.Textbox(visible="hidden", elem_id="queue-moved")
             with gr.Accordion("Recipe", open=False):
                 recipe = gr.Code(
-                    label="YAML, for plumbline train recipe.yaml", language="yaml", interactive=False
+                    label=f"YAML, for {command('train', 'recipe.yaml')}", language="yaml", interactive=False
                 )
                 upload = gr.UploadButton("Load a recipe", file_types=[".yaml", ".yml", ".json"], size="sm")
                 trouble = gr.HTML()
