@@ -34,6 +34,7 @@ from plumbline.runs import delete as removal
 from plumbline.runs import lineage, start
 from plumbline.store import datasets as dataset_store
 from plumbline.store import evaluations, runs
+from plumbline.store.records import JobRow
 from plumbline.training import against_trl
 from plumbline.worker import measure as probe_job
 from plumbline.worker import near_duplicates as check_job
@@ -258,7 +259,7 @@ def delete(run_id: int) -> None:
     removal.remove(run_id)
 
 
-def _finish(job_id: int) -> dict[str, Any]:
+def _finish(job_id: int) -> JobRow:
     job = until_ended(job_id)
     if job["state"] != "completed":
         raise StudioError(f"{job['kind']} of {_owner(job)}", job["error"] or f"was {job['state']}")
@@ -271,7 +272,7 @@ def _finish_training(run_id: int) -> None:
     _finish(job["id"])
 
 
-def _owner(job: dict[str, Any]) -> str:
+def _owner(job: JobRow) -> str:
     if job["kind"] == "check":
         return dataset_name(job)
     return recipe_name(job) if job["kind"] == "probe" else f"run {job['run_id']}"

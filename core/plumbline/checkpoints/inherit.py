@@ -26,7 +26,7 @@ def steps(run_id: int) -> list[int]:
 def refuse_too_early(run_id: int) -> None:
     """:raises StudioError: for a stage of a rank schedule while the one before it has not completed"""
     run = runs.get(run_id)
-    if run["relation"] == "rank" and (state := runs.get(run["parent"])["state"]) != "completed":
+    if run["relation"] == "rank" and (state := runs.get(runs.parent_of(run))["state"]) != "completed":
         what = f"was {state}, and this run begins with what it learns"
         raise StudioError(f"run {run['parent']}", what, "Resume it, then this one.")
 
@@ -40,12 +40,12 @@ def inherit(model: Any, run_id: int) -> str | None:
     """
     run = runs.get(run_id)
     while run["relation"] == "reproduction":  # it begins as the run that it trains again
-        run = runs.get(run["parent"])
+        run = runs.get(runs.parent_of(run))
     if run["relation"] not in ("branch", "rank"):
         return None
     from safetensors.torch import load_file
 
-    folder = _verified(run["parent"], run["parent_step"])
+    folder = _verified(runs.parent_of(run), run["parent_step"])
     stored = load_file(folder / WEIGHTS)
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     before = settings["lora_alpha"] / (

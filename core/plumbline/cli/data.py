@@ -124,8 +124,8 @@ def _add(arguments: argparse.Namespace) -> int:
             dataset_id = api.add_data(arguments.files, held_out, lambda text, share: tell(text), **options)
     dataset = store.get(dataset_id)
     if known_as:
-        refuse_incomplete(Mapping.model_validate_json(dataset["mapping"]))
-        store.save_mapping(known_as, dataset["mapping"])
+        refuse_incomplete(Mapping.model_validate_json(dataset["mapping"] or "{}"))
+        store.save_mapping(known_as, dataset["mapping"] or "{}")
     say(f"Added {dataset['name']}.")
     show.described(dataset)
     return 0

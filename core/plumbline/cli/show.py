@@ -4,12 +4,16 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plumbline.cli.parser import json_option, whole
 from plumbline.cli.terminal import bars, clipped, entry, say, say_json
 from plumbline.config import schema
 from plumbline.errors import StudioError
+from plumbline.store.records import DatasetRow
+
+if TYPE_CHECKING:
+    from plumbline.worker.near_duplicates import CheckResult
 
 PAGE = 50  # rows that a search lists
 LISTED = 400  # characters of a turn where several rows are listed
@@ -87,7 +91,7 @@ def show(arguments: argparse.Namespace) -> int:
 _FIELDS = ("id", "name", "shape", "rows", "held_out_rows", "source", "sha256", "created_at")
 
 
-def as_json(dataset: dict[str, Any]) -> dict[str, Any]:
+def as_json(dataset: DatasetRow) -> dict[str, Any]:
     """What is known of a dataset without reading its rows."""
     from plumbline.store import datasets as store
 
@@ -101,7 +105,7 @@ def as_json(dataset: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rows_as_json(dataset: dict[str, Any], part: str, numbers: Sequence[int]) -> dict[str, Any]:
+def _rows_as_json(dataset: DatasetRow, part: str, numbers: Sequence[int]) -> dict[str, Any]:
     """Rows as they are learned from, with their number from 1 and the line of their file."""
     from plumbline.data import rows
 
@@ -113,7 +117,7 @@ def _rows_as_json(dataset: dict[str, Any], part: str, numbers: Sequence[int]) ->
     }
 
 
-def _figures(dataset: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+def _figures(dataset: DatasetRow, arguments: argparse.Namespace) -> dict[str, Any]:
     """Turns, roles, labels and lengths; of a sample where there are many rows.
 
     ``tokens`` is null where the base's tokenizer cannot be had, and ``tokens_error`` says why.
@@ -139,14 +143,14 @@ def _figures(dataset: dict[str, Any], arguments: argparse.Namespace) -> dict[str
     return told | {"tokens": lengths | {"base": arguments.base}}
 
 
-def groups(dataset: dict[str, Any]) -> list[list[int]]:
+def groups(dataset: DatasetRow) -> list[list[int]]:
     """Rows that nearly repeat each other, as the last check found them; numbers from 1."""
     from plumbline.worker import near_duplicates
 
     return json.loads(near_duplicates.near_path(dataset["id"]).read_text(encoding="utf-8"))["groups"]
 
 
-def _count(dataset: dict[str, Any], part: str) -> int:
+def _count(dataset: DatasetRow, part: str) -> int:
     """:raises StudioError: when there is no such part"""
     count = dataset["held_out_rows" if part == "held_out" else "rows"]
     if not count:
@@ -174,7 +178,7 @@ def _range(text: str, total: int) -> tuple[int, int]:
     return _number(begin, total) + 1, min(end, total)
 
 
-def _print_rows(dataset: dict[str, Any], part: str, numbers: Any, limit: int | None = None) -> None:
+def _print_rows(dataset: DatasetRow, part: str, numbers: Any, limit: int | None = None) -> None:
     from plumbline.data import rows
 
     lines = rows.index(dataset["id"], part)["line"]
@@ -219,7 +223,7 @@ def _cut(text: str, limit: int | None) -> str:
     return f"{text[:limit]}… ({len(text):,} characters)"
 
 
-def described(dataset: dict[str, Any]) -> None:
+def described(dataset: DatasetRow) -> None:
     """Print what is known of a dataset without reading its rows."""
     from plumbline.data.formats import held_out_marks
     from plumbline.data.formats.mapping_parser import said
@@ -229,8 +233,7 @@ def described(dataset: dict[str, Any]) -> None:
     entry("shape", dataset["shape"])
     entry("mapping", said(dataset["mapping"]))
     entry("rows", f"{dataset['rows']:,} train" + (f" + {held_out:,} held out" if held_out else ""))
-    if int(dataset["left_out"] or 0):
-        count = int(dataset["left_out"])
+    if count := store.left_out(dataset):
         entry("left out", f"{count:,} bad row{'s' if count > 1 else ''}")
     entry("source", dataset["source"] or "")
     origin = json.loads(dataset["origin"] or "{}")
@@ -247,7 +250,7 @@ def described(dataset: dict[str, Any]) -> None:
     findings(dataset)
 
 
-def findings(dataset: dict[str, Any]) -> None:
+def findings(dataset: DatasetRow) -> None:
     """Print what its checks found, each with the first rows to look at."""
     from plumbline.store import datasets as store
 
@@ -263,7 +266,7 @@ def _numbers(numbers: list[int]) -> str:
     return ", ".join(f"{number:,}" for number in numbers[:NAMED]) + more
 
 
-def near_groups(dataset: dict[str, Any], result: dict[str, Any]) -> None:
+def near_groups(dataset: DatasetRow, result: "CheckResult") -> None:
     """Print a check's groups: how many, and the first row of the largest."""
     from plumbline.data import rows
     from plumbline.worker import near_duplicates
@@ -275,7 +278,7 @@ def near_groups(dataset: dict[str, Any], result: dict[str, Any]) -> None:
         entry(f"{len(group):,} rows", f"{_numbers(group)}\n{clipped(text, 80)}")
 
 
-def _statistics(dataset: dict[str, Any], part: str, base: str, revision: str | None) -> None:
+def _statistics(dataset: DatasetRow, part: str, base: str, revision: str | None) -> None:
     from plumbline.data.selection import stats
 
     seen = stats.profile(dataset, part)

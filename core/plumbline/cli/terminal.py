@@ -16,6 +16,7 @@ from typing import Any
 
 from plumbline.errors import StudioError
 from plumbline.program import command
+from plumbline.store.records import JobRow
 
 WIDEST = 100
 _GUTTER = 13
@@ -165,7 +166,7 @@ def agreed(verb: str, question: str) -> bool:
     return input(question).strip().lower() in ("y", "yes")
 
 
-def watch(job_id: int) -> dict[str, Any]:
+def watch(job_id: int) -> JobRow:
     """Wait for a job with a progress bar; of one that was ended, tell what goes on with it.
 
     :returns: the job as it ended
@@ -177,7 +178,7 @@ def watch(job_id: int) -> dict[str, Any]:
 
     with tqdm(total=100, bar_format="{desc:<44.44}{bar:24} {percentage:3.0f} % {elapsed}") as bar:
 
-        def look(job: dict[str, Any]) -> None:
+        def look(job: JobRow) -> None:
             bar.set_description_str(safe(job["phase"] or job["state"]), refresh=False)
             bar.n = round(100 * (job["progress"] or 0))
             bar.refresh()
@@ -195,7 +196,7 @@ def watch(job_id: int) -> dict[str, Any]:
     return job
 
 
-def _tell_how_to_go_on(job: dict[str, Any]) -> None:
+def _tell_how_to_go_on(job: JobRow) -> None:
     verb = {"train": "resume", "adapter": "export"}.get(job["kind"], job["kind"])
     if job["run_id"] is not None:
         print(f"To go on: {command(verb, str(job['run_id']))}", file=sys.stderr)

@@ -9,12 +9,13 @@ from plumbline.home import home, run_folder
 from plumbline.jobs import heartbeat, queue
 from plumbline.store import runs
 from plumbline.store.database import PASSING_SECONDS, in_passing, is_held, patience, writing
+from plumbline.store.records import JobRow
 
 
 class Job:
     """What a handler sees of its job: its payload, a way to report, and a way to be stopped."""
 
-    def __init__(self, row: dict[str, Any]) -> None:
+    def __init__(self, row: JobRow) -> None:
         self.id: int = row["id"]
         self.kind: str = row["kind"]
         self.payload: dict[str, Any] = row["payload"]

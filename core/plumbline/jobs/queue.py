@@ -6,7 +6,7 @@ a dataset and has no run; a probe has neither, for its recipe is no run yet; eve
 
 import json
 import time
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from sqlite_utils.db import NotFoundError
 
@@ -14,6 +14,7 @@ from plumbline.errors import StudioError
 from plumbline.jobs.job_names import subject
 from plumbline.store import history, runs, sidecars
 from plumbline.store.database import database, insert, writing
+from plumbline.store.records import JobRow
 
 Kind = Literal["train", "evaluate", "merge", "adapter", "check", "probe", "reference"]
 ACTIVE = ("preparing", "running", "stopping")
@@ -71,13 +72,13 @@ def _note(run_id: int | None) -> None:
         sidecars.note("run", run_id)
 
 
-def get(job_id: int) -> dict[str, Any]:
+def get(job_id: int) -> JobRow:
     """A job; the ``phase`` of a queued one says what it waits for.
 
     :raises StudioError: when there is no such job
     """
     try:
-        row = database().table("jobs").get(job_id)
+        row = cast(JobRow, database().table("jobs").get(job_id))
     except NotFoundError:
         raise StudioError(f"job {job_id}", "does not exist") from None
     return {
@@ -88,35 +89,42 @@ def get(job_id: int) -> dict[str, Any]:
     }
 
 
+def run_of(job: JobRow) -> int:
+    """The run that a job belongs to; a check and a probe have none."""
+    assert job["run_id"] is not None, f"a {job['kind']} job has no run"
+    return job["run_id"]
+
+
 def state(job_id: int) -> str | None:
     """A job's state; None when it was deleted with its run since it ended."""
     row = database().execute("select state from jobs where id = ?", [job_id]).fetchone()
     return None if row is None else row[0]
 
 
-def _awaited(job: dict[str, Any]) -> str:
+def _awaited(job: JobRow) -> str:
     """``waiting behind run 3 and 2 more``: the job that is being worked on, then those queued earlier."""
     marks = ",".join("?" * len(ACTIVE))
     where = f"state in ({marks}) or (state = 'queued' and id < ?)"
     order = "state = 'queued', id"
-    ahead = list(database().table("jobs").rows_where(where, [*ACTIVE, job["id"]], order_by=order))
+    rows = database().table("jobs").rows_where(where, [*ACTIVE, job["id"]], order_by=order)
+    ahead = cast(list[JobRow], list(rows))
     if not ahead:
         return "waiting for the worker"
     more = f" and {len(ahead) - 1} more" if len(ahead) > 1 else ""
     return f"waiting behind {subject(ahead[0])}{more}"
 
 
-def next_queued() -> dict[str, Any] | None:
+def next_queued() -> JobRow | None:
     for row in database().table("jobs").rows_where("state = 'queued'", order_by="id", limit=1):
         return get(row["id"])
     return None
 
 
-def active() -> dict[str, Any] | None:
+def active() -> JobRow | None:
     """The job that is being worked on, or None."""
     marks = ",".join("?" * len(ACTIVE))
     for row in database().table("jobs").rows_where(f"state in ({marks})", ACTIVE, order_by="id", limit=1):
-        return row
+        return cast(JobRow, row)
     return None
 
 
@@ -125,19 +133,19 @@ def waiting() -> int:
     return database().table("jobs").count_where("state = 'queued'")
 
 
-def latest(run_id: int, kind: Kind) -> dict[str, Any] | None:
+def latest(run_id: int, kind: Kind) -> JobRow | None:
     """The newest job of a kind for a run, or None."""
     return _newest("run_id = ? and kind = ?", [run_id, kind])
 
 
-def latest_check(dataset_id: int | None = None) -> dict[str, Any] | None:
+def latest_check(dataset_id: int | None = None) -> JobRow | None:
     """The newest check of a dataset, or of any that still exists; None when there was none."""
     if dataset_id is None:
         return _newest("kind = 'check' and dataset_id is not null", [])
     return _newest("kind = 'check' and dataset_id = ?", [dataset_id])
 
 
-def latest_probe() -> dict[str, Any] | None:
+def latest_probe() -> JobRow | None:
     """The newest probe, or None when there was none."""
     return _newest("kind = 'probe'", [])
 
@@ -152,7 +160,7 @@ def unfinished_check(dataset_id: int, **payload: Any) -> int | None:
     return None
 
 
-def _newest(where: str, values: list[Any]) -> dict[str, Any] | None:
+def _newest(where: str, values: list[Any]) -> JobRow | None:
     for row in database().table("jobs").rows_where(where, values, order_by="id desc", limit=1):
         return get(row["id"])
     return None
@@ -245,7 +253,8 @@ def forget(run_id: int) -> list[int]:
     :returns: their ids
     :raises StudioError: while one of them waits or is being worked on
     """
-    jobs = list(database().table("jobs").rows_where("run_id = ?", [run_id], order_by="id"))
+    rows = database().table("jobs").rows_where("run_id = ?", [run_id], order_by="id")
+    jobs = cast(list[JobRow], list(rows))
     for job in jobs:
         if job["state"] not in ENDED:
             first = "Wait for its end" if job["kind"] != "train" or job["state"] == "stopping" else "Stop it"
@@ -324,12 +333,12 @@ def mark_orphans() -> list[int]:
     for job_id in orphans:
         job = get(job_id)
         if job["kind"] == "train":
-            history.catch_up(job["run_id"])
+            history.catch_up(run_of(job))
         set_state(job_id, "interrupted", error="The process that worked on it ended.")
         runs.event(f"{job['kind']} was interrupted: its process ended", job["run_id"], job_id, "warning")
     return orphans
 
 
-def with_token(token: str) -> list[dict[str, Any]]:
+def with_token(token: str) -> list[JobRow]:
     """The jobs that one click made: none or one."""
-    return list(database().table("jobs").rows_where("token = ?", [token]))
+    return cast(list[JobRow], list(database().table("jobs").rows_where("token = ?", [token])))

@@ -23,6 +23,7 @@ from plumbline.models import fit, hardware, load
 from plumbline.models.hardware import Choice
 from plumbline.planner import early_stopping, figures, measurements, preference_lengths
 from plumbline.store import datasets as store
+from plumbline.store.records import DatasetRow
 
 if TYPE_CHECKING:
     from plumbline.planner.forecast import Forecast
@@ -337,6 +338,6 @@ def _rows(numbers: tuple[int, ...], count: int, shown: int = 4) -> str:
     return f"row{'s' if count > 1 else ''} {listed}" + (f" and {more:,} more" if more > 0 else "")
 
 
-def live(dataset: dict[str, Any], part: str, base: str, revision: str | None, max_length: int) -> Summary:
+def live(dataset: DatasetRow, part: str, base: str, revision: str | None, max_length: int) -> Summary:
     """The whole set at a cut, for the slider."""
     return stats.of_dataset(dataset, part, base, revision).at(max_length)

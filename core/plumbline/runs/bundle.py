@@ -19,6 +19,7 @@ from plumbline.data import rows
 from plumbline.data.selection import preference_rows
 from plumbline.home import assets
 from plumbline.store import datasets as store
+from plumbline.store.records import DatasetRow
 
 Row = dict[str, Any]
 LONGEST = 60  # characters of a dataset's name
@@ -32,7 +33,7 @@ class Parcel:
     :param stem: its files' name, without what tells them apart
     """
 
-    dataset: dict[str, Any]
+    dataset: DatasetRow
     name: str
     stem: str
 

@@ -8,7 +8,6 @@ import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from plumbline.checkpoints import folders, inherit
 from plumbline.errors import StudioError
@@ -16,6 +15,7 @@ from plumbline.home import export_folder, home, run_folder
 from plumbline.jobs import queue
 from plumbline.store import runs
 from plumbline.store.database import database, writing
+from plumbline.store.records import RunRow
 
 log = logging.getLogger("plumbline")
 AWAY = "deleted-"  # begins the name of a folder that is being removed
@@ -88,7 +88,7 @@ def remove(run_id: int) -> None:
     clear()
 
 
-def _beginning_with(run_id: int) -> list[dict[str, Any]]:
+def _beginning_with(run_id: int) -> list[RunRow]:
     """The runs that come from one, and those that train these again: they begin as these do."""
     descendants = runs.children(run_id)
     for child in descendants:  # grows: a reproduction may be trained again too

@@ -15,6 +15,7 @@ from plumbline.data.selection import mix
 from plumbline.errors import StudioError
 from plumbline.home import run_folder
 from plumbline.store import datasets, runs
+from plumbline.store.records import RunRow
 
 TOLERANCE = 0.02  # nats between two curves of the same recipe on devices that sum in another order
 
@@ -92,7 +93,7 @@ def reproduce(run_id: int) -> int:
     return runs.add(again, row["dataset_id"], run_id, None, "reproduction")
 
 
-def origin(run: dict[str, Any], known: Container[int]) -> str:
+def origin(run: RunRow, known: Container[int]) -> str:
     """Where a run comes from, as in ``from step 30 of run 4``; empty for one that comes from nowhere.
 
     :param run: its row
@@ -142,18 +143,17 @@ def agreement(run_id: int) -> Agreement:
     run = runs.get(run_id)
     if run["relation"] != "reproduction":
         raise StudioError(f"run {run_id}", "is no reproduction of another run")
-    first, second = (
-        {point["step"]: point for point in runs.metrics(each)} for each in (run["parent"], run_id)
-    )
+    parent = runs.parent_of(run)
+    first, second = ({point["step"]: point for point in runs.metrics(each)} for each in (parent, run_id))
     both = sorted(
         step
         for step in first.keys() & second.keys()
         if None not in (first[step]["loss"], second[step]["loss"])
     )
     apart = [abs(first[step]["loss"] - second[step]["loss"]) for step in both]
-    ends = [runs.get(each)["eval_loss"] for each in (run["parent"], run_id)]
-    held_out = None if None in ends else abs(ends[0] - ends[1])
-    return Agreement(len(both), max(apart, default=0.0), held_out, _differences(run["parent"], run_id))
+    before, after = (runs.get(each)["eval_loss"] for each in (parent, run_id))
+    held_out = None if before is None or after is None else abs(before - after)
+    return Agreement(len(both), max(apart, default=0.0), held_out, _differences(parent, run_id))
 
 
 def _differences(run: int, other: int) -> tuple[str, ...]:

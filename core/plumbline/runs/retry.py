@@ -11,6 +11,7 @@ from plumbline.home import run_folder
 from plumbline.jobs import queue
 from plumbline.store import runs
 from plumbline.store.database import writing
+from plumbline.store.records import RunRow
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def start(run_id: int) -> int:
             raise StudioError(f"run {run_id}", "has no smaller plan to start again with", "Start a new run.")
         token = f"smaller-{plan.job_id}"
         for job in queue.with_token(token):
-            return job["run_id"]
+            return queue.run_of(job)
         config = schema.changed(runs.recipe(run_id), plan.settings)
         if plan.step is not None:
             runs.update(run_id, recipe=schema.dumps(config))
@@ -69,7 +70,7 @@ def start(run_id: int) -> int:
         return new
 
 
-def _later_stages(run_id: int) -> list[dict[str, Any]]:
+def _later_stages(run_id: int) -> list[RunRow]:
     """The runs of a rank schedule that wait for a run, or failed because it did; not those taken back."""
     stages = (stage for stage in runs.children(run_id) if stage["relation"] == "rank")
     return [stage for stage in stages if not stage["step"] and stage["state"] in ("queued", "failed")]
@@ -85,7 +86,7 @@ def _queue_later_stages(run_id: int) -> None:
         _queue_later_stages(stage["id"])
 
 
-def _in_its_place(run: dict[str, Any], config: schema.RunConfig, settings: dict[str, Any]) -> int:
+def _in_its_place(run: RunRow, config: schema.RunConfig, settings: dict[str, Any]) -> int:
     """A run that begins where another one began."""
     relation = run["relation"]
     if relation == "reproduction" and not _without_effect(settings):

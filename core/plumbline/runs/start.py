@@ -49,7 +49,7 @@ def branch(run_id: int, step: int | None, changes: dict[str, Any], token: str) -
     """
 
     for job in queue.with_token(token):
-        return job["run_id"]
+        return queue.run_of(job)
     # Looked at before the transaction: it takes seconds, in which nobody else could write.
     planned = lineage.branch(run_id, step, changes)
     fit.check_fits(planned.config)
@@ -76,7 +76,7 @@ def queued(run_ids: list[int]) -> list[int]:
 def _once(token: str, stored: Callable[[], list[int]]) -> int:
     with writing():
         for job in queue.with_token(token):
-            return job["run_id"]
+            return queue.run_of(job)
         run_ids = stored()
         for number, run_id in enumerate(run_ids):
             queue.enqueue("train", run_id, token=token if number == 0 else None)

@@ -6,7 +6,7 @@ import re
 import time
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sqlite_utils.db import NotFoundError
 
@@ -16,6 +16,7 @@ from plumbline.near_names import question
 from plumbline.program import where
 from plumbline.store import sidecars
 from plumbline.store.database import database, insert, writing
+from plumbline.store.records import DatasetRow, Finding
 
 LONGEST_NAME = 60  # letters
 
@@ -64,7 +65,7 @@ def rename(dataset_id: int, new_name: str) -> str:
     return new
 
 
-def called(dataset: dict[str, Any]) -> list[str]:
+def called(dataset: DatasetRow) -> list[str]:
     """Its name, and those it had before: recipes may use any of them."""
     return [dataset["name"], *json.loads(dataset["origin"] or "{}").get("former_names", [])]
 
@@ -97,25 +98,25 @@ def exists(dataset_id: int) -> bool:
     return database().execute("select 1 from datasets where id = ?", [dataset_id]).fetchone() is not None
 
 
-def get(dataset_id: int) -> dict[str, Any]:
+def get(dataset_id: int) -> DatasetRow:
     """:raises StudioError: when there is no such dataset"""
     try:
-        return database().table("datasets").get(dataset_id)
+        return cast(DatasetRow, database().table("datasets").get(dataset_id))
     except NotFoundError:
         fix = f"{where('Data', 'data')} lists all datasets."
         raise StudioError(f"dataset {dataset_id}", "does not exist", fix) from None
 
 
-def by_name(name: str) -> dict[str, Any]:
+def by_name(name: str) -> DatasetRow:
     """The dataset that is, or was, called so.
 
     :raises StudioError: when there is none, with the known ones
     """
     for row in database().table("datasets").rows_where("name = ?", [name]):
-        return row
-    for row in listed():
-        if name in called(row):
-            return row
+        return cast(DatasetRow, row)
+    for dataset in listed():
+        if name in called(dataset):
+            return dataset
     known = f"In this workspace: {', '.join(names()) or 'none yet'}."
     raise StudioError(f"dataset {name!r}", "does not exist", f"{question(name, names())} {known}".strip())
 
@@ -129,33 +130,38 @@ def names() -> list[str]:
     return [row["name"] for row in listed()]
 
 
-def listed() -> list[dict[str, Any]]:
-    return list(database().table("datasets").rows_where(order_by="id"))
+def listed() -> list[DatasetRow]:
+    return cast(list[DatasetRow], list(database().table("datasets").rows_where(order_by="id")))
 
 
-def findings(dataset: dict[str, Any]) -> list[dict[str, Any]]:
+def findings(dataset: DatasetRow) -> list[Finding]:
     """What its checks found: ``kind``, ``text``, ``part`` and the first ``rows``."""
     return json.loads(dataset["findings"] or "[]")
 
 
-def set_findings(dataset_id: int, all_findings: list[dict[str, Any]]) -> None:
+def set_findings(dataset_id: int, all_findings: list[Finding]) -> None:
     database().table("datasets").update(dataset_id, {"findings": json.dumps(all_findings)})
     sidecars.note("dataset", dataset_id)
 
 
-def replace_finding(dataset_id: int, kind: str, finding: dict[str, Any] | None) -> None:
+def replace_finding(dataset_id: int, kind: str, finding: Finding | None) -> None:
     """Put a finding in the place of earlier ones of its kind; None only takes those away."""
     with writing():
         others = [each for each in findings(get(dataset_id)) if each["kind"] != kind]
         set_findings(dataset_id, others + ([finding] if finding else []))
 
 
-def columns(dataset: dict[str, Any]) -> list[str]:
+def left_out(dataset: DatasetRow) -> int:
+    """How many records of its files could not be rows."""
+    return int(dataset["left_out"] or 0)
+
+
+def columns(dataset: DatasetRow) -> list[str]:
     """Columns kept beside its rows, for splits, order and scores."""
     return json.loads(dataset["columns"] or "[]")
 
 
-def verdict(dataset: dict[str, Any]) -> str:
+def verdict(dataset: DatasetRow) -> str:
     """Its state in words."""
     count = len(findings(dataset))
     return "ready" if not count else f"ready, {count} warning{'s' if count > 1 else ''}"

@@ -1,12 +1,12 @@
 """What a run has measured, as its metrics_history.jsonl has it: nothing else is needed to draw its curves."""
 
 import json
-from typing import Any
 
 from plumbline.home import run_folder
 from plumbline.store import runs
+from plumbline.store.records import Values
 
-Point = tuple[int, dict[str, Any]]
+Point = tuple[int, Values]
 
 
 def points(run_id: int) -> list[Point]:

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from sqlite_utils.db import NotFoundError
 
@@ -18,10 +18,10 @@ from plumbline.home import numbers_in
 from plumbline.program import where
 from plumbline.store import sidecars
 from plumbline.store.database import database, insert, writing
+from plumbline.store.records import EventRow, Relation, RunRow, Values
 
 REWARDS = ("reward", "eval_reward", "rewards/accuracy", "eval_rewards/accuracy", "rewards/margin")
 DELETED = "deleted"  # the level of the events that a deleted run leaves
-Relation = Literal["branch", "rank", "reproduction"]
 # What a run measures is in its metrics_history.jsonl, too.
 FLEETING = {"step", "total_steps", "loss", "eval_loss", "base_eval_loss", "best_eval_loss", "best_step"} | {
     "seconds_left",
@@ -72,10 +72,10 @@ def free_number(table: Literal["runs", "jobs"]) -> int:
     return 1 + max(known, *numbers_in(name), 0)
 
 
-def get(run_id: int) -> dict[str, Any]:
+def get(run_id: int) -> RunRow:
     """:raises StudioError: when there is no such run"""
     try:
-        return database().table("runs").get(run_id)
+        return cast(RunRow, database().table("runs").get(run_id))
     except NotFoundError:
         fix = f"{where('Runs', 'runs')} lists all runs."
         raise StudioError(f"run {run_id}", "does not exist", fix) from None
@@ -123,9 +123,16 @@ def numbers() -> set[int]:
     return {row[0] for row in database().execute("select id from runs").fetchall()}
 
 
-def children(run_id: int) -> list[dict[str, Any]]:
+def parent_of(run: RunRow) -> int:
+    """The run whose weights a branch or a stage begins with, or that a reproduction trains again."""
+    assert run["parent"] is not None, f"run {run['id']} comes from no other"
+    return run["parent"]
+
+
+def children(run_id: int) -> list[RunRow]:
     """The runs that come from one: its branches, the next of a rank schedule, its reproductions."""
-    return list(database().table("runs").rows_where("parent = ?", [run_id], order_by="id"))
+    rows = database().table("runs").rows_where("parent = ?", [run_id], order_by="id")
+    return cast(list[RunRow], list(rows))
 
 
 def awaited_steps(run_id: int) -> set[int]:
@@ -156,17 +163,17 @@ def deleted() -> tuple[list[int], list[int]]:
     return sorted({run for run, _ in rows}), sorted({job for _, job in rows if job is not None})
 
 
-def listed(limit: int = 500) -> list[dict[str, Any]]:
+def listed(limit: int = 500) -> list[RunRow]:
     """Newest first. :param limit: -1 for all"""
-    return list(database().table("runs").rows_where(order_by="id desc", limit=limit))
+    return cast(list[RunRow], list(database().table("runs").rows_where(order_by="id desc", limit=limit)))
 
 
-def record(run_id: int, points: Iterable[tuple[int, dict[str, Any]]]) -> None:
+def record(run_id: int, points: Iterable[tuple[int, Values]]) -> None:
     """Add what was measured, as steps and values by name, to those steps' rows.
 
     SQLite has no NaN (it stores NULL), so the names of such columns are kept beside them.
     """
-    rows: dict[int, dict[str, Any]] = {}
+    rows: dict[int, Values] = {}
     for step, values in points:
         rows.setdefault(step, {}).update(values)
     if not rows:
@@ -176,7 +183,7 @@ def record(run_id: int, points: Iterable[tuple[int, dict[str, Any]]]) -> None:
     known = table.rows_where(within, [run_id, min(rows), max(rows)], select="step, extra")
     extras = {row["step"]: json.loads(row["extra"]) for row in known}
     # Rows of one call that have the same columns are written at once.
-    alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    alike: dict[tuple[str, ...], list[Values]] = {}
     for step, values in rows.items():
         row = _row(run_id, step, values, extras.get(step, {}))
         alike.setdefault(tuple(row), []).append(row)
@@ -184,10 +191,10 @@ def record(run_id: int, points: Iterable[tuple[int, dict[str, Any]]]) -> None:
         table.upsert_all(group, pk=("run_id", "step"))
 
 
-def _row(run_id: int, step: int, values: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+def _row(run_id: int, step: int, values: Values, extra: Values) -> Values:
     bad = sorted(name for name in METRICS if math.isnan(values.get(name) or 0.0))
     extra = extra | {name: value for name, value in values.items() if name not in METRICS}
-    row: dict[str, Any] = {"run_id": run_id, "step": step, "created_at": time.time()}
+    row: Values = {"run_id": run_id, "step": step, "created_at": time.time()}
     row |= {name: value for name, value in values.items() if name in METRICS and name not in bad}
     if bad:
         row["not_a_number"] = ",".join(bad)
@@ -244,10 +251,10 @@ def event(
     )
 
 
-def events(run_id: int, limit: int = 200) -> list[dict[str, Any]]:
+def events(run_id: int, limit: int = 200) -> list[EventRow]:
     """The newest events of a run, oldest first."""
     rows = database().table("events").rows_where("run_id = ?", [run_id], order_by="id desc", limit=limit)
-    return list(rows)[::-1]
+    return cast(list[EventRow], list(rows)[::-1])
 
 
 def measured(run_id: int) -> tuple[int, float]:

@@ -121,7 +121,7 @@ def write(
         },
         "datasets": _datasets(folder, prepared),
         "tokenizer": load.fingerprint(load.tokenizer(config.model.base, config.model.revision)),
-        "decisions": json.loads(run["decisions"]),
+        "decisions": json.loads(run["decisions"] or "{}"),
         "environment": hardware.environment(),
         "code": base_digest.code(),
     }

@@ -6,7 +6,7 @@ What it finds becomes one of the dataset's findings; every group stands in near.
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from plumbline.data import rows
 from plumbline.data.importing import near_duplicates
@@ -15,9 +15,20 @@ from plumbline.jobs import queue
 from plumbline.jobs.job import Job
 from plumbline.store import datasets as store
 from plumbline.store.database import writing
+from plumbline.store.records import Finding
 
 THRESHOLD = 0.85
 SHOWN = 20  # rows that the finding names
+
+
+class CheckResult(TypedDict):
+    """How many rows were compared, and the numbers of the first that repeat another."""
+
+    rows: int
+    groups: int
+    repeated: int
+    first: list[int]
+    threshold: float
 
 
 def start(dataset_id: int, threshold: float = THRESHOLD, token: str | None = None) -> int:
@@ -36,7 +47,7 @@ def start(dataset_id: int, threshold: float = THRESHOLD, token: str | None = Non
         return queue.enqueue("check", None, token, dataset_id=dataset_id, threshold=threshold)
 
 
-def check(job: Job) -> dict[str, Any]:
+def check(job: Job) -> CheckResult:
     """Do the job. :returns: how many ``rows``, ``groups`` and ``repeated`` rows, and the ``first`` of these
 
     :raises StopRequested: when the user pressed Stop; an earlier finding stays then
@@ -50,7 +61,7 @@ def check(job: Job) -> dict[str, Any]:
     )
     job.check_stop()
     repeated = sorted(number for group in near.groups for number in group[1:])
-    result = {
+    result: CheckResult = {
         "rows": near.rows,
         "groups": len(near.groups),
         "repeated": len(repeated),
@@ -68,7 +79,7 @@ def near_path(dataset_id: int) -> Path:
     return rows.paths(dataset_id, "train")[0].with_name("near.json")
 
 
-def said(result: dict[str, Any]) -> str:
+def said(result: CheckResult) -> str:
     """A check's result in a sentence."""
     count, groups = result["repeated"], result["groups"]
     if not count:
@@ -85,13 +96,13 @@ def _texts(dataset_id: int) -> Iterator[tuple[int, str]]:
         yield number, near_duplicates.text_of(row)
 
 
-def _finding(result: dict[str, Any]) -> dict[str, Any] | None:
+def _finding(result: CheckResult) -> Finding | None:
     if not result["repeated"]:
         return None
     return {"kind": "near", "text": said(result), "part": "train", "rows": result["first"]}
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def _write(path: Path, content: object) -> None:
     staged = path.with_suffix(".staged.json")
     staged.write_text(json.dumps(content), encoding="utf-8")
     staged.replace(path)

@@ -4,14 +4,14 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable
-from typing import Any
 
 from plumbline.jobs import mode, queue, signals
 from plumbline.store.database import is_held
+from plumbline.store.records import JobRow
 from plumbline.worker.worker import Worker
 
 
-def until_ended(job_id: int, look: Callable[[dict[str, Any]], None] = lambda job: None) -> dict[str, Any]:
+def until_ended(job_id: int, look: Callable[[JobRow], None] = lambda job: None) -> JobRow:
     """:param look: called with the job about four times a second
 
     Ctrl-C asks the job to save its state and stop at its next safe point; SIGTERM does so too, but the job

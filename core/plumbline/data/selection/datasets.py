@@ -18,6 +18,7 @@ from plumbline.jobs import queue
 from plumbline.store import datasets as store
 from plumbline.store import runs
 from plumbline.store.database import writing
+from plumbline.store.records import DatasetRow, RunRow
 
 
 def ensure_samples() -> None:
@@ -65,7 +66,7 @@ def remove(dataset_id: int) -> None:
         shutil.rmtree(trash, ignore_errors=True)
 
 
-def _in_mix(called: list[str], run: dict[str, Any]) -> bool:
+def _in_mix(called: list[str], run: RunRow) -> bool:
     """Whether a run learns from a dataset as part of a mix.
 
     :param called: the dataset's name and its former ones
@@ -75,7 +76,7 @@ def _in_mix(called: list[str], run: dict[str, Any]) -> bool:
     return any(part.dataset in called for part in runs.recipe(run["id"]).data.mix)
 
 
-def fitting(dataset: dict[str, Any], method: str) -> str:
+def fitting(dataset: DatasetRow, method: str) -> str:
     """A method as it was chosen, if it learns from a dataset's rows; else the one that is made for them."""
     (row,) = rows.page(dataset["id"], "train", 0, 1)  # all have the parts that the mapping gives them
     return preference_rows.fitting(row, method)

@@ -21,6 +21,7 @@ from plumbline.errors import StudioError
 from plumbline.home import run_folder
 from plumbline.store import datasets as store
 from plumbline.store import runs
+from plumbline.store.records import DatasetRow
 
 Row = dict[str, Any]
 # A score takes rows from the one end of their order, what is watched while training from the other, so that
@@ -37,7 +38,7 @@ class Chosen:
     row is shown in an epoch. ``held_out_part`` says which file the held-out numbers belong to.
     """
 
-    dataset: dict[str, Any]
+    dataset: DatasetRow
     part: MixPart
     train: Any
     held_out: Any
@@ -127,7 +128,7 @@ def _repeated(train: Any, weight: float, data: DataSection) -> Any:
     return numpy.concatenate(repeats)
 
 
-def split(dataset: dict[str, Any], data: DataSection) -> tuple[Any, Any]:
+def split(dataset: DatasetRow, data: DataSection) -> tuple[Any, Any]:
     """Numbers of training and held-out rows, both in file order.
 
     :raises StudioError: when a column is missing, or one side would be empty

@@ -11,11 +11,12 @@ import xxhash
 
 from plumbline.data import rows
 from plumbline.data.selection import row_labels
+from plumbline.store.records import DatasetRow
 
 WHOLE = 2.0**64  # hashes have 64 bits
 
 
-def ordered(dataset: dict[str, Any], part: str, numbers: Any) -> Any:
+def ordered(dataset: DatasetRow, part: str, numbers: Any) -> Any:
     """Row numbers in that order: by label where rows have one, within it by group, else as if drawn.
 
     :param dataset: a row of the store

@@ -11,6 +11,7 @@ import orjson
 from plumbline.data import rows
 from plumbline.errors import StudioError
 from plumbline.store import datasets as store
+from plumbline.store.records import DatasetRow
 
 BLANK = -1
 
@@ -39,7 +40,7 @@ class Classes:
         return int((self.codes[numbers] == BLANK).sum())
 
 
-def of(dataset: dict[str, Any], part: str, column: str) -> Classes | None:
+def of(dataset: DatasetRow, part: str, column: str) -> Classes | None:
     """A column of a part's rows; None when the dataset has no such column.
 
     :param dataset: a row of the store
@@ -74,13 +75,13 @@ def _texts(dataset_id: int, part: str, column: str) -> list[str]:
     return texts
 
 
-def values(dataset: dict[str, Any], column: str) -> list[str]:
+def values(dataset: DatasetRow, column: str) -> list[str]:
     """A column of every training row. :raises StudioError: when there is no such column"""
     refuse_no_column(dataset, column)
     return _texts(dataset["id"], "train", column)
 
 
-def refuse_no_column(dataset: dict[str, Any], column: str) -> None:
+def refuse_no_column(dataset: DatasetRow, column: str) -> None:
     """:raises StudioError: when a dataset keeps no such column beside its rows"""
     known = store.columns(dataset)
     if column not in known:

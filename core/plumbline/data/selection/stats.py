@@ -19,6 +19,7 @@ from plumbline.data.tokens.encode import IGNORED, Encoded, EncodeError, encode_a
 from plumbline.errors import StudioError
 from plumbline.models import load
 from plumbline.store import datasets as store
+from plumbline.store.records import DatasetRow
 
 SAMPLE = 10_000
 UNCUT = 1 << 30
@@ -183,7 +184,7 @@ def sample(total: int) -> Any:
 
 
 def of_dataset(
-    dataset: dict[str, Any], part: str, base: str, revision: str | None, prefix: str = "", day: str = ""
+    dataset: DatasetRow, part: str, base: str, revision: str | None, prefix: str = "", day: str = ""
 ) -> Measured:
     """:param dataset: a row of the store
 
@@ -218,9 +219,7 @@ def in_row(error: EncodeError, dataset_id: int, part: str, number: int) -> Studi
     return StudioError(where, f"{plain.where} {plain.what}", plain.fix)
 
 
-def of_part(
-    part: MixPart, dataset: dict[str, Any], base: str, revision: str | None, day: str = ""
-) -> Measured:
+def of_part(part: MixPart, dataset: DatasetRow, base: str, revision: str | None, day: str = "") -> Measured:
     return of_dataset(dataset, "train", base, revision, part.prefix, day)
 
 
@@ -263,7 +262,7 @@ class Profile:
     scripts: list[tuple[str, float]]
 
 
-def profile(dataset: dict[str, Any], part: str) -> Profile:
+def profile(dataset: DatasetRow, part: str) -> Profile:
     """:param dataset: a row of the store"""
     text_profile = _profile(dataset["id"], dataset["sha256"], part)
     known = row_labels.of(dataset, part, "label")
