@@ -6,8 +6,8 @@ from typing import Any
 
 from plumbline.config.schema import RunConfig
 from plumbline.data import rows
+from plumbline.data.rows import Row
 from plumbline.data.selection import mix, preference_rows, stats
-from plumbline.data.selection.preference_rows import Row
 from plumbline.data.tokens.encode import IGNORED, Encoded, encode_all, end_tokens, prompt_ids
 from plumbline.errors import StudioError
 from plumbline.files import write_whole

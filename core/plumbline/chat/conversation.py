@@ -7,9 +7,8 @@ and answer differently, so each side has messages of its own. A message with a `
 from typing import Any, TypedDict
 
 from plumbline.chat.session import SIDES, Said
+from plumbline.data.rows import Message
 from plumbline.evaluation.generate import Task
-
-Message = dict[str, Any]
 
 
 class Talk(TypedDict):

@@ -11,6 +11,12 @@ import xxhash
 
 from plumbline.home import home
 
+# A call as chat templates expect it: ``type``, ``id`` and ``function``, with ``name`` and ``arguments``.
+ToolCall = dict[str, Any]
+# A turn: ``role``, ``content``, ``tool_calls``, ``reasoning_content``; ``learn``: False where only shown.
+Message = dict[str, Any]
+# A conversation (``messages``, ``tools``, ``rejected``, ``asked``, ``desirable``) or a ``text``; with each
+# ``label``, ``group`` and other ``columns``. ``noted`` is what the import tells of it, and is not stored.
 Row = dict[str, Any]
 # One entry a stored row: where its line is, what it and its prompt equal, and where it came from.
 INDEX = numpy.dtype(

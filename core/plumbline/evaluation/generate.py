@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from plumbline.data.rows import Message, Row
 from plumbline.data.tokens.encode import end_tokens, prompt_ids
 from plumbline.models.out_of_memory import OomBackoff
 from plumbline.models.precision import autocast
@@ -20,7 +21,7 @@ class Task:
     Evaluation, chat and the check of a merged model all ask a row in this way.
     """
 
-    messages: list[dict[str, Any]]
+    messages: list[Message]
     answer: str
     tools: list[dict[str, Any]] | None = None
     calls: bool = False  # whether that answer calls a tool: then its text is not all of it
@@ -33,7 +34,7 @@ class Task:
         return prompt_ids(self.messages, tokenizer, self.tools, day)
 
 
-def task_of(row: dict[str, Any]) -> Task | None:
+def task_of(row: Row) -> Task | None:
     """The task of a row's last assistant turn; None for plain text."""
     messages = row.get("messages", [])
     for number in range(len(messages) - 1, 0, -1):

@@ -10,8 +10,8 @@ from typing import Any
 import numpy
 
 from plumbline.config.schema import RunConfig
+from plumbline.data.rows import Row
 from plumbline.data.selection import preference_rows
-from plumbline.data.selection.preference_rows import Row
 from plumbline.data.tokens.encode import Encoded, encode_all
 from plumbline.evaluation.loss import row_losses
 from plumbline.jobs.job import Job

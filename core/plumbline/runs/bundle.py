@@ -16,12 +16,12 @@ import yaml
 from plumbline.config.mapping import Mapping
 from plumbline.config.schema import RunConfig
 from plumbline.data import rows
+from plumbline.data.rows import Row
 from plumbline.data.selection import preference_rows
 from plumbline.home import assets
 from plumbline.store import datasets as store
 from plumbline.store.records import DatasetRow
 
-Row = dict[str, Any]
 LONGEST = 60  # characters of a dataset's name
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from plumbline.data.errors import RowError, kind_of
 from plumbline.data.readers.limits import MAX_DEPTH
+from plumbline.data.rows import Message
 
 REPLIES = ("replies", "children")
 _WORDS = ("text", "content", "value")
@@ -19,7 +20,7 @@ def is_tree(value: Any) -> bool:
     )
 
 
-def best_path(value: Any, column: str) -> tuple[list[dict[str, Any]], int]:
+def best_path(value: Any, column: str) -> tuple[list[Message], int]:
     """The messages from the root along the best reply of each, to its last answer, and how many others
     there are on the way.
 
@@ -29,7 +30,7 @@ def best_path(value: Any, column: str) -> tuple[list[dict[str, Any]], int]:
     """
     if not is_tree(value):
         raise RowError(f"{column} is {kind_of(value)}, expected a message with its replies")
-    messages: list[dict[str, Any]] = []
+    messages: list[Message] = []
     others = 0
     node: Any = value
     while node is not None:

@@ -13,6 +13,7 @@ from plumbline.data.formats import turn_masks
 from plumbline.data.formats.cell_values import value_in
 from plumbline.data.formats.detect import PAIRS, turns_of
 from plumbline.data.readers.limits import MAX_DEPTH
+from plumbline.data.rows import Message, Row, ToolCall
 
 ROLES = ("system", "user", "assistant", "tool")
 ALIASES = {
@@ -45,7 +46,7 @@ _THOUGHTS = ("reasoning", "thinking", "reasoning_text", "reasoning_content")
 IN_TEXT = "hold a conversation written as a text; it is read as a conversation"
 
 
-def message(role: str, content: str) -> dict[str, Any]:
+def message(role: str, content: str) -> Message:
     return {"role": role, "content": content}
 
 
@@ -65,7 +66,7 @@ def canonical(turns: list[Any]) -> bool:
     return answered
 
 
-def messages_of(value: Any, column: str, roles: dict[str, str]) -> list[dict[str, Any]]:
+def messages_of(value: Any, column: str, roles: dict[str, str]) -> list[Message]:
     """A column's conversation as messages. :raises RowError: with the turn and field that is wrong"""
     turns = turns_of(value)
     if turns is None:
@@ -80,7 +81,7 @@ def messages_of(value: Any, column: str, roles: dict[str, str]) -> list[dict[str
             message("user" if number % 2 == 0 else "assistant", text_value(turn, f"{column}[{number}]"))
             for number, turn in enumerate(turns)
         ]
-    messages: list[dict[str, Any]] = []
+    messages: list[Message] = []
     for number, turn in enumerate(turns):
         path = f"{column}[{number}]"
         if type(turn) is list and len(turn) == 2:
@@ -104,7 +105,7 @@ def text_value(value: Any, path: str) -> str:
     return value
 
 
-def _pair(turn: dict[str, Any], path: str) -> list[dict[str, Any]]:
+def _pair(turn: dict[str, Any], path: str) -> list[Message]:
     for asks, answers in PAIRS:
         if asks in turn and answers in turn:
             return [
@@ -114,7 +115,7 @@ def _pair(turn: dict[str, Any], path: str) -> list[dict[str, Any]]:
     raise RowError(f"{path} has no role")
 
 
-def _message(turn: dict[str, Any], path: str, roles: dict[str, str]) -> dict[str, Any]:
+def _message(turn: dict[str, Any], path: str, roles: dict[str, str]) -> Message:
     key = next(name for name in ("role", "from", "speaker", "author") if name in turn)
     named = turn[key]
     role = roles.get(named, named.lower()) if type(named) is str else None
@@ -128,7 +129,7 @@ def _message(turn: dict[str, Any], path: str, roles: dict[str, str]) -> dict[str
         )
     words = next((name for name in WORDS if turn.get(name) is not None), "content")
     content = turn.get(words)
-    made: dict[str, Any]
+    made: Message
     if role == "call":
         made = {"role": "assistant", "content": "", "tool_calls": calls_of(content, f"{path}.{words}")}
         return _marked(made, turn, path)
@@ -147,7 +148,7 @@ def _message(turn: dict[str, Any], path: str, roles: dict[str, str]) -> dict[str
     return _marked(made, turn, path)
 
 
-def _marked(made: dict[str, Any], turn: dict[str, Any], path: str) -> dict[str, Any]:
+def _marked(made: Message, turn: dict[str, Any], path: str) -> Message:
     """The message with its mark; ``noted`` is what the import tells of it, and is not stored."""
     learned = turn_masks.is_learned(turn, path)
     noted = [f"have {name!r} on a turn, which is not read" for name in turn_masks.unread(turn)]
@@ -194,7 +195,7 @@ def said_and_thought(turn: dict[str, Any], path: str) -> tuple[str, str]:
     raise RowError(f"{path} is {kind_of(value)}, expected a text")
 
 
-def calls_of(value: Any, path: str) -> list[dict[str, Any]]:
+def calls_of(value: Any, path: str) -> list[ToolCall]:
     """Tool calls as templates expect them: a function with a name and its arguments as an object."""
     value = _parsed(value, path)
     calls = []
@@ -240,7 +241,7 @@ def _refuse_deep(value: Any, path: str, depth: int = 0) -> None:
         _refuse_deep(part, path, depth + 1)
 
 
-def learnable(row: dict[str, Any], column: str) -> dict[str, Any]:
+def learnable(row: Row, column: str) -> Row:
     """:raises RowError: when the conversation has no answer, or one that is empty"""
     answers = [turn for turn in row["messages"] if turn["role"] == "assistant"]
     if not answers:

@@ -33,8 +33,8 @@ from plumbline.data.formats.fields import (
     verdict,
 )
 from plumbline.data.formats.multiple_choice import chosen_row
+from plumbline.data.rows import Message, Row
 
-Row = dict[str, Any]
 Converter = Callable[[dict[str, Any]], Row | list[Row | RowError]]
 READ_BACK = "hold a chat template written out; they are read as conversations"
 KEPT_LENGTH = 200  # characters of another column that are kept beside the row
@@ -246,7 +246,7 @@ def _preference(mapping: Mapping) -> Converter:
     return convert
 
 
-def _whole(record: dict[str, Any], field: str, roles: dict[str, str]) -> list[dict[str, Any]]:
+def _whole(record: dict[str, Any], field: str, roles: dict[str, str]) -> list[Message]:
     """One side of a pair, which may be a whole conversation in one text."""
     value = lookup(record, field)
     if type(value) is str and value.startswith("\n\nHuman:"):

@@ -9,6 +9,7 @@ from plumbline.data.formats.cell_values import value_in
 from plumbline.data.formats.columns import ROLE_NAMES, verdict_in
 from plumbline.data.formats.conversations import content_of, message, messages_of, tools_of
 from plumbline.data.formats.detect import turns_of
+from plumbline.data.rows import Message
 
 
 def text_at(record: dict[str, Any], path: str) -> str:
@@ -56,7 +57,7 @@ def label_text(value: Any, column: str) -> str:
     raise RowError(f"{column} is {kind_of(value)}, expected a text")
 
 
-def system_turns(record: dict[str, Any], mapping: Mapping) -> list[dict[str, Any]]:
+def system_turns(record: dict[str, Any], mapping: Mapping) -> list[Message]:
     """What the system says, as one message; none where the record leaves it empty.
 
     A column may hold a message with its text in parts.
@@ -116,7 +117,7 @@ def verdict(value: Any, column: str) -> bool:
     return good
 
 
-def turns_before(record: dict[str, Any], mapping: Mapping) -> list[dict[str, Any]]:
+def turns_before(record: dict[str, Any], mapping: Mapping) -> list[Message]:
     """Everything before the answer; answers in it are shown and not learned."""
     messages = system_turns(record, mapping)
     if mapping.history and record.get(mapping.history):
@@ -134,7 +135,7 @@ def turns_before(record: dict[str, Any], mapping: Mapping) -> list[dict[str, Any
     return [*messages, message("user", text)]
 
 
-def answer_turns(record: dict[str, Any], field: str, roles: dict[str, str]) -> list[dict[str, Any]]:
+def answer_turns(record: dict[str, Any], field: str, roles: dict[str, str]) -> list[Message]:
     """An answer column as turns: a text, one message, or a list of them."""
     value = lookup(record, field)
     if is_written_talk(value):

@@ -7,11 +7,12 @@ from plumbline.config.mapping import Mapping, lookup, places
 from plumbline.data.errors import RowError, kind_of
 from plumbline.data.formats.conversations import message
 from plumbline.data.formats.fields import text_at, turns_before
+from plumbline.data.rows import Row
 
 _LETTERED = re.compile(r"\(?([A-Z0-9])[).:] ?")
 
 
-def chosen_row(record: dict[str, Any], mapping: Mapping, value: Any) -> dict[str, Any]:
+def chosen_row(record: dict[str, Any], mapping: Mapping, value: Any) -> Row:
     """A multiple-choice question: its choices with letters after it, the right one as the answer."""
     choices = lookup(record, mapping.choices) if "{" not in mapping.choices else None
     names = choices.get("label") if type(choices) is dict else None

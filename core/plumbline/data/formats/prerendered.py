@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from plumbline.data.errors import RowError
+from plumbline.data.rows import Message
 
-Message = dict[str, Any]
 _ROLES = {
     **dict.fromkeys(("user", "human", "prompter", "instruction", "input", "question"), "user"),
     **dict.fromkeys(

@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 from plumbline.data.errors import RowError
+from plumbline.data.rows import Message
 
 _LEARNED = (
     *("weight", "loss_weight", "loss", "compute_loss", "calculate_loss", "loss_mask", "supervise"),
@@ -52,7 +53,7 @@ _KNOWN = frozenset((*_LEARNED, *_HIDDEN, *_DETAILS))
 _USUAL = frozenset(("role", "content", "from", "value", "name", "tool_calls", "tool_call_id"))
 
 
-def by_list(record: dict[str, Any], messages: list[dict[str, Any]], but: str) -> None:
+def by_list(record: dict[str, Any], messages: list[Message], but: str) -> None:
     """Take over a list of marks that stands beside the turns: one a turn, or one an answer.
 
     :param but: the column of the turns

@@ -27,7 +27,7 @@ from plumbline.data.formats.held_out_marks import SplitColumn, side_of
 from plumbline.data.importing import quality
 from plumbline.data.readers.json_lines import Record, count_keys, parse_lines, repeats_key
 from plumbline.data.readers.registry import lines_in, read_range
-from plumbline.data.rows import INDEX, prompt_of
+from plumbline.data.rows import INDEX, Row, prompt_of
 
 BLOCK = 4 * 1024**2
 CACHED = 384 * 1024  # rows worked on at once: what fits the processor's cache parses twice as fast
@@ -227,7 +227,7 @@ class Part:
             else:
                 self.counted.records += 1
 
-    def _store(self, row: dict[str, Any] | RowError, number: int) -> None:
+    def _store(self, row: Row | RowError, number: int) -> None:
         """Add a row, or count why it is none."""
         try:
             if isinstance(row, RowError):
@@ -242,7 +242,7 @@ class Part:
             self._hit(text, [self.counted.rows + len(self._lines)])
         self._add(line, row, number)
 
-    def _add(self, line: bytes, row: dict[str, Any], number: int) -> None:
+    def _add(self, line: bytes, row: Row, number: int) -> None:
         self._lines.append(line)
         self._at.append(number)
         self._prompts.append(xxhash.xxh3_64_intdigest(prompt_of(row)))
@@ -250,7 +250,7 @@ class Part:
         if self._held > BLOCK:
             self.flush()
 
-    def _note(self, row: dict[str, Any]) -> None:
+    def _note(self, row: Row) -> None:
         counted = self.counted
         for name, counter in (("label", counted.labels), ("group", counted.groups)):
             if name in row and (row[name] in counter or len(counter) < MOST_LABELS):
@@ -302,7 +302,7 @@ class Part:
         return numpy.concatenate(self.index) if self.index else numpy.empty(0, INDEX)
 
 
-def as_line(row: dict[str, Any]) -> bytes:
+def as_line(row: Row) -> bytes:
     """A row as it is stored. :raises RowError: when it holds what no UTF-8 JSON can"""
     try:
         return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, BinaryIO
 
+from plumbline.data.rows import Row
 from plumbline.errors import StudioError
 from plumbline.home import folder
 
@@ -71,7 +72,7 @@ def near_duplicates(
     return Near(stored_texts.seen, sorted(numbered, key=lambda group: (-len(group), group[0])))
 
 
-def text_of(row: dict[str, Any]) -> str:
+def text_of(row: Row) -> str:
     """What a stored row is compared by: everything that is said in it but by the system.
 
     One long system message in all rows would make every two of them alike.

@@ -1,9 +1,9 @@
 """What a chat template leaves out of learned turns, in words; what helps is found by trying the template."""
 
 from functools import lru_cache
-from typing import Any
 
 from plumbline.config.schema import RunConfig
+from plumbline.data.rows import Message
 from plumbline.data.selection import mix, stats
 from plumbline.data.selection.stats import LeftOut
 from plumbline.data.tokens.assistant_spans import REASONING, WORDS
@@ -78,7 +78,7 @@ def _help_with_words(renderer: Renderer) -> str:
     return "Choose a base whose template keeps both, or the call alone is learned."
 
 
-def _keeps(renderer: Renderer, messages: list[dict[str, Any]], what: str) -> bool:
+def _keeps(renderer: Renderer, messages: list[Message], what: str) -> bool:
     row = {"messages": messages}
     try:
         renderer.check(row)

@@ -16,6 +16,7 @@ import numpy
 from plumbline.config.schema import DataSection, MixPart
 from plumbline.data import rows
 from plumbline.data.importing import quality
+from plumbline.data.rows import Row
 from plumbline.data.selection import representative_order, row_labels
 from plumbline.errors import StudioError
 from plumbline.home import run_folder
@@ -23,7 +24,6 @@ from plumbline.store import datasets as store
 from plumbline.store import runs
 from plumbline.store.records import DatasetRow
 
-Row = dict[str, Any]
 # A score takes rows from the one end of their order, what is watched while training from the other, so that
 # they share as few as can be: what chose the best step is not what the adapter is judged by. "first" is what
 # earlier versions measured: the beginning of the file.

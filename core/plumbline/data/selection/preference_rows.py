@@ -4,11 +4,10 @@ Only the judged answer is in the loss. What the assistant said before it is prom
 """
 
 from collections.abc import Sequence
-from typing import Any
 
+from plumbline.data.rows import Row
 from plumbline.errors import StudioError
 
-Row = dict[str, Any]
 WANTED = {
     "dpo": ("rejected", "pairs of a better and a worse answer"),
     "orpo": ("rejected", "pairs of a better and a worse answer"),

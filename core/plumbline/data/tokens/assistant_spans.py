@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 import numpy
 
+from plumbline.data.rows import Message
 from plumbline.data.tokens import content_spans
-from plumbline.data.tokens.content_spans import Message, Trace
+from plumbline.data.tokens.content_spans import Trace
 from plumbline.errors import StudioError
 
 Span = tuple[int, int]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from plumbline.data.rows import Message, Row
 from plumbline.data.tokens import content_spans, template_check, template_sandbox
 from plumbline.data.tokens.assistant_spans import (
     Frame,
@@ -23,7 +24,6 @@ from plumbline.data.tokens.assistant_spans import (
     is_bare_call,
     is_plain,
 )
-from plumbline.data.tokens.content_spans import Message
 from plumbline.errors import StudioError
 
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
@@ -49,7 +49,7 @@ class Rendered:
     left_out: tuple[str, ...] = ()
 
 
-def render(row: dict[str, Any], tokenizer: Any) -> tuple[str, list[Span]]:
+def render(row: Row, tokenizer: Any) -> tuple[str, list[Span]]:
     """The row's text and its learned spans.
 
     :param row: ``messages`` (with ``tools``, ``desirable``) or ``text``
@@ -88,12 +88,12 @@ class Renderer:
         self._before = tuple(whole[: next(starts, 0)])
         self._after = (tokenizer.eos_token_id,)
 
-    def check(self, row: dict[str, Any]) -> None:
+    def check(self, row: Row) -> None:
         """:raises StudioError: when the template for such rows is missing or does not work"""
         if "messages" in row:
             self._template(row.get("tools"))
 
-    def row(self, row: dict[str, Any]) -> Rendered:
+    def row(self, row: Row) -> Rendered:
         """:raises StudioError: when the template cannot render the row, or loses what is to be learned"""
         learned = row.get("desirable") is not False
         if "messages" not in row:

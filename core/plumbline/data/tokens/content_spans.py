@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy
 
-Message = dict[str, Any]
+from plumbline.data.rows import Message
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
 # Rare ideographs: letters that print as they are, have no case, and are nothing to any template.

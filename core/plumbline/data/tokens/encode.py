@@ -12,6 +12,7 @@ from itertools import islice
 from operator import itemgetter
 from typing import Any, Literal
 
+from plumbline.data.rows import Message, Row
 from plumbline.data.tokens.chat_template import Rendered, Renderer, control_tokens, render
 from plumbline.data.tokens.tokenize import tokenise
 from plumbline.errors import StudioError
@@ -52,7 +53,7 @@ class Encoded:
         return max(0, len(self.labels) - 1) - self.labels[1:].count(IGNORED)
 
 
-def encode(row: dict[str, Any], tokenizer: Any, max_length: int, day: str = "") -> Encoded:
+def encode(row: Row, tokenizer: Any, max_length: int, day: str = "") -> Encoded:
     """Render, tokenise and mask one row.
 
     :param row: ``messages`` or ``text``, as `plumbline.data.formats.detect` makes it
@@ -62,9 +63,7 @@ def encode(row: dict[str, Any], tokenizer: Any, max_length: int, day: str = "") 
     return next(encode_all([row], tokenizer, max_length, day))
 
 
-def encode_all(
-    rows: Iterable[dict[str, Any]], tokenizer: Any, max_length: int, day: str = ""
-) -> Iterator[Encoded]:
+def encode_all(rows: Iterable[Row], tokenizer: Any, max_length: int, day: str = "") -> Iterator[Encoded]:
     """`encode` for many rows, in batches.
 
     :raises EncodeError: for the first row that cannot be encoded; rows of earlier batches were given before
@@ -79,7 +78,7 @@ def encode_all(
 
 
 def prompt_ids(
-    messages: list[dict[str, Any]], tokenizer: Any, tools: list[dict[str, Any]] | None = None, day: str = ""
+    messages: list[Message], tokenizer: Any, tools: list[dict[str, Any]] | None = None, day: str = ""
 ) -> list[int]:
     """Tokens of a conversation that the model is to continue.
 
@@ -124,7 +123,7 @@ def turn_ends(tokenizer: Any) -> tuple[int, ...]:
     )
 
 
-def _rendered(renderer: Renderer, number: int, row: dict[str, Any]) -> Rendered:
+def _rendered(renderer: Renderer, number: int, row: Row) -> Rendered:
     renderer.check(row)
     try:
         rendered = renderer.row(row)
@@ -137,7 +136,7 @@ def _rendered(renderer: Renderer, number: int, row: dict[str, Any]) -> Rendered:
     return rendered
 
 
-def _beginning(row: dict[str, Any]) -> str:
+def _beginning(row: Row) -> str:
     opening = row.get("text") or next((each.get("content") for each in row.get("messages", [])), "") or ""
     return opening[:40].encode(errors="replace").decode()
 
