@@ -11,6 +11,7 @@ from plumbline.cli.terminal import agreed, clipped, entry, say, say_json, table,
 from plumbline.config import schema
 from plumbline.planner import figures
 from plumbline.program import command
+from plumbline.store.records import RunRow
 
 GUTTER = 20
 METHODS = get_args(schema.MethodSection.model_fields["name"].annotation)
@@ -80,7 +81,7 @@ def runs(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _matching(arguments: argparse.Namespace) -> Iterator[tuple[dict[str, Any], schema.RunConfig]]:
+def _matching(arguments: argparse.Namespace) -> Iterator[tuple[RunRow, schema.RunConfig]]:
     """Runs with their recipes, the newest first, as the options ask for them."""
     from plumbline.store import datasets, runs
 
@@ -109,10 +110,11 @@ _FIELDS = (
 )
 
 
-def _as_json(run: dict[str, Any], recipe: schema.RunConfig) -> dict[str, Any]:
+def _as_json(run: RunRow, recipe: schema.RunConfig) -> dict[str, Any]:
     """Times are seconds since 1970, losses nats per token."""
     learned = {"method": recipe.method.name, "datasets": [part.dataset for part in recipe.data.parts]}
-    return {name: run[name] for name in _FIELDS} | learned
+    columns = dict(run)
+    return {name: columns[name] for name in _FIELDS} | learned
 
 
 def show(arguments: argparse.Namespace) -> int:

@@ -95,8 +95,9 @@ def as_json(dataset: DatasetRow) -> dict[str, Any]:
     """What is known of a dataset without reading its rows."""
     from plumbline.store import datasets as store
 
-    return {name: dataset[name] for name in _FIELDS} | {
-        "left_out": int(dataset["left_out"] or 0),
+    columns = dict(dataset)
+    return {name: columns[name] for name in _FIELDS} | {
+        "left_out": store.left_out(dataset),
         "verdict": store.verdict(dataset),
         "mapping": json.loads(dataset["mapping"] or "null"),
         "columns": store.columns(dataset),

@@ -88,7 +88,7 @@ def test_a_branch_that_would_not_fit_leaves_nothing(samples: Path, monkeypatch: 
     def refused(config: Any) -> None:
         raise RecipeError({"training.max_length": "must be at most 1024"})
 
-    monkeypatch.setattr(start.fit, "refuse_unfit", refused)
+    monkeypatch.setattr(start.fit, "check_fits", refused)
     with pytest.raises(RecipeError):
         start.branch(finished("stopped", 2), 2, {}, "click")
     assert counted() == (1, 1)
