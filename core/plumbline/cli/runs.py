@@ -224,11 +224,16 @@ def export(arguments: argparse.Namespace) -> int:
         return 1
     made = queue.get(job_id)["result"]
     say(str(export_folder(job_id) / made["file"]))
-    for sentence in made.get("refusals", []):
-        say(f"Note: {sentence}")
+    say_refusals(made)
     if "bases" in made.get("parity", {}):
         say(f"{bases.sentence(made['parity']['bases'])}.")
     return 0
+
+
+def say_refusals(made: dict[str, Any]) -> None:
+    """:param made: the result of an export"""
+    for sentence in made.get("refusals", []):
+        say(f"Note: {sentence}")
 
 
 def delete(arguments: argparse.Namespace) -> int:

@@ -227,7 +227,7 @@ def test_refusals_stand_on_the_card_with_the_export_and_on_its_tab(
 ) -> None:
     import gradio as gr
 
-    from plumbline.cli import main
+    from plumbline.cli import runs as cli_runs
     from plumbline_studio.live import Page
     from plumbline_studio.tabs import export
 
@@ -236,7 +236,7 @@ def test_refusals_stand_on_the_card_with_the_export_and_on_its_tab(
     assert "read no DoRA" in (samples / "runs" / str(run_id) / "artifact" / "README.md").read_text()
     job = do("adapter", run_id)
     assert "read no DoRA" in job["result"]["refusals"][0]
-    main.say_refusals(job["result"])
+    cli_runs.say_refusals(job["result"])
     assert "read no DoRA" in capsys.readouterr().out
     with gr.Blocks() as blocks:
         page = Page(blocks, gr.State(run_id), gr.Tabs())
