@@ -23,6 +23,7 @@ COMMANDS = [
     ["check", "1", "--steps", "4"],
     ["submit", "1", "--slurm", "--time", "1:00"],
     ["evaluate", "1"],
+    ["check", "1", "--steps", "5"],
     ["merge", "1"],
     ["export", "1"],
     ["show", "1"],

@@ -86,6 +86,53 @@ def test_an_error_of_ours_is_seen(samples: Path, tmp_path: Path, monkeypatch: py
     assert told.startswith("Disagrees with TRL ") and f"{job['result']['largest']:.2g}" in told
 
 
+def test_pairs_are_not_judged_by_trl_against_what_a_run_does_not_begin_as(
+    samples: Path, tmp_path: Path
+) -> None:
+    """As in a branch: Plumbline judges against what the run began as, TRL would against the base."""
+    base = tiny.saved(tmp_path / "qwen3", "qwen3")
+    run_id = add(
+        recipe(
+            model={"base": base},
+            method={"name": "dpo"},
+            data={"dataset": _pairs(tmp_path), "max_rows": 8},
+            lora={"init": "pissa_niter_2", "r": 4},
+            training={"engine": "trl", "max_steps": 2},
+        )
+    )
+    job = do("train", run_id)
+    assert job["state"] == "failed" and "begins as more than that" in job["error"]
+
+
+@pytest.mark.parametrize("far", [0.001, 1.5])
+def test_what_the_check_has_found_is_shown_with_its_numbers(
+    samples: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], far: float
+) -> None:
+    from plumbline.cli import check as verb
+    from plumbline.cli import main
+    from plumbline.jobs import queue
+    from plumbline_studio.tabs.runs import reference as view
+
+    run_id, curve = add(recipe()), [5.0, 4.0]
+
+    def done(job_id: int) -> dict[str, Any]:
+        ours = [loss + far for loss in curve]
+        result = against_trl.compared(ours, curve, [5.0, 4.1], 1e-3)
+        result |= {"ours": ours, "trl": curve, "other_seed": [5.0, 4.1]}
+        result |= {"compute_type": "float32", "version": "1.16.0"}
+        queue.set_state(job_id, "completed", result=result)
+        return queue.get(job_id)
+
+    monkeypatch.setattr(verb, "watch", done)
+    code = main.main(["check", str(run_id), "--steps", "2"], lambda *_: None)
+    printed, (shown, _) = capsys.readouterr().out, view._result(run_id)
+    agrees = far < 1
+    assert code == (0 if agrees else 1)
+    told = "Agrees with TRL 1.16.0" if agrees else "Disagrees with TRL 1.16.0"
+    assert told in printed and told in shown and f"{far:.2g} apart" in printed
+    assert ("pl-good" if agrees else "pl-bad") in shown
+
+
 def test_what_chance_explains_agrees_and_what_it_does_not_is_red() -> None:
     trl, other = [4.0, 3.0, 2.0], [4.0, 3.1, 2.05]
     assert against_trl.compared([4.0, 3.05, 2.0], trl, other, 1e-4)["agrees"]

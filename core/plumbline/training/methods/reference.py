@@ -118,6 +118,13 @@ class PreferenceReference(_Reference, DPOTrainer):  # type: ignore[misc]
         # TRL takes a copy of the adapter for the reference; ours is the base, which that is as it begins.
         self.model.delete_adapter("ref")
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """:raises StudioError: when the run begins as something else than its reference"""
+        if not kwargs.get("resume_from_checkpoint") and not self._begins_as_base():
+            what = "trl judges dpo against the base, and this run's adapter begins as more than that"
+            raise StudioError("training.engine", what, "Set it to auto.")
+        return super().train(*args, **kwargs)
+
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset  # it is tokenised already
 
