@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from plumbline.config import schema
 from plumbline.config.schema import RunConfig, Setting
 from plumbline.config.sections import GROUPS, INITIALISATIONS
+from plumbline.errors import RecipeError
 from plumbline.store import datasets
 from plumbline_studio.held import Choice
 
@@ -48,7 +49,7 @@ def component(setting: Setting, default: Any) -> Any:
         "label": info.title,
         "info": info.description,
         "elem_id": "set-" + setting.key.replace(".", "-"),
-        "visible": seen(setting, "supervised"),
+        "visible": seen(setting, "sft"),
     }
     kind = info.annotation
     if setting.key == "model.base":
@@ -58,7 +59,7 @@ def component(setting: Setting, default: Any) -> Any:
         return Choice(names, value=default if default in names else next(iter(names), None), **common)
     if setting.key in AS_TEXT or setting.key in AS_YAML or _may_be_empty(kind):
         return gr.Textbox(default, **common)
-    if setting.key == "lora.init":
+    if setting.key == "lora.init_lora_weights":
         return gr.Dropdown(list(INITIALISATIONS), value=default, allow_custom_value=True, **common)
     if get_origin(kind) is Literal:
         return gr.Dropdown(list(get_args(kind)), value=default, **common)
@@ -173,11 +174,19 @@ def taken_back(draft: Any, form: dict[str, Any]) -> tuple[dict[str, Any], list[s
     :param draft: values by key, as the browser sends them
     :returns: those that the form's components can show, and the keys of the others
     """
-    kept = dict(draft) if isinstance(draft, dict) else {}
+    kept = _drafted(draft) if isinstance(draft, dict) else {}
     if "data.dataset" in kept:
         kept["data.dataset"] = datasets.current(kept["data.dataset"])
     fit = {key: value for key, value in kept.items() if key in form and _fits(form[key], key, value)}
     return fit, [key for key in kept if key not in fit]
+
+
+def _drafted(draft: dict[str, Any]) -> dict[str, Any]:
+    """A draft by the names that settings have now; as it is when two names of one setting differ."""
+    try:
+        return schema.by_current_names(draft)
+    except RecipeError:
+        return dict(draft)
 
 
 def _fits(component: Any, key: str, value: Any) -> bool:

@@ -20,7 +20,7 @@ OTHER_SEEDS = (1, 2, 3)
 def recipe(seed: int) -> schema.RunConfig:
     raw = schema.preset("starter").model_dump()
     raw["training"] |= {"max_steps": STEPS, "effective_batch": 8, "eval_steps": STEPS, "seed": seed}
-    raw["training"]["warmup_share"] = 0.0  # there TRL takes its first step with a rate of 0
+    raw["training"]["warmup_ratio"] = 0.0  # there TRL takes its first step with a rate of 0
     return schema.validated(raw)
 
 
@@ -51,7 +51,7 @@ def plain(config: schema.RunConfig, folder: Path) -> tuple[list[float], float]:
         max_steps=STEPS,
         per_device_train_batch_size=training.effective_batch,
         learning_rate=training.learning_rate,
-        lr_scheduler_type=training.schedule,
+        lr_scheduler_type=training.lr_scheduler_type,
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         optim="adamw_torch",

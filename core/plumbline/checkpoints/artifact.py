@@ -71,7 +71,7 @@ def card(config: RunConfig, metadata: dict[str, Any], metrics: dict[str, Any]) -
     perplexity = _figure(metrics.get("base_perplexity")), _figure(metrics.get("perplexity"))
     of_likelihood = f"| held-out perplexity | {perplexity[0]} | {perplexity[1]} |\n"
     quantised = config.quantisation.method + (
-        " with double quantisation" if config.quantisation.double else ""
+        " with double quantisation" if config.quantisation.double_quant else ""
     )
     remarks = "".join(f"{verdict[:1].upper()}{verdict[1:]}.\n\n" for verdict in summary.verdicts(metrics))
     return f"""---
@@ -93,8 +93,9 @@ A LoRA adapter for {code(config.model.base)}, trained ({config.method.name}) on
 {of_likelihood if config.method.is_likelihood else ""}
 {remarks}Quantisation {quantised};
 rank {lora.r}, alpha {lora.alpha:g}, dropout {lora.dropout:g} on {", ".join(lora.target_modules)};
-learning rate {training.learning_rate:g} ({training.schedule}), effective batch {training.effective_batch},
-{metrics["steps"]} steps, seed {training.seed}. The adapter is that of step {metrics["adapter_step"]}.
+learning rate {training.learning_rate:g} ({training.lr_scheduler_type}),
+effective batch {training.effective_batch}, {metrics["steps"]} steps, seed {training.seed}. The adapter is
+that of step {metrics["adapter_step"]}.
 
 {_learned_on(config)}The base's weights are unchanged: {metadata["base"]["sha256_before"]} before and after.
 `checksums.json` lists the SHA-256 of every file here; `training_config.yaml` is the recipe.

@@ -7,7 +7,7 @@ import hashlib
 import json
 from typing import Any
 
-from plumbline.config.schema import RunConfig
+from plumbline.config.schema import RunConfig, by_current_names
 from plumbline.models import hardware, load
 from plumbline.store import datasets
 
@@ -26,8 +26,8 @@ WITHOUT_EFFECT = {
     "evaluation.max_new_tokens",
     "machines.gpus",
     "machines.sharding",
-    "machines.hosts",
-    "machines.address",
+    "machines.num_machines",
+    "machines.main_process_ip",
     "machines.port",
 }
 
@@ -63,7 +63,8 @@ def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
         return []
     # A setting that the checkpoint's version did not have was at what is its default now; the day was the
     # run's own.
-    before = counted(RunConfig()) | {"data.day": now["settings"]["data.day"]} | was["settings"]
+    settings = by_current_names(was["settings"])
+    before = counted(RunConfig()) | {"data.day": now["settings"]["data.day"]} | settings
     changes = [
         f"{key} was {_said(before.get(key))}, is {_said(now['settings'].get(key))}"
         for key in sorted(before.keys() | now["settings"].keys())

@@ -42,7 +42,7 @@ def forecast(arguments: argparse.Namespace) -> int:
         return 1
     found = outlook(recipe)
     machines: list[str] = []
-    if recipe.machines.hosts > 1:
+    if recipe.machines.num_machines > 1:
         given = [f"--{key}={text}" for key, text in settings.given(arguments).items()]
         machines = commands(recipe, ["train", str(arguments.recipe), *given])
     if arguments.json:

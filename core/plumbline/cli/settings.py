@@ -28,6 +28,8 @@ def add_flags(parser: argparse.ArgumentParser, only: str = "") -> None:
             metavar=_metavar(setting),
             help=_help(setting),
         )
+        for key in setting.other_keys:
+            groups[section].add_argument(f"--{key}", dest=PREFIX + key, help=argparse.SUPPRESS)
 
 
 def recipe(arguments: argparse.Namespace) -> RunConfig:

@@ -34,15 +34,20 @@ class MachinesSection(Section):
         "none: every GPU holds the whole base, quickest; full: each holds a part of every layer, for a base "
         "that no single GPU holds; auto takes full only when it must",
     )
-    hosts: int = setting(
+    num_machines: int = setting(
         1,
-        "Machines",
+        "Number of machines",
         "With several, each is started by a command of its own; the forecast and the run's log show them",
         ge=1,
         le=256,
+        other_names=("hosts",),
     )
-    address: str = setting(
-        "", "Address", "Name or IP of the first machine, as the others reach it", max_length=254
+    main_process_ip: str = setting(
+        "",
+        "Main process IP",
+        "Name or IP of the first machine, as the others reach it",
+        max_length=254,
+        other_names=("address",),
     )
     port: int = setting(
         29500,
@@ -52,7 +57,7 @@ class MachinesSection(Section):
         le=65535,
     )
 
-    @field_validator("address")
+    @field_validator("main_process_ip")
     @classmethod
     def _plain_address(cls, value: str) -> str:
         if value and not _NAME.fullmatch(value) and not _is_ipv6(value):
@@ -62,9 +67,9 @@ class MachinesSection(Section):
     def conflicts(self) -> dict[str, str]:
         """Settings that contradict each other, by key."""
         found: dict[str, str] = {}
-        if self.hosts > 1:
-            if not self.address:
-                found["machines.address"] = "must be given when there are several machines"
+        if self.num_machines > 1:
+            if not self.main_process_ip:
+                found["machines.main_process_ip"] = "must be given when there are several machines"
             if self.gpus is None:
                 found["machines.gpus"] = "must be given when there are several machines"
         return found

@@ -1,20 +1,27 @@
 """The settings of what is learned from a row."""
 
 import re
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import field_validator
 
 from plumbline.config.field import Section, setting
+
+
+def current_method(value: Any) -> Any:
+    """A method by the name that is written; ``sft`` was ``supervised`` in earlier versions."""
+    return "sft" if value == "supervised" else value
 
 
 class MethodSection(Section):
     """What is learned from a row."""
 
-    name: Literal["supervised", "pretraining", "dpo", "orpo", "kto", "grpo"] = setting(
-        "supervised",
+    name: Literal["sft", "pretraining", "dpo", "orpo", "kto", "grpo"] = setting(
+        "sft",
         "Method",
-        "supervised learns the answers; pretraining every token of plain texts, long ones in windows; dpo "
-        "and orpo better answers against worse ones; kto answers with a verdict; grpo tries answers of its "
-        "own and learns from those that pass a check",
+        "sft, supervised fine-tuning, learns the answers; pretraining every token of plain texts, long ones "
+        "in windows; dpo and orpo better answers against worse ones; kto answers with a verdict; grpo tries "
+        "answers of its own and learns from those that pass a check",
         simple=True,
     )
     beta: float = setting(
@@ -72,6 +79,11 @@ class MethodSection(Section):
         le=5,
     )
 
+    @field_validator("name", mode="before")
+    @classmethod
+    def _current(cls, value: Any) -> Any:
+        return current_method(value)
+
     @property
     def judges(self) -> bool:
         """Whether rows hold judged answers."""
@@ -80,7 +92,7 @@ class MethodSection(Section):
     @property
     def is_likelihood(self) -> bool:
         """Whether the loss is a mean negative log-likelihood, so that its exponential is a perplexity."""
-        return self.name in ("supervised", "pretraining")
+        return self.name in ("sft", "pretraining")
 
     @property
     def loss_is(self) -> str:

@@ -13,6 +13,8 @@ def phrase(item: Any) -> str:
     shown = f", got {json.dumps(got, default=str)[:60]}"
     if kind == "extra_forbidden":
         return "is not a known setting"
+    if kind == "two_names":
+        return two_names(context["other"], context["first"], context["second"])
     if kind == "missing":
         return "is missing"
     for key, words in _LIMITS.items():
@@ -30,3 +32,9 @@ def phrase(item: Any) -> str:
         return f"must be one of {context['expected']}{shown}"
     said = item["msg"].removeprefix("Value error, ")
     return f"{said[0].lower()}{said[1:]}{shown}"
+
+
+def two_names(other: str, first: Any, second: Any) -> str:
+    """What is wrong when a setting has one value under its name and another under another name."""
+    shown = [json.dumps(value, default=str)[:60] for value in (first, second)]
+    return f"is {shown[0]}, and {shown[1]} under its other name {other}; give one of the two"

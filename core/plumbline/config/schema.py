@@ -15,14 +15,15 @@ from pydantic import ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 
 from plumbline import untrusted
-from plumbline.config.field import Section, setting
+from plumbline.config.field import Section, other_names, setting
 from plumbline.config.machines import MachinesSection
 from plumbline.config.mapping import Mapping
-from plumbline.config.method import MethodSection
-from plumbline.config.problems import phrase
+from plumbline.config.method import MethodSection, current_method
+from plumbline.config.problems import phrase, two_names
+from plumbline.config.quantisation import QuantisationSection
 from plumbline.config.recipe_yaml import MOST_BYTES, parsed
 from plumbline.config.sections import PROJECTIONS as PROJECTIONS
-from plumbline.config.sections import LoraSection, QuantisationSection, TrainingSection
+from plumbline.config.sections import LoraSection, TrainingSection
 from plumbline.errors import RecipeError, StudioError
 from plumbline.home import assets
 from plumbline.near_names import nearest, question
@@ -197,6 +198,12 @@ class Setting:
         return tuple(self._extra.get("methods", ()))
 
     @property
+    def other_keys(self) -> tuple[str, ...]:
+        """Keys that recipes and flags may have for it beside its own."""
+        section = f"{self.section}." if self.section else ""
+        return tuple(section + name for name in other_names(self.info))
+
+    @property
     def _extra(self) -> dict[str, Any]:
         extra = self.info.json_schema_extra
         return extra if isinstance(extra, dict) else {}
@@ -220,7 +227,10 @@ def problems(raw: dict[str, Any]) -> dict[str, str]:
     except ValidationError as error:
         found = {}
         for item in error.errors():
-            key = ".".join(str(part) for part in item["loc"] if not isinstance(part, int))
+            path = [str(part) for part in item["loc"] if not isinstance(part, int)]
+            if item["type"] == "two_names":
+                path.append(item["ctx"]["name"])
+            key = ".".join(path)
             found[key] = phrase(item) + (_nearest(key) if item["type"] == "extra_forbidden" else "")
         return found
     found = {}
@@ -239,12 +249,14 @@ def _at_odds(config: RunConfig) -> dict[str, str]:
         found["lora.modules_to_save"] = f"has {', '.join(both)}, which gets an adapter already; take one out"
     if config.training.router_loss and not config.method.is_likelihood:
         found["training.router_loss"] = f"is not for the method {config.method.name}; set it to 0"
-    if lora.init == "orthogonal" and lora.r % 2:
-        found["lora.init"] = f"orthogonal needs an even rank, lora.r is {lora.r}"
-    if lora.init == "loftq" and config.quantisation.method == "none":
-        found["lora.init"] = "loftq makes up for quantisation, and there is none; take default"
-    if lora.init == "loftq" and lora.use_dora:
-        found["lora.init"] = "loftq does not go with DoRA, whose lengths are the quantised base's"
+    if lora.init_lora_weights == "orthogonal" and lora.r % 2:
+        found["lora.init_lora_weights"] = f"orthogonal needs an even rank, lora.r is {lora.r}"
+    if lora.init_lora_weights == "loftq" and config.quantisation.method == "none":
+        found["lora.init_lora_weights"] = "loftq makes up for quantisation, and there is none; take default"
+    if lora.init_lora_weights == "loftq" and lora.use_dora:
+        found["lora.init_lora_weights"] = (
+            "loftq does not go with DoRA, whose lengths are the quantised base's"
+        )
     if lora.use_dora and config.quantisation.method == "int8":
         # bitsandbytes 0.50 keeps the scales in one of two places, and peft 0.21 looks in the other.
         found["lora.use_dora"] = "does not go with int8, whose scales it does not find; take nf4 or none"
@@ -294,6 +306,24 @@ def validated(raw: dict[str, Any], where: str = "recipe") -> RunConfig:
     return RunConfig.model_validate(raw)
 
 
+def by_current_names(values: dict[str, Any], where: str = "changes") -> dict[str, Any]:
+    """Settings by key, under the names that they have now; unknown keys stay.
+
+    :raises RecipeError: when two names of one setting have different values
+    """
+    names = {other: setting.key for setting in settings() for other in setting.other_keys}
+    current: dict[str, Any] = {}
+    differing: dict[str, str] = {}
+    for key, value in sorted(values.items(), key=lambda item: item[0] in names):
+        name = names.get(key, key)
+        value = current_method(value) if name == "method.name" else value
+        if current.setdefault(name, value) != value:
+            differing[name] = two_names(key, current[name], value)
+    if differing:
+        raise RecipeError(differing, where)
+    return current
+
+
 def changed(config: RunConfig, values: dict[str, Any], where: str = "changes") -> RunConfig:
     """A recipe with some settings changed.
 
@@ -302,7 +332,7 @@ def changed(config: RunConfig, values: dict[str, Any], where: str = "changes") -
     """
     if not values:
         return config
-    raw = config.model_dump()
+    values, raw = by_current_names(values, where), config.model_dump()
     known = {setting.key: setting.info.default for setting in settings()}
     if unknown := {key: "does not exist" + _nearest(key) for key in values if key not in known}:
         raise RecipeError(unknown, where)

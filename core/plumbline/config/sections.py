@@ -1,4 +1,4 @@
-"""The settings of quantisation, adapter and training: their labels, helps and limits.
+"""The settings of adapter and training: their labels, helps and limits.
 
 `plumbline.config.schema` puts them together with what is learned from; import them from there.
 """
@@ -18,29 +18,6 @@ _MODULE = re.compile(r"[A-Za-z0-9_.-]+")
 INITIALISATIONS = ("default", "gaussian", "orthogonal", "pissa", "olora", "loftq", "eva")
 # These leave the base as it is: half of the adapter holds what they begin with, negated and frozen.
 HALVED = ("pissa", "olora")
-
-
-class QuantisationSection(Section):
-    """How the frozen base is held in memory."""
-
-    method: Literal["nf4", "fp4", "int8", "none"] = setting(
-        "nf4",
-        "Quantisation",
-        "nf4 fits trained weights best; int8: 8-bit weights, dequantised for each product, twice nf4's "
-        "memory; none: four times",
-    )
-    double: bool = setting(
-        True, "Double quantisation", "Also quantise the scales: saves 0.4 bits a weight, costs little"
-    )
-    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = setting(
-        "auto", "Compute type", "auto takes bfloat16 where the hardware has it, and says why if not"
-    )
-    storage_dtype: Literal["auto", "uint8", "bfloat16", "float16", "float32"] = setting(
-        "auto",
-        "Storage type",
-        "What 4-bit weights are packed in; auto is uint8. Same memory, same result: for tools that want all "
-        "weights of a model in one type",
-    )
 
 
 class LoraSection(Section):
@@ -113,20 +90,22 @@ class LoraSection(Section):
         "Learn length and direction of weights apart (Liu et al., 2024): better at low ranks, but slower and "
         "off the fast path",
     )
-    init: str = setting(
+    init_lora_weights: str = setting(
         "default",
         "Initialisation",
         "default, gaussian or orthogonal; pissa, pissa_niter_N (quicker) or olora begin at the base's main "
         "directions and double the adapter; loftq makes up for quantisation; eva looks at the data",
         max_length=40,
+        other_names=("init",),
     )
-    plus_ratio: float | None = setting(
+    loraplus_lr_ratio: float | None = setting(
         None,
-        "LoRA+ ratio",
+        "LoRA+ learning-rate ratio",
         "Learning rate of B over that of A (Hayou et al., 2024): 4 to 16 learn faster, with a lower learning "
         "rate; empty means 1",
         ge=1,
         le=1000,
+        other_names=("plus_ratio",),
     )
 
     @field_validator("target_modules", "modules_to_save", "rank_schedule", mode="before")
@@ -167,7 +146,7 @@ class LoraSection(Section):
                 raise ValueError(f"has a range that runs backwards, {part.strip()}")
         return value.replace(" ", "")
 
-    @field_validator("init")
+    @field_validator("init_lora_weights")
     @classmethod
     def _known(cls, value: str) -> str:
         if value not in INITIALISATIONS and not re.fullmatch(r"pissa_niter_\d{1,2}", value):
@@ -190,7 +169,7 @@ class LoraSection(Section):
     @property
     def halved(self) -> bool:
         """Whether half of the adapter is frozen; see `plumbline.models.adapter_init`."""
-        return self.init.startswith(HALVED)
+        return self.init_lora_weights.startswith(HALVED)
 
     @property
     def held_rank(self) -> int:
@@ -225,23 +204,29 @@ class TrainingSection(Section):
         gt=0,
         le=0.1,
     )
-    schedule: Literal["cosine", "linear", "constant"] = setting(
-        "cosine", "Schedule", "How the learning rate falls; constant stays", heading="Learning rate"
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = setting(
+        "cosine",
+        "Learning-rate scheduler",
+        "How the learning rate falls; constant stays",
+        heading="Learning rate",
+        other_names=("schedule",),
     )
-    min_rate_share: float = setting(
+    min_lr_ratio: float = setting(
         0.0,
-        "Lowest rate",
+        "Lowest rate ratio",
         "What cosine and linear fall to, as a share of the learning rate; 0.1 keeps learning to the end",
         ge=0,
         le=1,
+        other_names=("min_rate_share",),
     )
-    warmup_share: float = setting(
+    warmup_ratio: float = setting(
         0.03,
-        "Warmup share",
+        "Warmup ratio",
         "Part of the run in which the learning rate rises from 0 in equal parts: the first step takes one "
         "of them, the last step of the warmup all",
         ge=0,
         lt=1,
+        other_names=("warmup_share",),
     )
     warmup_steps: int | None = setting(
         None, "Warmup steps", "The same in optimizer steps; where both are given, the steps count", ge=0
@@ -253,6 +238,7 @@ class TrainingSection(Section):
         simple=True,
         ge=1,
         le=4096,
+        other_names=("global_batch_size",),
     )
     micro_batch_tokens: int | None = setting(
         None,
@@ -326,7 +312,7 @@ class TrainingSection(Section):
         "Router loss",
         "Mixtures of experts: weight of a loss that spreads tokens over the experts; 0 leaves it out, 0.001 "
         "to 0.01 is usual where experts learn. Of each row alone, so slower; logged apart from the loss",
-        methods=("supervised", "pretraining"),
+        methods=("sft", "pretraining"),
         ge=0,
         le=10,
     )
@@ -355,11 +341,12 @@ class TrainingSection(Section):
     keep_checkpoints: int = setting(
         2, "Checkpoints kept", "Newest ones on disk; each holds adapter and optimizer", ge=1, le=100
     )
-    best_at_end: bool = setting(
+    load_best_model_at_end: bool = setting(
         False,
-        "End with the best",
+        "Load best model at end",
         "Write the adapter of the best evaluation, not of the last step; checkpoints then come with every "
         "evaluation",
+        other_names=("best_at_end",),
     )
     best_metric: str = setting(
         "",
@@ -367,12 +354,13 @@ class TrainingSection(Section):
         "Dataset of a mix whose held-out loss decides on best and early stopping; empty means all together",
         max_length=200,
     )
-    early_stopping: int | None = setting(
+    early_stopping_patience: int | None = setting(
         None,
-        "Early stopping",
+        "Early stopping patience",
         "End after this many evaluations in a row without improvement; 3 is usual, empty means never",
         ge=1,
         le=1000,
+        other_names=("early_stopping",),
     )
     min_improvement: float = setting(
         0.0,
@@ -385,7 +373,7 @@ class TrainingSection(Section):
     @property
     def chooses(self) -> bool:
         """Whether held-out losses decide what the run ends with."""
-        return self.best_at_end or self.early_stopping is not None
+        return self.load_best_model_at_end or self.early_stopping_patience is not None
 
     @model_validator(mode="before")
     @classmethod

@@ -19,4 +19,4 @@ def intervals(config: RunConfig, steps: int) -> tuple[int, int]:
     evaluated = training.eval_steps or max(1, steps // 10)
     saved = training.save_steps or max(1, steps // 5)
     # What is resumed from must not be older than the evaluations that the best came from.
-    return evaluated, evaluated if training.best_at_end else saved
+    return evaluated, evaluated if training.load_best_model_at_end else saved

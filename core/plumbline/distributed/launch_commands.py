@@ -25,7 +25,7 @@ def commands(config: RunConfig, what: Sequence[str]) -> list[str]:
     """
     if conflicts := config.machines.conflicts():
         raise RecipeError(conflicts)
-    hosts, address = config.machines.hosts, shlex.quote(config.machines.address)
+    hosts, address = config.machines.num_machines, shlex.quote(config.machines.main_process_ip)
     return [f"{launcher(config, str(rank), address)} {shlex.join(what)}" for rank in range(hosts)]
 
 
@@ -34,23 +34,23 @@ def launcher(config: RunConfig, rank: str, address: str) -> str:
 
     :param rank: of the machine, from 0, and ``address`` of the first: words as a shell reads them
     """
-    if config.machines.hosts == 1:
+    if config.machines.num_machines == 1:
         return PROGRAM
     return f"accelerate launch {_flags(config, rank, address)} --no_python {PROGRAM}"
 
 
 def launch_here(config: RunConfig, job_id: int) -> list[str]:
     """What a job's process becomes to be the first of several machines. Not for a shell."""
-    flags = _flags(config, "0", config.machines.address).split()
+    flags = _flags(config, "0", config.machines.main_process_ip).split()
     module = ["--module", "plumbline.worker.child", "--launched", str(job_id)]
     return [sys.executable, "-m", "accelerate.commands.launch", *flags, *module]
 
 
 def _flags(config: RunConfig, rank: str, address: str) -> str:
     machines = config.machines
-    processes = machines.hosts * (machines.gpus or 1)
+    processes = machines.num_machines * (machines.gpus or 1)
     return (
-        f"--multi_gpu --num_machines {machines.hosts} --num_processes {processes} "
+        f"--multi_gpu --num_machines {machines.num_machines} --num_processes {processes} "
         f"--machine_rank {rank} --main_process_ip {address} --main_process_port {machines.port} "
         f"--gpu_ids all --mixed_precision no --dynamo_backend no"
     )

@@ -22,14 +22,14 @@ def of_peft(init: str) -> bool | str:
 
 
 def begin(model: Any, config: RunConfig) -> None:
-    """Set a new adapter's weights as ``lora.init`` says; eva's are set by `from_rows`.
+    """Set a new adapter's weights as ``lora.init_lora_weights`` says; eva's are set by `from_rows`.
 
     :param model: a PeftModel with one new adapter
     :raises StudioError: when loftq cannot have the base's own weights
     """
     import torch
 
-    init, rank = config.lora.init, config.lora.r
+    init, rank = config.lora.init_lora_weights, config.lora.r
     if init in ("default", "gaussian", "eva"):
         return
     original = _originals(config) if init == "loftq" else None
@@ -64,12 +64,12 @@ def layers(model: Any) -> Iterator[tuple[str, Any]]:
 def from_rows(model: Any, config: RunConfig, rows: list[Any], check_stop: Callable[[], None]) -> None:
     """EVA (Paischer et al., 2024): A begins at the directions in which the inputs of its layer vary most.
 
-    Every layer keeps the recipe's rank. Nothing is done for another ``lora.init``.
+    Every layer keeps the recipe's rank. Nothing is done for another ``lora.init_lora_weights``.
 
     :param rows: training rows as tokens, with ``input_ids``
     :raises StudioError: when there are too few tokens, or the directions do not settle
     """
-    if config.lora.init != "eva":
+    if config.lora.init_lora_weights != "eva":
         return
     from peft import initialize_lora_eva_weights
 
@@ -82,7 +82,7 @@ def from_rows(model: Any, config: RunConfig, rows: list[Any], check_stop: Callab
         done += 1
         if done > EVA_FORWARDS:
             what = f"eva has not settled after {EVA_FORWARDS} batches"
-            raise StudioError("lora.init", what, "Lower lora.r, or take default.")
+            raise StudioError("lora.init_lora_weights", what, "Lower lora.r, or take default.")
         return tuned(**{name: value.to(tuned.device) for name, value in inputs.items()}, use_cache=False)
 
     initialize_lora_eva_weights(model, batches, forward_fn=forward, show_progress_bar=False)
@@ -111,7 +111,7 @@ def _batches(rows: list[Any], rank: int) -> list[dict[str, Any]]:
         some = []
     if not batches:
         what = f"eva needs {least} tokens of training rows for rank {rank}"
-        raise StudioError("lora.init", what, "Lower lora.r, add rows, or take default.")
+        raise StudioError("lora.init_lora_weights", what, "Lower lora.r, add rows, or take default.")
     return batches
 
 
@@ -188,6 +188,6 @@ def _originals(config: RunConfig) -> Callable[[str], Any]:
                 if weight_name in tensors.keys():  # noqa: SIM118  # it is no dict
                     return tensors.get_tensor(weight_name)
         what = f"loftq does not find {weight_name} in the files of {config.model.base}"
-        raise StudioError("lora.init", what, "Take default, or pissa.")
+        raise StudioError("lora.init_lora_weights", what, "Take default, or pissa.")
 
     return read

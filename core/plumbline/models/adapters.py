@@ -32,7 +32,7 @@ def attach(model: Any, config: RunConfig) -> Any:
     fit.refuse(model, config)
     lora = config.lora
     options: dict[str, Any] = {}
-    if lora.init == "eva":
+    if lora.init_lora_weights == "eva":
         options["eva_config"] = EvaConfig(rho=1.0, use_label_mask=False)
     layers = lora.layer_numbers
     tuned = get_peft_model(
@@ -48,7 +48,7 @@ def attach(model: Any, config: RunConfig) -> Any:
             modules_to_save=list(lora.modules_to_save) or None,
             use_rslora=lora.use_rslora,
             use_dora=lora.use_dora,
-            init_lora_weights=adapter_init.of_peft(lora.init),  # type: ignore[arg-type]
+            init_lora_weights=adapter_init.of_peft(lora.init_lora_weights),  # type: ignore[arg-type]
             **options,
         ),
     )

@@ -228,7 +228,7 @@ def quantisation(config: RunConfig, model: Inspected, dtype: Any) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=method,
-        bnb_4bit_use_double_quant=config.quantisation.double,
+        bnb_4bit_use_double_quant=config.quantisation.double_quant,
         bnb_4bit_compute_dtype=dtype,
         bnb_4bit_quant_storage=config.quantisation.storage_dtype.replace("auto", "uint8"),
     )

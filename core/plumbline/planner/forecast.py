@@ -97,7 +97,7 @@ def of_outcome(
     parts = _parts(config, sizes, rates, outcome.plan, load, held_out, steps) | {"steps": steps * seconds}
     total = sum(parts.values())
     saved = 1 + config.training.keep_checkpoints
-    if config.training.best_at_end:
+    if config.training.load_best_model_at_end:
         saved += 1 + config.training.keep_checkpoints  # see plumbline.training.loop.stopping
     disk = sizes.adapter_parameters * (
         saved * CHECKPOINT_BYTES + config.training.keep_checkpoints * DISK_STATES[outcome.plan.optimizer]

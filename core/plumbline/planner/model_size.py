@@ -66,7 +66,7 @@ def _shape(config: RunConfig, dtype: str) -> ModelSize:
 
     from plumbline.engine.support import odd_recipe, refusal
 
-    lora, double = config.lora, config.quantisation.double
+    lora, double = config.lora, config.quantisation.double_quant
     inspected = load.inspected(config.model.base, config.model.revision)
     quantisation = load.quantised_by(config, inspected)
     model = load.skeleton(config.model.base, config.model.revision)

@@ -250,15 +250,15 @@ def _unfit(config: RunConfig, chosen: list[Chosen]) -> list[Check]:
                 preference_rows.check_fits(row, config.method.name, choice.name)
             except StudioError as error:
                 return [Check("bad", error.text)]
-            if config.method.name == "supervised" and "text" in row:
-                what = f"{choice.name} holds plain texts, and supervised learns from answers"
+            if config.method.name == "sft" and "text" in row:
+                what = f"{choice.name} holds plain texts, and sft learns from answers"
                 return [
                     Check(
                         "bad",
                         f"method.name: {what}. Set the method to {preference_rows.methods_for(row)[0]}.",
                     )
                 ]
-            if config.method.name == "supervised" and ("rejected" in row or "desirable" in row):
+            if config.method.name == "sft" and ("rejected" in row or "desirable" in row):
                 method = "dpo or orpo learns from both" if "rejected" in row else "kto learns from all"
                 text = f"{choice.name}: only the better answers are learned; the method {method}"
                 return [Check("warning", text)]

@@ -42,10 +42,11 @@ def possible(config: RunConfig) -> Processes:
     _, started = process_group.rank_and_size()
     if started > 1:
         return Processes(started, "as many as were launched")
-    if machines.hosts > 1:
+    if machines.num_machines > 1:
         assert machines.gpus is not None
         return Processes(
-            machines.hosts * machines.gpus, f"{machines.gpus} on each of {machines.hosts} machines"
+            machines.num_machines * machines.gpus,
+            f"{machines.gpus} on each of {machines.num_machines} machines",
         )
     if machines.gpus == 1:
         return Processes(1, "set in the recipe")
@@ -138,7 +139,11 @@ def _on(alone: Outcome, count: int, config: RunConfig, sizes: ModelSize, rates: 
     """An outcome of one process's share as that of all: gradients travel once a step."""
     travel = 0.0 if count == 1 else 8 * sizes.adapter_parameters * (count - 1) / count / BYTES_A_SECOND
     # Processes of one machine share its processor.
-    each = alone.step_seconds if rates.cuda else alone.step_seconds * max(1, count // config.machines.hosts)
+    each = (
+        alone.step_seconds
+        if rates.cuda
+        else alone.step_seconds * max(1, count // config.machines.num_machines)
+    )
     return replace(alone, plan=replace(alone.plan, processes=count), step_seconds=each + travel)
 
 

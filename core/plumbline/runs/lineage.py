@@ -55,7 +55,8 @@ def branch(run_id: int, step: int | None = None, changes: dict[str, Any] | None 
         listed = ", ".join(map(str, known))
         raise StudioError(f"step {step}", f"of run {run_id} was not kept", f"Kept are: {listed}.")
     parent = runs.recipe(run_id)
-    config = schema.changed(parent, changes or {})
+    changes = schema.by_current_names(changes or {})
+    config = schema.changed(parent, changes)
     for section, name in (("model", "base"), ("model", "revision"), ("lora", "target_modules")):
         if getattr(getattr(config, section), name) != getattr(getattr(parent, section), name):
             raise StudioError(f"{section}.{name}", "cannot change in a branch", "Start a new run instead.")
@@ -63,8 +64,8 @@ def branch(run_id: int, step: int | None = None, changes: dict[str, Any] | None 
         raise StudioError("lora.r", f"cannot become smaller than run {run_id}'s {parent.lora.r}")
     if config.lora.rank_schedule:
         raise StudioError("lora.rank_schedule", "is not for a branch", "Give lora.r the next rank.")
-    config = _as_long_as_the_rest(run_id, step, config, changes or {})
-    if not changes or "name" not in changes:
+    config = _as_long_as_the_rest(run_id, step, config, changes)
+    if "name" not in changes:
         config = config.model_copy(update={"name": parent.name_with(f"from {step}")})
     mix.choose(config.data)
     return Branch(run_id, step, config)

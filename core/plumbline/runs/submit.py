@@ -94,7 +94,7 @@ def slurm(run_id: int, changes: dict[str, Any] | None = None, time: str = "", pa
         raise StudioError("machines.gpus", "must say how many GPUs a machine has", "Add --machines.gpus 8.")
     options = {
         "job-name": f"plumbline-{run_id}",
-        "nodes": config.machines.hosts,
+        "nodes": config.machines.num_machines,
         "ntasks-per-node": 1,
         "gpus-per-node": gpus,
         "cpus-per-task": CPUS * gpus,
@@ -154,7 +154,7 @@ def skypilot(
     name = f"plumbline-{run_id}"
     task: dict[str, Any] = {
         "name": name,
-        "num_nodes": config.machines.hosts,
+        "num_nodes": config.machines.num_machines,
         "resources": {"accelerators": f"{match[1]}:{config.machines.gpus}"},
         "workdir": ".",
         "secrets": {TOKEN: None},
@@ -195,10 +195,11 @@ def _carried(run_id: int, changes: dict[str, Any]) -> tuple[RunConfig, list[bund
         what = f"begins with the adapter of run {run['parent']}, which only this workspace has"
         raise StudioError(f"run {run_id}", what, "Train it here, or submit a run that begins by itself.")
     config = runs.recipe(run_id)
-    hosts = changes.get("machines.hosts", config.machines.hosts)
+    changes = schema.by_current_names(changes)
+    hosts = changes.get("machines.num_machines", config.machines.num_machines)
     # The schema wants an address of several; the job takes the one that its scheduler gives the first.
     address = "" if str(hosts) == "1" else "given-by-the-job"
-    config = schema.changed(config, changes | {"machines.address": address})
+    config = schema.changed(config, changes | {"machines.main_process_ip": address})
     base = config.model.base
     if not is_shared_id(base):  # a folder, which a job would look for from its own
         base = str(Path(base).expanduser().absolute())

@@ -17,8 +17,8 @@ _IRRELEVANT: Any = {
     "data": {"mapping", "day"},
     "training": {
         "learning_rate",
-        "schedule",
-        "warmup_share",
+        "lr_scheduler_type",
+        "warmup_ratio",
         "weight_decay",
         "max_grad_norm",
         "seed",

@@ -112,7 +112,7 @@ def _with_engine(config: RunConfig, engine: str) -> RunConfig:
     """The recipe on one GPU with this engine. :raises RecipeError: when that does not compute it"""
     from plumbline.config import schema
 
-    one = {"machines.gpus": 1, "machines.hosts": 1, "machines.sharding": "none"}
+    one = {"machines.gpus": 1, "machines.num_machines": 1, "machines.sharding": "none"}
     return schema.changed(config, {"training.engine": engine, **one}, "the check against TRL")
 
 

@@ -15,7 +15,7 @@ def warmup(config: RunConfig, steps: int) -> int:
     """Optimizer steps in which the learning rate rises: at most all, for the last of them has all of it."""
     training = config.training
     given = training.warmup_steps
-    return min(steps, math.ceil(steps * training.warmup_share) if given is None else given)
+    return min(steps, math.ceil(steps * training.warmup_ratio) if given is None else given)
 
 
 def schedule(config: RunConfig, steps: int) -> Callable[[int], float]:
@@ -31,18 +31,18 @@ def schedule(config: RunConfig, steps: int) -> Callable[[int], float]:
     def share(taken: int) -> float:
         if taken < rising:
             return (taken + 1) / rising
-        if training.schedule == "constant":
+        if training.lr_scheduler_type == "constant":
             return 1.0
         gone = min(1.0, (taken - rising) / max(1, steps - rising))
-        left = 1 - gone if training.schedule == "linear" else (1 + math.cos(math.pi * gone)) / 2
-        return training.min_rate_share + (1 - training.min_rate_share) * left
+        left = 1 - gone if training.lr_scheduler_type == "linear" else (1 + math.cos(math.pi * gone)) / 2
+        return training.min_lr_ratio + (1 - training.min_lr_ratio) * left
 
     return share
 
 
 def optimizer(config: RunConfig, arguments: Any, model: Any) -> Any:
     """The optimizer with LoRA+'s two learning rates; None leaves it to transformers."""
-    ratio = config.lora.plus_ratio
+    ratio = config.lora.loraplus_lr_ratio
     if ratio is None or ratio == 1:
         return None
     from peft.optimizers import create_loraplus_optimizer

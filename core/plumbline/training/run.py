@@ -69,9 +69,9 @@ def _train(job: Job, folder: Path) -> dict[str, Any]:
     config = load.pinned(runs.recipe(job.run_id))
     runs.update(job.run_id, recipe=dumps(config))
     write_whole(folder / "recipe.yaml", dumps(config))
-    if config.machines.hosts > 1 and process_group.rank_and_size()[1] == 1:
+    if config.machines.num_machines > 1 and process_group.rank_and_size()[1] == 1:
         raise StudioError(
-            "machines.hosts",
+            "machines.num_machines",
             "several machines are started by a command on each",
             f"`{command('forecast')}` prints them, or start the run in the studio.",
         )

@@ -38,7 +38,7 @@ def main() -> None:
         if "--ready" in sys.argv:
             _get_ready()
         job = Job(queue.get(jobs.get()))
-        if job.kind == "train" and runs.recipe(job.run_id).machines.hosts > 1:
+        if job.kind == "train" and runs.recipe(job.run_id).machines.num_machines > 1:
             _launch(job)
     worker.perform(job)
     process_group.dismiss()
@@ -53,7 +53,8 @@ def _launch(job: Job) -> None:
     config = runs.recipe(job.run_id)
     for number, command in enumerate(launch_commands.commands(config, ["resume", str(job.run_id)])[1:], 2):
         job.event(f"on machine {number} run: {command}")
-    job.report(f"waiting for {config.machines.hosts - 1} more machine{'s'[: config.machines.hosts - 2]}")
+    others = config.machines.num_machines - 1
+    job.report(f"waiting for {others} more machine{'s' if others > 1 else ''}")
     environment = os.environ | {"PYTHONPATH": search_path(os.pathsep), "PYTHONSAFEPATH": "1"}
     os.execve(sys.executable, launch_commands.launch_here(config, job.id), environment)
 

@@ -90,8 +90,8 @@ def test_the_default_preset_is_the_usual_qlora() -> None:
     config = schema.preset("default")
     assert (config.lora.r, config.lora.alpha, config.lora.dropout) == (16, 32, 0.0)
     assert config.lora.target_modules == schema.PROJECTIONS
-    assert (config.training.learning_rate, config.training.schedule) == (2e-4, "cosine")
-    assert (config.training.warmup_share, config.training.effective_batch) == (0.03, 16)
+    assert (config.training.learning_rate, config.training.lr_scheduler_type) == (2e-4, "cosine")
+    assert (config.training.warmup_ratio, config.training.effective_batch) == (0.03, 16)
     assert config.training.optimizer == config.training.gradient_checkpointing == "auto"
     assert config.training.micro_batch_tokens is None
     small = schema.preset("memory_efficient").training

@@ -26,7 +26,7 @@ REFUSED: list[tuple[str, str, Any]] = [
     *(("D43", "training.epochs", value) for value in (0, NAN, -1, 1e9)),
     *(("D43", "training.max_steps", value) for value in (0, -5, 1.5)),
     *(("D43", "training.warmup_steps", value) for value in (-1, 0.5)),
-    *(("D43", "training.warmup_share", value) for value in (-0.1, 1, NAN)),
+    *(("D43", "training.warmup_ratio", value) for value in (-0.1, 1, NAN)),
     *(("D44", "training.weight_decay", value) for value in (NAN, -0.1, 2)),
     *(("D44", "training.max_grad_norm", value) for value in (NAN, 0, -1)),
     *(("D44", "training.adam_beta1", value) for value in (1.5, 1, -0.1, NAN)),
@@ -37,8 +37,11 @@ REFUSED: list[tuple[str, str, Any]] = [
     *(("D45", "lora.r", value) for value in (0, -1, 2.5, 10_000, NAN)),
     *(("D45", "lora.alpha", value) for value in (NAN, 0, -4)),
     *(("D45", "lora.dropout", value) for value in (-0.1, 1.0, NAN)),
-    *(("D45", "lora.plus_ratio", value) for value in (0.5, -1, NAN)),
-    *(("D45", "lora.init", value) for value in ("pisa", "pissa_niter_x", "pissa_niter_-1", True)),
+    *(("D45", "lora.loraplus_lr_ratio", value) for value in (0.5, -1, NAN)),
+    *(
+        ("D45", "lora.init_lora_weights", value)
+        for value in ("pisa", "pissa_niter_x", "pissa_niter_-1", True)
+    ),
     *(("D45", "lora.layers", value) for value in ("3-1", "all", "-1", "0-999999999")),
     *(("D46", "lora.target_modules", value) for value in (["(a+)+$"], [], ["q_proj", ".*"], [1])),
     *(("D46", "lora.modules_to_save", value) for value in (["(a+)+$"], ["q_proj"])),
@@ -49,10 +52,10 @@ REFUSED: list[tuple[str, str, Any]] = [
     *(("D50", "training.eval_steps", value) for value in (0, -1)),
     *(("D50", "training.keep_checkpoints", value) for value in (0, -3)),
     *(("D50", "training.logging_steps", value) for value in (0, -1)),
-    *(("D50", "training.early_stopping", value) for value in (0, -1)),
+    *(("D50", "training.early_stopping_patience", value) for value in (0, -1)),
     *(("D50", "training.min_improvement", value) for value in (1, -0.1)),
     *(("D50", "training.optimizer", value) for value in ("adam", "")),
-    *(("D50", "training.schedule", value) for value in ("polynomial", 3)),
+    *(("D50", "training.lr_scheduler_type", value) for value in ("polynomial", 3)),
 ]
 
 
@@ -164,9 +167,9 @@ def test_what_the_base_cannot_have_is_refused_before_start_and_by_the_run(
 @pytest.mark.parametrize(
     ("lora", "quantisation", "said"),
     [
-        ({"init": "loftq"}, {"method": "none"}, "there is none"),
-        ({"init": "loftq", "use_dora": True}, {}, "does not go with DoRA"),
-        ({"init": "orthogonal", "r": 5}, {}, "even rank, lora.r is 5"),
+        ({"init_lora_weights": "loftq"}, {"method": "none"}, "there is none"),
+        ({"init_lora_weights": "loftq", "use_dora": True}, {}, "does not go with DoRA"),
+        ({"init_lora_weights": "orthogonal", "r": 5}, {}, "even rank, lora.r is 5"),
         ({"use_dora": True}, {"method": "int8"}, "does not go with int8"),
         ({"modules_to_save": ["norm", "q_proj"]}, {}, "has q_proj, which gets an adapter already"),
     ],
@@ -244,4 +247,4 @@ def test_a_look_at_the_base_before_start_loads_no_weights(
     samples: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(load, "base_model", lambda config: pytest.fail("weights were loaded"))
-    assert notes(recipe(lora={"init": "pissa", "use_dora": True})) == notes(recipe())
+    assert notes(recipe(lora={"init_lora_weights": "pissa", "use_dora": True})) == notes(recipe())

@@ -20,7 +20,7 @@ FILES = {
     "verdicts.jsonl": lines(*({"prompt": f"Q{n}", "completion": "A", "label": n % 2 == 0} for n in range(6))),
     "talk.jsonl": lines(*({"prompt": f"Q{n}", "completion": "A"} for n in range(6))),
 }
-METHOD = {"texts": "pretraining", "pairs": "dpo", "verdicts": "kto", "talk": "supervised"}
+METHOD = {"texts": "pretraining", "pairs": "dpo", "verdicts": "kto", "talk": "sft"}
 
 
 @pytest.fixture
@@ -30,15 +30,15 @@ def named(samples: Path, tmp_path: Path) -> dict[str, dict]:
 
 def test_the_method_follows_the_dataset_that_is_chosen(named: dict[str, dict]) -> None:
     for name, method in METHOD.items():
-        assert tab.method_for(name, "supervised") == method
-        assert data_tab._added(named[name]["id"], "", "supervised")[4] == method
+        assert tab.method_for(name, "sft") == method
+        assert data_tab._added(named[name]["id"], "", "sft")[4] == method
     # A method that was chosen and fits stays.
     assert tab.method_for("pairs", "orpo") == "orpo" and tab.method_for("talk", "grpo") == "grpo"
-    assert tab.method_for("talk", "dpo") == "supervised" and tab.method_for("texts", "kto") == "pretraining"
+    assert tab.method_for("talk", "dpo") == "sft" and tab.method_for("texts", "kto") == "pretraining"
     assert tab.method_for(None, "dpo") == tab.method_for("gone", "dpo") == "dpo"
-    said = data_tab._added(named["texts"]["id"], "", "supervised")[0]
+    said = data_tab._added(named["texts"]["id"], "", "sft")[0]
     assert "the method there is pretraining now" in said
-    assert "the method there" not in data_tab._added(named["talk"]["id"], "", "supervised")[0]
+    assert "the method there" not in data_tab._added(named["talk"]["id"], "", "sft")[0]
 
 
 @pytest.mark.parametrize("name", METHOD)
@@ -46,7 +46,7 @@ def test_a_method_that_does_not_fit_is_refused_with_the_one_that_does(
     named: dict[str, dict], name: str
 ) -> None:
     fits = datasets.preference_rows.methods_for(next(datasets.rows.at(named[name]["id"], "train", [0])))
-    for method in ("supervised", "pretraining", "dpo", "orpo", "kto", "grpo"):
+    for method in ("sft", "pretraining", "dpo", "orpo", "kto", "grpo"):
         config = recipe(data={"dataset": name}, method={"name": method})
         bad = [check.text for check in overview.outlook(config).checks if check.level == "bad"]
         if method in fits:
@@ -54,7 +54,7 @@ def test_a_method_that_does_not_fit_is_refused_with_the_one_that_does(
             continue
         assert len(bad) == 1 and f"{method} learns from " in bad[0]
         assert f"Set the method to {fits[0]}" in bad[0]
-        if method == "supervised":
+        if method == "sft":
             continue  # runs of earlier versions learned texts so, and resume
         with pytest.raises(StudioError, match=f"Set the method to {fits[0]}"):
             prepare(config)

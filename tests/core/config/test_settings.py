@@ -20,7 +20,7 @@ VALUES: dict[str, Any] = {
     "lora.target_modules": ["attention", "up_proj"],
     "lora.layers": "0-3,6",
     "lora.modules_to_save": ["embed_tokens", "lm_head"],
-    "lora.init": "pissa_niter_8",
+    "lora.init_lora_weights": "pissa_niter_8",
     "data.dataset": "ticket-triage",
     "data.split_column": "label",
     "data.mix": [{"dataset": "cited-answers", "weight": 2.0}, {"dataset": "plain-style", "prefix": "Hi, "}],
@@ -29,7 +29,7 @@ VALUES: dict[str, Any] = {
     "training.best_metric": "plain-style",
     "lora.rank_schedule": [4, 8],
     "method.pattern": "[0-9]+",
-    "machines.address": "10.0.0.7",
+    "machines.main_process_ip": "10.0.0.7",
     "data.day": "2026-01-31",
 }
 

@@ -117,7 +117,7 @@ HELD = [("nf4", True), ("nf4", False), ("fp4", True), ("fp4", False), ("none", F
 @pytest.mark.parametrize(("method", "double"), HELD)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_base_takes_what_was_counted_from_its_config(method: str, double: bool, dtype: str) -> None:
-    config = recipe(quantisation={"method": method, "double": double, "compute_dtype": dtype})
+    config = recipe(quantisation={"method": method, "double_quant": double, "compute_dtype": dtype})
     model = load.base_model(config)
     found = model_size.model_size_of(config)
     assert found.base_bytes == pytest.approx(sum(held(model)), rel=0.01)

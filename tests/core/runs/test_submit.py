@@ -86,7 +86,9 @@ def test_words_reach_the_program_as_they_are() -> None:
 
 def test_a_recipe_that_names_no_machines_has_no_commands() -> None:
     raw = recipe().model_dump() | {"machines": {"hosts": 2}}
-    with pytest.raises(StudioError, match=r"machines.address must be given .*; machines.gpus must be given"):
+    with pytest.raises(
+        StudioError, match=r"machines.main_process_ip must be given .*; machines.gpus must be given"
+    ):
         commands(RunConfig.model_validate(raw), ["train", "recipe.yaml"])
 
 
@@ -164,7 +166,7 @@ def test_a_token_is_named_and_never_written(samples: Path, monkeypatch: pytest.M
 def test_the_recipe_of_a_job_learns_what_the_run_learns(samples: Path) -> None:
     parts = [{"dataset": "cited-answers", "weight": 2}, {"dataset": "plain-style", "prefix": "Hi, "}]
     config = recipe(data={"mix": parts}, training={"best_metric": "plain-style"})
-    job = job_of(config, changes={"machines.gpus": 4, "machines.hosts": 2})
+    job = job_of(config, changes={"machines.gpus": 4, "machines.num_machines": 2})
     names = [parcel.name for parcel in job.parcels]
     assert names == [part.dataset for part in job.recipe.data.parts]
     assert not {*names} & {*store.names()}  # a new workspace has these of its own

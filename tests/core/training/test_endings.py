@@ -58,7 +58,7 @@ def texts(run_id: int) -> str:
 def test_the_best_adapter_is_written_and_the_summary_says_of_which_step(
     samples: Path, weights: dict[int, dict[str, torch.Tensor]]
 ) -> None:
-    run_id = add(recipe(training=SHORT | {"best_at_end": True, "save_steps": 4}))
+    run_id = add(recipe(training=SHORT | {"load_best_model_at_end": True, "save_steps": 4}))
     assert do("train", run_id)["error"] is None
     assert same(written(run_id), weights[2]) and not same(written(run_id), weights[6])
     summary = json.loads((run_folder(run_id) / "training_summary.json").read_text())
@@ -87,7 +87,7 @@ def test_without_it_the_last_adapter_is_written(
 def test_a_run_that_was_stopped_after_its_best_step_still_ends_with_it(
     samples: Path, weights: dict[int, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id = add(recipe(training=SHORT | {"best_at_end": True}))
+    run_id = add(recipe(training=SHORT | {"load_best_model_at_end": True}))
     asked = Job.stop_requested
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(record, "WRITE_SECONDS", 0.0)
@@ -119,7 +119,7 @@ def broken_off_in(monkeypatch: pytest.MonkeyPatch, run_id: int, step: int) -> No
 def test_a_run_that_was_stopped_in_its_last_evaluation_still_ends_with_the_best(
     samples: Path, weights: dict[int, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id = add(recipe(training=SHORT | {"best_at_end": True}))
+    run_id = add(recipe(training=SHORT | {"load_best_model_at_end": True}))
     broken_off_in(monkeypatch, run_id, 6)
     assert do("train", run_id, resume=True)["error"] is None
     assert same(written(run_id), weights[2]) and not same(written(run_id), weights[6])
@@ -130,7 +130,7 @@ def test_a_run_that_was_stopped_in_its_last_evaluation_still_ends_with_the_best(
 def test_an_evaluation_that_is_made_up_for_ends_a_run_no_step_too_late(
     samples: Path, weights: dict[int, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id = add(recipe(training=SHORT | {"early_stopping": 2, "best_at_end": True}))
+    run_id = add(recipe(training=SHORT | {"early_stopping_patience": 2, "load_best_model_at_end": True}))
     broken_off_in(monkeypatch, run_id, 4)
     assert do("train", run_id, resume=True)["error"] is None
     run = runs.get(run_id)
@@ -142,7 +142,7 @@ def test_an_evaluation_that_is_made_up_for_ends_a_run_no_step_too_late(
 def test_a_run_that_stopped_early_is_not_trained_on_when_it_is_resumed(
     samples: Path, weights: dict[int, dict[str, torch.Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id = add(recipe(training=SHORT | {"early_stopping": 2, "best_at_end": True}))
+    run_id = add(recipe(training=SHORT | {"early_stopping_patience": 2, "load_best_model_at_end": True}))
 
     def full(*given: Any, **named: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -157,7 +157,9 @@ def test_a_run_that_stopped_early_is_not_trained_on_when_it_is_resumed(
 
 def test_the_best_by_one_dataset_of_a_mix(samples: Path, weights: dict[int, dict[str, torch.Tensor]]) -> None:
     mix = [{"dataset": "cited-answers"}, {"dataset": "plain-style"}]
-    config = recipe(data={"mix": mix}, training=SHORT | {"best_at_end": True, "best_metric": "plain-style"})
+    config = recipe(
+        data={"mix": mix}, training=SHORT | {"load_best_model_at_end": True, "best_metric": "plain-style"}
+    )
     run_id = add(config)
     assert do("train", run_id)["error"] is None
     assert same(written(run_id), weights[4])
@@ -168,7 +170,7 @@ def test_the_best_by_one_dataset_of_a_mix(samples: Path, weights: dict[int, dict
 def test_a_run_that_no_longer_improves_ends_early_and_is_complete(
     samples: Path, weights: dict[int, dict[str, torch.Tensor]]
 ) -> None:
-    run_id = add(recipe(training=SHORT | {"early_stopping": 2, "best_at_end": True}))
+    run_id = add(recipe(training=SHORT | {"early_stopping_patience": 2, "load_best_model_at_end": True}))
     job = do("train", run_id)
     assert job["error"] is None and job["state"] == runs.get(run_id)["state"] == "completed"
     run = runs.get(run_id)
@@ -206,7 +208,12 @@ def test_deterministic_mode_ends_with_the_run_and_gives_the_same_bits(samples: P
 
 def test_a_schedule_with_a_floor_ends_there(samples: Path) -> None:
     for schedule in ("cosine", "linear"):
-        training = {"schedule": schedule, "min_rate_share": 0.25, "learning_rate": 1e-3, "warmup_steps": 2}
+        training = {
+            "lr_scheduler_type": schedule,
+            "min_lr_ratio": 0.25,
+            "learning_rate": 1e-3,
+            "warmup_steps": 2,
+        }
         run_id = add(recipe(training=SHORT | training | {"eval_steps": 6}))
         assert do("train", run_id)["error"] is None
         rates = [point["learning_rate"] for point in runs.metrics(run_id) if point["learning_rate"]]

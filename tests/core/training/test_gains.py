@@ -29,8 +29,8 @@ from tests.runs import add, do, recipe
 def test_a_schedule_rises_from_0_has_the_whole_rate_and_wastes_no_step(
     steps: int, kind: str, least: float
 ) -> None:
-    for given in ({"warmup_share": 0.03}, {"warmup_share": 0.99}, {"warmup_steps": 0}, {"warmup_steps": 500}):
-        config = recipe(training={"schedule": kind, "min_rate_share": least} | given)
+    for given in ({"warmup_ratio": 0.03}, {"warmup_ratio": 0.99}, {"warmup_steps": 0}, {"warmup_steps": 500}):
+        config = recipe(training={"lr_scheduler_type": kind, "min_lr_ratio": least} | given)
         share, rising = schedule(config, steps), warmup(config, steps)
         rates = [share(taken) for taken in range(steps)]
         assert rising <= steps and max(rates) == pytest.approx(1.0) and min(rates) > 0
@@ -126,7 +126,9 @@ def test_a_grpo_run_whose_answers_never_pass_says_that_nothing_was_learned(
 def test_the_figure_of_the_base_is_the_bases_however_an_adapter_begins(samples: Path, tmp_path: Path) -> None:
     found, began = {}, {}
     for init in ("default", "loftq", "pissa", "olora", "eva"):
-        config = small(tmp_path, lora={"init": init}, training={"max_steps": 1, "learning_rate": 1e-5})
+        config = small(
+            tmp_path, lora={"init_lora_weights": init}, training={"max_steps": 1, "learning_rate": 1e-5}
+        )
         run_id = add(config)
         assert do("train", run_id)["error"] is None
         found[init], began[init] = runs.get(run_id)["base_eval_loss"], runs.metrics(run_id)[0]["eval_loss"]

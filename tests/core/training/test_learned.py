@@ -15,7 +15,7 @@ INITS = ("default", "gaussian", "orthogonal", "pissa", "olora", "loftq", "eva")
 @pytest.mark.parametrize("init", INITS)
 def test_what_an_adapter_began_as_is_known_for_every_initialisation(init: str, tmp_path: Path) -> None:
     base = tiny.saved(tmp_path / "base", num_key_value_heads=4)
-    config = recipe(model={"base": base}, lora={"r": 4, "alpha": 8, "init": init})
+    config = recipe(model={"base": base}, lora={"r": 4, "alpha": 8, "init_lora_weights": init})
     model = adapters.attach(load.base_model(config), config)
     learned.note(model, tmp_path)
     assert learned.nothing(model, tmp_path) is True

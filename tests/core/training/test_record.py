@@ -315,7 +315,7 @@ def test_what_is_logged_is_what_the_engine_computed_at_that_step(
     monkeypatch.setattr(record, "WRITE_SECONDS", NEVER)
     seen = Seen(monkeypatch)
     training = {"max_steps": 9, "eval_steps": 4, "save_steps": 5, "logging_steps": every}
-    training |= {"warmup_share": 0.3, "schedule": "linear", "learning_rate": 0.003}
+    training |= {"warmup_ratio": 0.3, "lr_scheduler_type": "linear", "learning_rate": 0.003}
     training |= {"effective_batch": 2, "micro_batch_tokens": 100}
     run_id = add(recipe(training=training))
     assert do("train", run_id)["error"] is None

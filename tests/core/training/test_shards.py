@@ -24,7 +24,7 @@ IDS = torch.tensor([[1, 5, 9, 33, 2]])
 
 
 def recipe(base: str, method: str = "nf4", double: bool = True, **sections: Any) -> RunConfig:
-    quantisation = {"method": method, "double": double} | sections.pop("quantisation", {})
+    quantisation = {"method": method, "double_quant": double} | sections.pop("quantisation", {})
     given = {"model": {"base": base}, "quantisation": quantisation, "training": {"max_length": 256}}
     return schema.validated(given | sections)
 
@@ -252,10 +252,10 @@ def _together(rank: int, folder: str, bases: dict[str, str]) -> None:
 def shared_recipes(bases: dict[str, str]) -> dict[str, RunConfig]:
     stored = {"storage_dtype": "bfloat16", "compute_dtype": "bfloat16"}
     return {
-        "llama": recipe(bases["llama"], lora={"init": "pissa"}),
-        "qwen2": recipe(bases["qwen2"], "fp4", False, lora={"init": "loftq"}),
+        "llama": recipe(bases["llama"], lora={"init_lora_weights": "pissa"}),
+        "qwen2": recipe(bases["qwen2"], "fp4", False, lora={"init_lora_weights": "loftq"}),
         "mistral": recipe(bases["mistral"], quantisation=stored),
-        "starter": recipe("starter", double=False, lora={"init": "olora"}),
+        "starter": recipe("starter", double=False, lora={"init_lora_weights": "olora"}),
     }
 
 

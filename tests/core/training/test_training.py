@@ -266,7 +266,7 @@ def test_an_8_bit_optimizer_and_checkpointing_train_on_a_cpu(samples: Path) -> N
     run_id = add(
         recipe(
             training={"optimizer": "paged_adamw_8bit", "gradient_checkpointing": "full", "max_steps": 2},
-            quantisation={"double": False, "method": "fp4"},
+            quantisation={"double_quant": False, "method": "fp4"},
         )
     )
     assert do("train", run_id)["error"] is None

@@ -20,16 +20,18 @@ LORA: dict[str, dict[str, Any]] = {
     "plain": {},
     "rslora": {"lora": {"use_rslora": True}},
     "dora": {"lora": {"use_dora": True}},
-    "orthogonal": {"lora": {"init": "orthogonal"}},
-    "gaussian": {"lora": {"init": "gaussian"}},
-    "pissa": {"lora": {"init": "pissa"}},
-    "pissa quickly, rslora": {"lora": {"init": "pissa_niter_4", "use_rslora": True, "r": 8}},
-    "pissa, dora, dropout": {"lora": {"init": "pissa", "use_dora": True, "dropout": 0.1, "r": 4}},
-    "olora": {"lora": {"init": "olora"}},
-    "loftq": {"lora": {"init": "loftq"}},
-    "loftq, int8": {"lora": {"init": "loftq"}, "quantisation": {"method": "int8"}},
-    "eva": {"lora": {"init": "eva", "r": 8}},
-    "plus": {"lora": {"plus_ratio": 8.0}, "training": {"weight_decay": 0.01}},
+    "orthogonal": {"lora": {"init_lora_weights": "orthogonal"}},
+    "gaussian": {"lora": {"init_lora_weights": "gaussian"}},
+    "pissa": {"lora": {"init_lora_weights": "pissa"}},
+    "pissa quickly, rslora": {"lora": {"init_lora_weights": "pissa_niter_4", "use_rslora": True, "r": 8}},
+    "pissa, dora, dropout": {
+        "lora": {"init_lora_weights": "pissa", "use_dora": True, "dropout": 0.1, "r": 4}
+    },
+    "olora": {"lora": {"init_lora_weights": "olora"}},
+    "loftq": {"lora": {"init_lora_weights": "loftq"}},
+    "loftq, int8": {"lora": {"init_lora_weights": "loftq"}, "quantisation": {"method": "int8"}},
+    "eva": {"lora": {"init_lora_weights": "eva", "r": 8}},
+    "plus": {"lora": {"loraplus_lr_ratio": 8.0}, "training": {"weight_decay": 0.01}},
     "layers": {"lora": {"layers": "0-2,7"}},
     "attention": {"lora": {"target_modules": ["attention"]}},
     "mlp": {"lora": {"target_modules": ["mlp"]}},
@@ -38,17 +40,19 @@ LORA: dict[str, dict[str, Any]] = {
     "embeddings whole": {"lora": {"modules_to_save": ["embed_tokens"]}},
     "head whole": {"lora": {"modules_to_save": ["lm_head", "norm"]}},
     "dora, unquantised": {"lora": {"use_dora": True}, **NONE},
-    "pissa, unquantised": {"lora": {"init": "pissa"}, "training": {"weight_decay": 0.1}, **NONE},
+    "pissa, unquantised": {"lora": {"init_lora_weights": "pissa"}, "training": {"weight_decay": 0.1}, **NONE},
     "neftune": {"training": {"neftune_alpha": 5.0}},
     "label smoothing": {"training": {"label_smoothing": 0.1}},
     "fp4 in bfloat16": {"quantisation": {"method": "fp4", "storage_dtype": "bfloat16"}},
     "8-bit adam, plus, olora": {
-        "lora": {"plus_ratio": 4.0, "init": "olora"},
+        "lora": {"loraplus_lr_ratio": 4.0, "init_lora_weights": "olora"},
         "training": {"optimizer": "adamw_8bit", "weight_decay": 0.1},
     },
-    "linear to a tenth": {"training": {"schedule": "linear", "min_rate_share": 0.1, "warmup_steps": 1}},
+    "linear to a tenth": {
+        "training": {"lr_scheduler_type": "linear", "min_lr_ratio": 0.1, "warmup_steps": 1}
+    },
     "cosine to a tenth, betas": {
-        "training": {"min_rate_share": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-6}
+        "training": {"min_lr_ratio": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-6}
     },
     "deterministic": {"training": {"deterministic": True}},
 }

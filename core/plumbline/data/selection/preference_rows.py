@@ -20,10 +20,10 @@ WANTED = {
 def methods_for(row: Row) -> tuple[str, ...]:
     """The methods that learn from rows like this one; the one that is made for them comes first."""
     if "rejected" in row:
-        return "dpo", "orpo", "supervised", "grpo"
+        return "dpo", "orpo", "sft", "grpo"
     if "desirable" in row:
-        return "kto", "supervised", "grpo"
-    return ("pretraining",) if "text" in row else ("supervised", "grpo")
+        return "kto", "sft", "grpo"
+    return ("pretraining",) if "text" in row else ("sft", "grpo")
 
 
 def fitting(row: Row, method: str) -> str:
@@ -32,7 +32,7 @@ def fitting(row: Row, method: str) -> str:
     Supervised is what nobody chose: pairs and verdicts have methods of their own.
     """
     known = methods_for(row)
-    return method if method in known and method != "supervised" else known[0]
+    return method if method in known and method != "sft" else known[0]
 
 
 def check_fits(row: Row, method: str, dataset: str) -> None:

@@ -54,10 +54,10 @@ class Ending(TrainerCallback):
         losses = evaluated(state.log_history, self.metric)
         if not losses:
             return
-        if self.training.best_at_end and losses[-1][1] <= min(loss for _, loss in losses):
+        if self.training.load_best_model_at_end and losses[-1][1] <= min(loss for _, loss in losses):
             self._keep(state.global_step)
         waited = without_improvement(losses, self.training.min_improvement)
-        patience = self.training.early_stopping
+        patience = self.training.early_stopping_patience
         # An evaluation that is made up for before a first step is too late to end there.
         ended = patience is not None and waited >= patience and self.begun
         if ended and state.global_step < state.max_steps:
@@ -73,7 +73,7 @@ class Ending(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the best adapter back, unless the user stopped the run before its end."""
-        if not self.training.best_at_end or state.global_step < state.max_steps:
+        if not self.training.load_best_model_at_end or state.global_step < state.max_steps:
             return
         losses = dict(evaluated(state.log_history, self.metric))
         kept = [path for path in self._kept() if _step(path) in losses]

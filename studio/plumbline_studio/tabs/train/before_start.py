@@ -28,7 +28,7 @@ def inside(found: Outlook) -> str:
 
 def machines(config: RunConfig) -> str:
     """What each of several machines is to be told; empty for one, where nothing is."""
-    if config.machines.hosts == 1:
+    if config.machines.num_machines == 1:
         return ""
     _, *others = commands(config, ["train", "recipe.yaml"])
     told = "".join(
