@@ -179,7 +179,7 @@ def _as_one_process(run_id: int) -> None:
 
 @pytest.mark.slow
 def test_start_in_a_studio_is_the_first_of_two_machines(samples: Path, one_thread: None) -> None:
-    machines = {"hosts": 2, "gpus": 1, "address": "127.0.0.1", "port": _free_port()}
+    machines = {"num_machines": 2, "gpus": 1, "main_process_ip": "127.0.0.1", "port": _free_port()}
     short = two(training={"max_steps": 4, "eval_steps": 2, "save_steps": 2})
     config = short.model_copy(update={"machines": schema.MachinesSection(**machines)})
     run_id = add(config)

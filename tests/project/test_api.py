@@ -1,12 +1,18 @@
 """Plumbline from Python: the example as it is written (with a short recipe), and what is said of mistakes."""
 
+import inspect
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import plumbline
 from plumbline import api
+from plumbline.chat.session import Generation
 from plumbline.config import schema
 from plumbline.config.mapping import Mapping
 from plumbline.data import rows
@@ -14,6 +20,7 @@ from plumbline.errors import StudioError
 from plumbline.store import datasets as store
 from plumbline.store import runs
 from tests import ROOT
+from tests.finished import Finished
 from tests.hub_server import point_at, running
 from tests.runs import recipe
 
@@ -40,17 +47,51 @@ def answers(folder: Path, rows: int = 30) -> Path:
 def test_the_python_example_runs_and_is_the_readmes(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    code = example(api.__doc__ or "")
+    code = example(plumbline.__doc__ or "")
     assert code == example(README.read_text())
     short = recipe()
-    monkeypatch.setattr(schema, "preset", lambda name: short)
+    monkeypatch.setattr(api, "preset", lambda name: short)
     answers(tmp_path)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "the example", "exec"), {})
-    repeated, perplexity, folder = capsys.readouterr().out.splitlines()[-3:]
+    repeated, perplexity, adapter, merged = capsys.readouterr().out.splitlines()[-4:]
     assert repeated == "1" and float(perplexity) > 1
-    assert (Path(folder) / "model.safetensors").exists()
+    assert (Path(adapter) / "adapter_config.json").exists()
+    assert (Path(merged) / "model.safetensors").exists()
     assert runs.recipe(1).data.dataset == "answers"
+
+
+def test_importing_it_changes_nothing_in_the_host_program() -> None:
+    """Not even torch is imported, which would take seconds."""
+    program = """
+import logging, os, signal, sys, warnings
+def state():
+    handlers = [signal.getsignal(number) for number in sorted(signal.valid_signals())]
+    log = logging.getLogger()
+    return (dict(os.environ), list(warnings.filters), list(sys.path), handlers, sys.excepthook, os.getcwd(),
+            list(log.handlers), log.level, sorted(logging.root.manager.loggerDict))
+before, modules = state(), set(sys.modules)
+import plumbline
+assert state() == before
+print(sorted({name.partition('.')[0] for name in set(sys.modules) - modules}))
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ran.stderr, ran.stdout.strip()) == ("", "['plumbline']")
+
+
+def test_everything_it_offers_is_there_typed_and_described() -> None:
+    """Beside the packages of the same level, which stay what they are."""
+    for name in set(plumbline.__all__) - {"__version__"}:
+        thing = getattr(plumbline, name)
+        assert thing.__doc__, name
+        if inspect.isfunction(thing):
+            hints = thing.__annotations__
+            assert hints.keys() == {*inspect.signature(thing).parameters, "return"}, name
+            assert Any not in hints.values(), name
+    assert plumbline.data.rows is rows
+    assert set(plumbline.__all__) <= set(dir(plumbline))
+    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+        plumbline.trian  # noqa: B018
 
 
 def test_a_dataset_is_added_with_a_mapping_in_any_form(workspace: Path, tmp_path: Path) -> None:
@@ -160,3 +201,22 @@ def test_the_readmes_recipes_are_valid() -> None:
     mixed, whole = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.S)
     assert [part.weight for part in schema.loads(mixed).data.parts] == [2, 0.5]
     assert schema.loads(whole).model.base.startswith("meta-llama/")
+
+
+def test_a_run_is_looked_at_and_asked_from_python(finished: Finished) -> None:
+    run = plumbline.get_run(finished.run_id)
+    assert run in plumbline.list_runs() and plumbline.list_runs(limit=0) == []
+    assert (run.state, run.step, run.total_steps, run.base) == ("completed", 20, 20, "starter")
+    points = plumbline.metrics(run.id)
+    assert [point.step for point in points if point.eval_loss is not None] == [0, 10, 20]
+    assert points[-1].eval_loss == run.eval_loss and points[-1].eval_loss_of == {}
+    assert plumbline.adapter(run.id) == finished.folder / "artifact"
+    greedy = Generation(max_new_tokens=4, temperature=0)
+    answers = plumbline.ask(run.id, "What is the capital of France?", generation=greedy)
+    assert answers.base.text and answers.adapter.text and answers.base.note == "cut at 4 tokens"
+    with pytest.raises(StudioError, match=f"run {run.id}: is completed, there is nothing to stop"):
+        plumbline.stop(run.id)
+    with pytest.raises(StudioError, match="run 99: does not exist"):
+        plumbline.metrics(99)
+    folder = plumbline.submit(run.id, "slurm", {"num_machines": 2, "gpus": 8}, time="1:00:00")
+    assert "--nodes=2" in (folder / "job.sh").read_text()

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from plumbline import version
 from plumbline.models import adapters
 
 
@@ -60,10 +61,8 @@ def _bytes_of(tensor: Any) -> memoryview:
 
 def code() -> dict[str, str]:
     """The version of this package, and a digest over its sources."""
-    import plumbline
-
-    folder, total = Path(plumbline.__file__).parent, hashlib.sha256()
+    folder, total = Path(version.__file__).parent, hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         total.update(f"{path.relative_to(folder).as_posix()}\n".encode())
         total.update(hashlib.sha256(path.read_bytes()).digest())
-    return {"version": plumbline.__version__, "sha256": total.hexdigest()}
+    return {"version": version.__version__, "sha256": total.hexdigest()}

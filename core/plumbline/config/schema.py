@@ -277,7 +277,7 @@ def _at_odds(config: RunConfig) -> dict[str, str]:
 def _not_for_trl(config: RunConfig) -> dict[str, str]:
     """What the reference does not compute, or computes as something else."""
     found = {}
-    if config.method.name not in ("supervised", "pretraining", "dpo"):
+    if config.method.name not in ("sft", "pretraining", "dpo"):
         found["training.engine"] = f"trl is no reference for {config.method.name}; take auto"
     for name in ("label_smoothing", "router_loss", "neftune_alpha"):
         if getattr(config.training, name):

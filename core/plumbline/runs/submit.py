@@ -16,7 +16,6 @@ from typing import Any
 
 import yaml
 
-from plumbline import __version__
 from plumbline.config import schema
 from plumbline.config.schema import RunConfig
 from plumbline.data.formats.mapping_parser import mapping_of
@@ -26,6 +25,7 @@ from plumbline.home import folder, run_folder
 from plumbline.models.load import STARTER, is_shared_id
 from plumbline.runs import bundle
 from plumbline.store import runs
+from plumbline.version import __version__
 
 FOLDER, RECIPE, WORKSPACE = "submit", "recipe.yaml", "workspace"
 CPUS = 4  # of Slurm for each GPU

@@ -5,10 +5,10 @@ import json
 import time
 from typing import Any
 
-from plumbline import __version__
 from plumbline.config.schema import RunConfig
 from plumbline.store import datasets
 from plumbline.store.database import database
+from plumbline.version import __version__
 
 # What changes neither memory nor time, so that a probe holds good when it is edited.
 _IRRELEVANT: Any = {

@@ -83,7 +83,7 @@ def test_launched_processes_all_take_part(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(process_group, "_place", {"WORLD_SIZE": "3", "RANK": "0"})
     assert chosen(steps=1).plan.processes == 3
     monkeypatch.setattr(process_group, "_place", {})
-    assert chosen(hosts=2, gpus=4, address="first", steps=1).plan.processes == 8
+    assert chosen(num_machines=2, gpus=4, main_process_ip="first", steps=1).plan.processes == 8
 
 
 def test_a_base_is_spread_only_when_no_gpu_holds_it_or_when_the_recipe_says_so() -> None:

@@ -29,7 +29,7 @@ from tests.forecasts import installed
 from tests.runs import add, recipe
 from tests.uploads import lines, stored, talk
 
-MACHINES = {"hosts": 2, "gpus": 8, "address": "10.0.0.1", "port": 29501}
+MACHINES = {"num_machines": 2, "gpus": 8, "main_process_ip": "10.0.0.1", "port": 29501}
 HOSTILE = "\"'; touch pwned; $(touch pwned) `touch pwned`\n&& touch pwned #"
 Main = Callable[..., str]
 
@@ -85,7 +85,7 @@ def test_words_reach_the_program_as_they_are() -> None:
 
 
 def test_a_recipe_that_names_no_machines_has_no_commands() -> None:
-    raw = recipe().model_dump() | {"machines": {"hosts": 2}}
+    raw = recipe().model_dump() | {"machines": {"num_machines": 2}}
     with pytest.raises(
         StudioError, match=r"machines.main_process_ip must be given .*; machines.gpus must be given"
     ):
@@ -105,9 +105,9 @@ def test_the_forecast_ends_with_the_commands(
 
 
 def test_the_train_tab_shows_the_commands_of_the_other_machines() -> None:
-    shown = before_start.machines(recipe(machines=MACHINES | {"hosts": 3}))
+    shown = before_start.machines(recipe(machines=MACHINES | {"num_machines": 3}))
     plain = unescape(re.sub(r"<[^>]+>", "", shown))
-    _, *others = commands(recipe(machines=MACHINES | {"hosts": 3}), ["train", "recipe.yaml"])
+    _, *others = commands(recipe(machines=MACHINES | {"num_machines": 3}), ["train", "recipe.yaml"])
     assert len(others) == 2 and all(command in plain for command in others)
     assert "press Start" in shown
     assert before_start.machines(recipe()) == ""
@@ -128,7 +128,7 @@ def syntax(script: str) -> None:
 
 @pytest.mark.parametrize("hosts", [1, 2])
 def test_a_slurm_job_asks_for_what_the_recipe_says(samples: Path, hosts: int) -> None:
-    config = recipe(machines=MACHINES | {"hosts": hosts})
+    config = recipe(machines=MACHINES | {"num_machines": hosts})
     job = job_of(config, time="1-12:00:00", partition="gpu-long")
     name, script = job.script
     syntax(script)

@@ -427,7 +427,7 @@ def test_a_rate_that_is_far_above_the_usual_of_a_method_is_told_before_start(jud
         return [text for text in fit.remarks(config, 12) if "learning rate" in text]
 
     assert "of 0.001 is high for dpo; 5e-6 to 5e-5 is usual" in said("dpo", 1e-3)[0]
-    assert not said("dpo", 5e-5) and not said("supervised", 1e-3)
+    assert not said("dpo", 5e-5) and not said("sft", 1e-3)
     shown = overview.outlook(
         recipe(data={"dataset": judged}, method={"name": "dpo"}, training={"learning_rate": 1e-3})
     )

@@ -96,7 +96,7 @@ def test_a_changed_bias_of_the_base_is_still_noticed() -> None:
 def test_a_beginning_in_the_bases_directions_leaves_its_answers_as_they_are(init: str, rslora: bool) -> None:
     base = fresh("llama", "nf4")
     before, plain = base_digest.base_digest(base), logits(base)
-    model = adapters.attach(base, recipe(init=init, use_rslora=rslora))
+    model = adapters.attach(base, recipe(init_lora_weights=init, use_rslora=rslora))
     assert base_digest.base_digest(model) == before
     assert tiny.distance(logits(model), plain) < 1e-5
     _, layer = next(adapter_init.layers(model))
@@ -114,7 +114,7 @@ def test_a_beginning_in_the_bases_directions_leaves_its_answers_as_they_are(init
 def test_the_frozen_half_stays_to_the_bit_and_does_not_count() -> None:
     from plumbline.training.optimizers import FrozenHalf
 
-    config = recipe(init="pissa")
+    config = recipe(init_lora_weights="pissa")
     model = adapters.attach(fresh("llama", "nf4"), config)
     half = FrozenHalf(model, 4)
     half.on_train_begin(None, None, None)
@@ -138,7 +138,7 @@ def test_the_frozen_half_stays_to_the_bit_and_does_not_count() -> None:
 def test_loftq_is_nearer_to_the_weights_before_quantisation(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = {name: module.weight for name, module in fresh("llama", "none").named_modules() if "proj" in name}
     monkeypatch.setattr(adapter_init, "_originals", lambda config: whole.__getitem__)
-    model = adapters.attach(fresh("llama", "nf4"), recipe(init="loftq", r=8))
+    model = adapters.attach(fresh("llama", "nf4"), recipe(init_lora_weights="loftq", r=8))
     for name, layer in adapter_init.layers(model):
         held = adapter_init._dense(layer)
         added = layer.scaling["default"] * layer.lora_B["default"].weight @ layer.lora_A["default"].weight

@@ -99,7 +99,7 @@ def test_it_is_said_wherever_the_dataset_is_seen(
     assert main.main(["data", "add", str(file)], lambda *_: None) == 0
     assert by in capsys.readouterr().out
     dataset = store.by_name("all")
-    told = html.unescape(tab._added(dataset["id"], "", "supervised")[0])
+    told = html.unescape(tab._added(dataset["id"], "", "sft")[0])
     assert f"5 rows of the shape prompt/completion; 3 held out {by}" in told
     values = [False, "exchange", *[""] * len(pane.PARTS), "", "", *pane.FRESH[2:]]
     values[-6] = False
