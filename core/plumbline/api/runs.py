@@ -146,9 +146,8 @@ def check_against_trl(run_id: int, steps: int = against_trl.STEPS) -> EngineChec
     :raises StudioError: when there is no such run, TRL cannot compute it, or the job does not complete
     """
     result = finish(against_trl.start(run_id, steps))["result"]
-    curves = {name: tuple(result[name]) for name in ("ours", "trl", "other_seed")}
-    figures = {name: result[name] for name in ("agrees", "largest", "step", "spread")}
-    return EngineCheck(**figures, **curves)
+    figures = result["agrees"], result["largest"], result["step"], result["spread"]
+    return EngineCheck(*figures, tuple(result["ours"]), tuple(result["trl"]), tuple(result["other_seed"]))
 
 
 def _measured(side: dict[str, Any]) -> Measured:
