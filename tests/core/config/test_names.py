@@ -70,7 +70,7 @@ def test_another_name_is_read_and_the_settings_own_is_written(setting: schema.Se
     assert changed == config
     given = [flag(known, value_of(config, known)) for known in schema.settings() if known.key in changes]
     given.append(flag(setting, value_of(config, setting)).replace(setting.key, key, 1))
-    assert settings.recipe(main._parser().parse_args(["train", "default", *given])) == config
+    assert settings.recipe(main.build("plumbline").parse_args(["train", "default", *given])) == config
 
 
 @pytest.mark.parametrize(("setting", "key"), OTHERS, ids=IDS)
