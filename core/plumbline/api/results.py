@@ -1,15 +1,13 @@
 """What the functions of `plumbline` return. Losses are in nats per supervised token unless said otherwise."""
 
 from dataclasses import dataclass
-from typing import Literal
-
-State = Literal["queued", "preparing", "running", "completed", "stopped", "failed", "interrupted"]  # of a run
 
 
 @dataclass(frozen=True)
 class Run:
     """A run as it stands.
 
+    :param state: queued, preparing, running, completed, stopped, failed or interrupted
     :param dataset: the id of its dataset, of a mix the first
     :param step: optimizer steps that are done, of ``total_steps``, which is None before it has begun
     :param loss: of the last step; for methods other than sft and pretraining, that method's loss
@@ -22,7 +20,7 @@ class Run:
 
     id: int
     name: str
-    state: State
+    state: str
     base: str
     dataset: int
     step: int

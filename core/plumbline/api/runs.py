@@ -1,6 +1,5 @@
 """Runs, from Python: what they would take, training, what came of it."""
 
-from dataclasses import fields
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,6 +29,7 @@ from plumbline.runs import lineage, start
 from plumbline.runs import submit as schedulers
 from plumbline.store import datasets as dataset_store
 from plumbline.store import evaluations, runs
+from plumbline.store.records import RunRow
 from plumbline.training import against_trl
 from plumbline.worker import measure as probe_job
 from plumbline.worker.worker import recover
@@ -220,9 +220,24 @@ def get_run(run_id: int) -> Run:
     return _run(runs.get(run_id))
 
 
-def _run(row: dict[str, Any]) -> Run:
-    names = {field.name for field in fields(Run)} - {"dataset", "step"}
-    return Run(dataset=row["dataset_id"], step=row["step"] or 0, **{name: row[name] for name in names})
+def _run(row: RunRow) -> Run:
+    return Run(
+        id=row["id"],
+        name=row["name"],
+        state=row["state"],
+        base=row["base"],
+        dataset=row["dataset_id"],
+        step=row["step"] or 0,
+        total_steps=row["total_steps"],
+        loss=row["loss"],
+        eval_loss=row["eval_loss"],
+        base_eval_loss=row["base_eval_loss"],
+        best_eval_loss=row["best_eval_loss"],
+        best_step=row["best_step"],
+        parent=row["parent"],
+        error=row["error"],
+        created_at=row["created_at"],
+    )
 
 
 def metrics(run_id: int) -> list[Point]:
