@@ -3,6 +3,7 @@
 The worker lives here and not in a page, so closing the browser changes nothing for a run.
 """
 
+import ctypes
 import gc
 import json
 import os
@@ -13,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +40,7 @@ from plumbline_studio.gate.middleware import guard
 from plumbline_studio.gate.settings import settings_from_environment
 
 UPLOAD_LIMIT = 2 * 1024**3
+M_ARENA_MAX = -8  # of glibc's mallopt
 Run = Annotated[int | None, Query(ge=1, lt=2**63)]
 
 
@@ -129,6 +131,7 @@ def serve(host: str, port: int, run_id: int | None, worker_mode: str = "auto") -
 def _serve(
     host: str, port: int, run_id: int | None, worker_mode: str, note_address: Callable[[str], None]
 ) -> None:
+    _share_heaps()
     _forget_uploads()
     delete.clear()
     server = application(host)
@@ -150,6 +153,16 @@ def _serve(
         server, http=Connection, log_level="warning", proxy_headers=False, timeout_graceful_shutdown=2
     )
     _serve_until_signalled(_Server(config), listener, worker)
+
+
+def _share_heaps() -> None:
+    """glibc gives each of many threads a heap, and what one has freed is of no use to the others.
+
+    Requests are answered in up to forty threads: the studio grew by 90 MiB in twenty minutes of use.
+    """
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 class _Server(uvicorn.Server):
