@@ -107,7 +107,9 @@ def opened(run_id: int) -> Loaded:
                 f"the GPU is in use by {active['kind']} of run {active['run_id']}",
                 "Try when it has ended.",
             )
-        _loaded = None
+        if _loaded is not None:
+            _loaded = None
+            hardware.release_memory()  # two models would be held until Python looks for circles
         config = runs.recipe(run_id)
         tokenizer = load.tokenizer(config.model.base, config.model.revision)
         refuse_other_tokenizer(folder, tokenizer)

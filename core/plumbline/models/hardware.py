@@ -2,6 +2,7 @@
 
 import os
 import platform
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from plumbline.config.schema import RunConfig
@@ -152,6 +153,7 @@ def environment() -> dict[str, Any]:
 
 def release_memory() -> None:
     """Give back what a finished job held, on the host and on the GPU."""
+    import ctypes
     import gc
     import sys
 
@@ -161,3 +163,7 @@ def release_memory() -> None:
         # 32 MiB for every stream that a matrix product ran in; the next product takes one again.
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        # What was freed goes back to the system: glibc keeps it for this process otherwise.
+        with suppress(AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
