@@ -95,7 +95,7 @@ def test_f18_memory_that_runs_out_in_another_process_is_explained(
     samples: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = (
-        "from plumbline.training import trainer\n"
+        "from plumbline.training.loop import trainer\n"
         "def fail(*_, **__):\n"
         "    raise MemoryError('out of memory')\n"
         "trainer.Trainer.training_step = fail\n"

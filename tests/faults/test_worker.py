@@ -14,6 +14,7 @@ import pytest
 from plumbline import python_process
 from plumbline.chat import session
 from plumbline.config.schema import preset
+from plumbline.home import run_folder
 from plumbline.jobs import heartbeat, process, queue
 from plumbline.jobs.job import Job
 from plumbline.store import runs
@@ -81,7 +82,7 @@ def test_a_worker_that_dies_fails_its_run_and_the_queue_goes_on(
     run = runs.get(run_id)
     assert run["state"] == queue.get(first)["state"] == "failed"
     assert f"worker: {said}" in run["error"] == queue.get(first)["error"]
-    log = (worker.run_folder(run_id) / "log.txt").read_text()
+    log = (run_folder(run_id) / "log.txt").read_text()
     assert "last words" in log and f"worker {said}" in log
     assert ("Fatal Python error: Segmentation fault" in log) == ("string_at" in deed)
     assert queue.resume_run(run_id) > second
@@ -94,7 +95,7 @@ def test_f09_a_worker_that_does_not_even_start_fails_its_job(
     job_id = queue.enqueue("train", run_id)
     with working():
         assert "exit code 1" in ended(job_id)["error"]
-    assert "no such module" in (worker.run_folder(run_id) / "log.txt").read_text()
+    assert "no such module" in (run_folder(run_id) / "log.txt").read_text()
 
 
 def test_f09_a_system_that_starts_no_process_fails_the_job(
@@ -382,7 +383,7 @@ def test_a_run_in_a_process_has_the_thread_s_curve_to_the_bit(small: dict[str, A
     assert curve(in_process) == curve(in_thread) and len(curve(in_thread)) == 7
     assert curve(in_thread)[0][2] > curve(in_thread)[-1][2]
     artifact = "artifact/adapter_model.safetensors"
-    first, second = ((worker.run_folder(run) / artifact).read_bytes() for run in (in_thread, in_process))
+    first, second = ((run_folder(run) / artifact).read_bytes() for run in (in_thread, in_process))
     assert first == second
 
 

@@ -84,7 +84,7 @@ def test_a_process_without_rows_still_computes_as_many_packs(monkeypatch: pytest
 def test_adapters_that_drift_apart_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     model = torch.nn.Linear(3, 2)
     others = [[float(p.double().sum()) for p in model.parameters()]]
-    together = SimpleNamespace(size=2, everyone=lambda mine: [mine, *others])
+    together = SimpleNamespace(size=2, all_gather=lambda mine: [mine, *others])
     monkeypatch.setattr(guard, "current", lambda: together)
     guard.check_same_weights(model, 4)
     others[0][1] += 1e-9

@@ -9,6 +9,7 @@ from plumbline.checkpoints import summary
 from plumbline.cli.parser import json_option, run_argument, whole
 from plumbline.cli.terminal import agreed, clipped, entry, say, say_json, table, watch
 from plumbline.config import schema
+from plumbline.config.method import current_method
 from plumbline.planner import figures
 from plumbline.program import command
 from plumbline.store.records import RunRow
@@ -26,6 +27,7 @@ def add_verbs(verbs: Any) -> None:
     made.add_argument("--dataset", default="", metavar="NAME", help="runs that learn from it, in a mix too")
     made.add_argument(
         "--method",
+        type=current_method,
         choices=METHODS,
         help="how they learn",
     )

@@ -1,16 +1,19 @@
 """The types that a model computes in, and its frozen weights in them."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
-def dense(base: Any, dtype: torch.dtype) -> torch.Tensor:
+def dense(base: Any, dtype: "torch.dtype") -> "torch.Tensor":
     """The weight of a frozen linear layer, (outputs, inputs), dequantised where it is held in 4 or 8 bits.
 
     For 8 bits a product with it is not LLM.int8's own (Dettmers et al., 2022), which rounds the
     activations to 8 bits as well.
     """
+    import torch
+
     weight = base.weight
     state = getattr(weight, "quant_state", None) or getattr(base, "quant_state", None)
     if state is not None:

@@ -233,7 +233,7 @@ def test_the_tools_of_a_row_are_part_of_its_prompt() -> None:
     ]
     task = task_of({"messages": turns, "tools": tools})
     assert task == Task(turns[:3], "Yes.", tools)
-    assert task_of({"messages": turns[:2], "tools": tools}) == Task(turns[:1], "", tools)
+    assert task_of({"messages": turns[:2], "tools": tools}) == Task(turns[:1], "", tools, calls=True)
     assert task_of({"text": "No answer."}) is None
 
 

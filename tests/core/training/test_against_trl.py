@@ -96,7 +96,7 @@ def test_pairs_are_not_judged_by_trl_against_what_a_run_does_not_begin_as(
             model={"base": base},
             method={"name": "dpo"},
             data={"dataset": _pairs(tmp_path), "max_rows": 8},
-            lora={"init": "pissa_niter_2", "r": 4},
+            lora={"init_lora_weights": "pissa_niter_2", "r": 4},
             training={"engine": "trl", "max_steps": 2},
         )
     )
@@ -108,8 +108,8 @@ def test_pairs_are_not_judged_by_trl_against_what_a_run_does_not_begin_as(
 def test_what_the_check_has_found_is_shown_with_its_numbers(
     samples: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], far: float
 ) -> None:
-    from plumbline.cli import check as verb
     from plumbline.cli import main
+    from plumbline.cli import training as verb
     from plumbline.jobs import queue
     from plumbline_studio.tabs.runs import reference as view
 
