@@ -121,7 +121,7 @@ def train(arguments: argparse.Namespace, base: Any) -> tuple[dict[str, Any], Any
         "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2) if cuda else None,
         "tokens_per_step": round((after - before) / arguments.steps),
         "plan": {name: choice.value for name, choice in decisions.items()},
-        "launch_microseconds": round(measured.launch * 1e6, 1),
+        "launch_microseconds": round(measured.launch_overhead * 1e6, 1),
         "callbacks_share": round(spent[0] / (time.perf_counter() - began), 4),
         "forecast_seconds": round(forecast_seconds, 2),
         "forecast": _against(counted, peak, seconds),
