@@ -98,7 +98,7 @@ effective batch {training.effective_batch}, {metrics["steps"]} steps, seed {trai
 that of step {metrics["adapter_step"]}.
 
 {_learned_on(config)}The base's weights are unchanged: {metadata["base"]["sha256_before"]} before and after.
-`checksums.json` lists the SHA-256 of every file here; `training_config.yaml` is the recipe.
+`checksums.json` lists the SHA-256 of every file that training wrote; `training_config.yaml` is the recipe.
 """
 
 
